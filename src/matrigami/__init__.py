@@ -1,0 +1,111 @@
+"""Matrix + origami: structured matrices for scientific computing and deep learning.
+
+A matrix is a value (`KroneckerMatrix(left, right)`), a structure is a recipe (`Kronecker()`), everything else is a function
+(`solve`, `logdet`, `project`). The packages `nn`, `studies`, ... load when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from matrigami.operators import (
+    Cost,
+    DenseMatrix,
+    Eigh,
+    LinearOperator,
+    Structure,
+    cost,
+    diagonal,
+    eigh,
+    inverse,
+    logdet,
+    norm,
+    power,
+    project,
+    slogdet,
+    solve,
+    sqrt,
+    svdvals,
+    to_scipy,
+    trace,
+)
+from matrigami.structures import (
+    BlockDiagonal,
+    BlockDiagonalMatrix,
+    BlockTensorTrain,
+    BlockTensorTrainMatrix,
+    Dense,
+    Diagonal,
+    DiagonalMatrix,
+    Einsum,
+    EinsumMatrix,
+    Hadamard,
+    HadamardMatrix,
+    Kronecker,
+    KroneckerMatrix,
+    LowRank,
+    LowRankMatrix,
+    Monarch,
+    MonarchMatrix,
+    TensorTrain,
+    TensorTrainMatrix,
+    parse,
+)
+
+__version__ = "0.1.0"
+
+PACKAGES = ("cli", "krylov", "nn", "plots", "studies", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a package when it is first used."""
+    if name in PACKAGES:
+        return import_module(f"matrigami.{name}")
+    raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names and packages."""
+    return sorted([*__all__, *PACKAGES])
+
+
+__all__ = [
+    "BlockDiagonal",
+    "BlockDiagonalMatrix",
+    "BlockTensorTrain",
+    "BlockTensorTrainMatrix",
+    "Cost",
+    "Dense",
+    "DenseMatrix",
+    "Diagonal",
+    "DiagonalMatrix",
+    "Eigh",
+    "Einsum",
+    "EinsumMatrix",
+    "Hadamard",
+    "HadamardMatrix",
+    "Kronecker",
+    "KroneckerMatrix",
+    "LinearOperator",
+    "LowRank",
+    "LowRankMatrix",
+    "Monarch",
+    "MonarchMatrix",
+    "Structure",
+    "TensorTrain",
+    "TensorTrainMatrix",
+    "cost",
+    "diagonal",
+    "eigh",
+    "inverse",
+    "logdet",
+    "norm",
+    "parse",
+    "power",
+    "project",
+    "slogdet",
+    "solve",
+    "sqrt",
+    "svdvals",
+    "to_scipy",
+    "trace",
+]

@@ -1,0 +1,219 @@
+"""One linear layer for every structure."""
+
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matrigami.operators import (
+    Cost,
+    LinearOperator,
+    Structure,
+    cost,
+    fans,
+    named_tensors,
+    project,
+    with_tensors,
+)
+
+
+class StructuredLinear(nn.Module):
+    """`y = A x + b` with `A` a member of a structure; its parameters are the tensors of the value.
+
+    Args:
+        in_features: Size `n` of the last axis of the input.
+        out_features: Size `m` of the last axis of the output.
+        structure: The recipe, e.g. `BlockTensorTrain(rank=2)`.
+        bias: Add a learnable vector, zero at the start.
+        zero_init: Start with `A = 0` by a zero in the factor applied last (second layer of a residual block, head).
+        rms_cap: Keep the root mean square of each factor at or below its initial value, times a learnable gain
+            (weight normalisation of Potapczynski et al. 2024, arXiv:2410.02117; they use it for language models).
+        device: Where the parameters are.
+        dtype: Their type.
+        generator: Source of the random numbers.
+
+    Raises:
+        ValueError: If the size does not fit the structure.
+
+    Examples:
+        >>> from matrigami import Monarch
+        >>> layer = StructuredLinear(16, 32, Monarch(blocks=4))
+        >>> sorted(layer.state_dict()), layer(torch.ones(2, 5, 16)).shape
+        (['bias', 'left', 'right'], torch.Size([2, 5, 32]))
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        structure: Structure,
+        *,
+        bias: bool = True,
+        zero_init: bool = False,
+        rms_cap: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"StructuredLinear({in_features}, {out_features}) was asked for.\nBoth sizes should be at least 1.")
+        self.in_features, self.out_features, self.structure, self.rms_cap = in_features, out_features, structure, rms_cap
+        value = structure.init(out_features, in_features, generator=generator, dtype=dtype, device=device)
+        self._hold(value)
+        zeros = torch.zeros(out_features, dtype=dtype, device=device)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+        for name, fan in zip(self.factor_names, self.fans, strict=True):
+            if zero_init and fan.last:
+                nn.init.zeros_(self.get_parameter(name))
+        self._register_load_state_dict_pre_hook(self._drop_materialized)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, structure: Structure) -> "StructuredLinear":
+        """The structured layer nearest to a dense one, in the Frobenius norm of its weight.
+
+        Examples:
+            >>> from matrigami import LowRank
+            >>> dense = nn.Linear(8, 6)
+            >>> layer = StructuredLinear.from_linear(dense, LowRank(rank=6))
+            >>> torch.allclose(layer(torch.ones(8)), dense(torch.ones(8)), atol=1e-5)
+            True
+        """
+        weight = linear.weight.detach()
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            structure,
+            bias=linear.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.load_matrix(project(structure, weight))
+        if layer.bias is not None:
+            layer.bias.data.copy_(linear.bias.detach())
+        return layer
+
+    def load_matrix(self, A: LinearOperator) -> None:
+        """Take over the tensors of a value of this layer's structure and size.
+
+        Raises:
+            ValueError: If the value has other tensors or other shapes.
+        """
+        ours = {name: tuple(self.get_parameter(name).shape) for name in self.factor_names}
+        given = named_tensors(A)
+        if {name: tuple(t.shape) for name, t in given.items()} != ours:
+            raise ValueError(
+                f"load_matrix was asked to take a {A!r} with {[(k, tuple(t.shape)) for k, t in given.items()]}.\n"
+                f"This layer holds {list(ours.items())}.\nProject onto the layer's structure first."
+            )
+        for name, t in given.items():
+            self.get_parameter(name).data.copy_(t)
+        self._materialized = None
+
+    def matrix(self) -> LinearOperator:
+        """The weight as a value, sharing storage (and gradients) with the parameters."""
+        return with_tensors(self._template, self._tensors())
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer with the same output."""
+        weight = self.matrix().dense().detach()
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device=weight.device, dtype=weight.dtype)
+        linear.weight.data.copy_(weight)
+        if self.bias is not None:
+            linear.bias.data.copy_(self.bias.detach())
+        return linear
+
+    def cost(self) -> Cost:
+        """Parameters, multiply-adds for one input vector, bytes; without the bias."""
+        return cost(self.matrix())
+
+    def materialize(self, tokens: int = 1, repeats: int = 5) -> bool:
+        """In eval mode, hold the dense weight for inputs of up to `tokens` vectors, if that is measured to be faster.
+
+        With few vectors a structured product is bound by the number of its calls, not by arithmetic. The dense weight is
+        dropped by `train()` and by loading a state dict, and never saved.
+
+        Args:
+            tokens: Number of vectors at which to measure, and up to which the dense weight is used.
+            repeats: Timings of each product; the fastest counts.
+
+        Returns:
+            Whether the dense weight is held.
+
+        Raises:
+            ValueError: If the layer is in training mode.
+        """
+        if self.training:
+            raise ValueError("materialize was asked of a layer in training mode.\nThe dense weight would not follow the parameters.\nCall model.eval() first.")
+        self._materialized = None
+        with torch.no_grad():
+            weight = self.matrix().dense()
+            x = torch.ones(tokens, self.in_features, dtype=weight.dtype, device=weight.device)
+            structured = _fastest(lambda: self(x), repeats, x.device)
+            dense = _fastest(lambda: nn.functional.linear(x, weight, self.bias), repeats, x.device)
+        if dense < structured:
+            self._materialized = (tokens, weight)
+        return self._materialized is not None
+
+    def train(self, mode: bool = True) -> "StructuredLinear":
+        """Set the mode; training drops the materialised weight."""
+        if mode:
+            self._materialized = None
+        return super().train(mode)
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Multiply the last axis."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"{self} was given an input of shape {tuple(x.shape)}.\nIts last axis should be {self.in_features}.")
+        flat = x.reshape(-1, self.in_features)
+        if self._materialized is not None and len(flat) <= self._materialized[0]:
+            y = flat @ self._materialized[1].mT
+        else:
+            y = self.matrix().matmat(flat.mT).mT  # tokens stay the fastest axis: no copies inside
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Sizes and structure."""
+        return f"{self.in_features}, {self.out_features}, {self.structure}, bias={self.bias is not None}"
+
+    def _hold(self, value: LinearOperator) -> None:
+        """Register the tensors of a value, and keep its layout."""
+        tensors = named_tensors(value)
+        self.factor_names, self.fans = tuple(tensors), fans(value)
+        self._template = with_tensors(value, iter([t.to("meta") for t in tensors.values()]))
+        self._materialized: tuple[int, Tensor] | None = None
+        for name, t in tensors.items():
+            self.register_parameter(name, nn.Parameter(t))
+            if self.rms_cap:
+                self.register_parameter(f"gain_{name}", nn.Parameter(t.new_ones(())))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """The parameters of the weight, capped if asked."""
+        for name, fan in zip(self.factor_names, self.fans, strict=True):
+            t = getattr(self, name)
+            if self.rms_cap:
+                rms = torch.sqrt(t.square().mean() + 1e-16)
+                t = t * getattr(self, f"gain_{name}") / (rms / fan.std).clamp_min(1.0)
+            yield t
+
+    def _drop_materialized(self, *_: Any) -> None:
+        """A loaded state invalidates the dense weight."""
+        self._materialized = None
+
+
+def _fastest(product: Any, repeats: int, device: torch.device) -> float:
+    """Least seconds of a call, after one to warm up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = perf_counter()
+        product()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(perf_counter() - start)
+    return min(seconds[1:])

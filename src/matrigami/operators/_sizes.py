@@ -1,0 +1,83 @@
+"""Sizes, ranks and random members: what every recipe needs before it can build a value."""
+
+import math
+
+import torch
+
+from matrigami.operators._base import Value, named_tensors, with_tensors
+from matrigami.operators._functions import fans
+
+BALANCE = 4
+"""Largest accepted ratio of two factors of a size; beyond it the size is padded (a prime would give 1 x p)."""
+
+
+def factorize(n: int, parts: int) -> tuple[int, ...]:
+    """Balanced ascending factors of the smallest size at least `n` that has them.
+
+    Primes go, in ascending order, each to the smallest factor (the rule of Qiu et al. 2024); a size whose factors
+    differ by more than `BALANCE` is padded.
+
+    Examples:
+        >>> factorize(3072, 2), factorize(512, 2), factorize(7, 2), factorize(64, 3)
+        ((32, 96), (16, 32), (2, 4), (4, 4, 4))
+    """
+    size = n
+    while True:
+        factors = _balanced(size, parts)
+        if factors[-1] <= BALANCE * factors[0]:
+            return factors
+        size += 1
+
+
+def padded_size(n: int, blocks: int) -> int:
+    """The smallest multiple of `blocks` at least `n`."""
+    return math.ceil(n / blocks) * blocks
+
+
+def resolve_rank(rank: float, full: int, what: str) -> int:
+    """A rank given as a number, or as a fraction of full.
+
+    Args:
+        rank: An int between 1 and `full`, or a float in (0, 1], rounded up.
+        full: The largest rank that adds anything.
+        what: What asked, for the message.
+
+    Raises:
+        ValueError: If the rank is below 1, above full, or not a number of either kind.
+
+    Examples:
+        >>> resolve_rank(3, 8, "LowRank"), resolve_rank(0.25, 10, "LowRank")
+        (3, 3)
+    """
+    fraction = isinstance(rank, float)
+    valid = 0 < rank <= 1 if fraction else 1 <= rank <= full
+    if not valid:
+        raise ValueError(
+            f"{what} was asked for rank {rank}.\n"
+            f"The full rank of this shape is {full}.\n"
+            f"Give an int from 1 to {full}, or a fraction of full above 0.0 and up to 1.0."
+        )
+    return math.ceil(rank * full) if fraction else int(rank)
+
+
+def draw(A: Value, generator: torch.Generator | None = None) -> Value:
+    """A value like `A` with Gaussian entries, scaled tensor by tensor as `fans(A)` says."""
+    tensors = [
+        torch.randn(t.shape, generator=generator, dtype=t.dtype, device=t.device) * fan.std
+        for t, fan in zip(named_tensors(A).values(), fans(A), strict=True)
+    ]
+    return with_tensors(A, iter(tensors))
+
+
+def _balanced(n: int, parts: int) -> tuple[int, ...]:
+    """Hand each prime of `n`, ascending, to the smallest factor."""
+    factors = [1] * parts
+    prime = 2
+    while n > 1:
+        if prime * prime > n:
+            prime = n
+        while n % prime == 0:
+            factors[factors.index(min(factors))] *= prime
+            n //= prime
+        prime += 1
+    return tuple(sorted(factors))

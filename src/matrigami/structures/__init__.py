@@ -1,0 +1,67 @@
+"""The structures: one file each, value, recipe, projection and rules."""
+
+from matrigami.operators import DenseMatrix, Structure
+from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
+from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
+from matrigami.structures._dense import Dense
+from matrigami.structures._diagonal import Diagonal, DiagonalMatrix
+from matrigami.structures._einsum import Einsum, EinsumMatrix
+from matrigami.structures._hadamard import Hadamard, HadamardMatrix
+from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
+from matrigami.structures._low_rank import LowRank, LowRankMatrix
+from matrigami.structures._monarch import Monarch, MonarchMatrix
+from matrigami.structures._parsing import parse_recipe
+from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
+
+EXAMPLES: dict[str, Structure] = {
+    "dense": Dense(),
+    "diagonal": Diagonal(),
+    "block_diagonal": BlockDiagonal(blocks=2),
+    "lowrank": LowRank(rank=2),
+    "kronecker": Kronecker(),
+    "hadamard": Hadamard(rank=2),
+    "monarch": Monarch(blocks=2, pad=True),
+    "tt": TensorTrain(rank=2),
+    "btt": BlockTensorTrain(rank=1),
+    "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
+}
+"""One recipe of each structure, by its name on the command line: what the laws, the tables and the CLI walk over."""
+
+
+def parse(text: str) -> Structure:
+    """The recipe that a text names.
+
+    Raises:
+        ValueError: If the name is unknown (the nearest is suggested) or the arguments do not fit.
+
+    Examples:
+        >>> parse("btt(rank=2)"), parse("lowrank(rank=0.25)")
+        (BlockTensorTrain(rank=2, cores=2, interleaved=False), LowRank(rank=0.25))
+    """
+    return parse_recipe(text, {name: type(recipe) for name, recipe in EXAMPLES.items()}, {"einsum": "theta"})
+
+
+__all__ = [
+    "EXAMPLES",
+    "BlockDiagonal",
+    "BlockDiagonalMatrix",
+    "BlockTensorTrain",
+    "BlockTensorTrainMatrix",
+    "Dense",
+    "DenseMatrix",
+    "Diagonal",
+    "DiagonalMatrix",
+    "Einsum",
+    "EinsumMatrix",
+    "Hadamard",
+    "HadamardMatrix",
+    "Kronecker",
+    "KroneckerMatrix",
+    "LowRank",
+    "LowRankMatrix",
+    "Monarch",
+    "MonarchMatrix",
+    "TensorTrain",
+    "TensorTrainMatrix",
+    "parse",
+]

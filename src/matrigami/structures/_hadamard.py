@@ -1,0 +1,164 @@
+"""Hadamard: the elementwise product of two low-rank matrices, `A = (U1 V1.T) o (U2 V2.T)`.
+
+The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T` with
+`K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never formed.
+Storage `2 r (m + n)`; cost per vector `r^2 (m + n)` for the product and as much to form `K_U` and `K_V` (LoHa:
+Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form; alternating least squares from the low-rank
+square root, with seeded restarts (quasi-best).
+
+Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from matrigami.operators import (
+    Cost,
+    Fan,
+    LinearOperator,
+    Metric,
+    Structure,
+    alternating_least_squares,
+    cost,
+    diagonal,
+    draw,
+    fans,
+    norm,
+    project,
+    resolve_rank,
+    scale,
+    truncated_svd,
+)
+
+RESTARTS = 4
+"""Random starts besides the square root; each costs one alternating least-squares run."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HadamardMatrix(LinearOperator):
+    """The matrix `(U1 @ V1.T) * (U2 @ V2.T)`.
+
+    Examples:
+        >>> import torch
+        >>> one = torch.ones(2, 1)
+        >>> HadamardMatrix(2 * one, one, 3 * one, one).dense()
+        tensor([[6., 6.],
+                [6., 6.]])
+    """
+
+    U1: Inexact[Tensor, "*batch m r"]
+    V1: Inexact[Tensor, "*batch n r"]
+    U2: Inexact[Tensor, "*batch m s"]
+    V2: Inexact[Tensor, "*batch n s"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading batch axes, rows, columns."""
+        return (*self.U1.shape[:-1], self.V1.shape[-2])
+
+    def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
+        """Multiply by `K_U K_V.T`."""
+        return _rowwise(self.U1, self.U2) @ (_rowwise(self.V1, self.V2).mT @ X)
+
+    @property
+    def T(self) -> "HadamardMatrix":
+        """Swap rows and columns of both factors."""
+        return HadamardMatrix(self.V1, self.U1, self.V2, self.U2)
+
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix itself."""
+        return (self.U1 @ self.V1.mT) * (self.U2 @ self.V2.mT)
+
+
+@dataclass(frozen=True)
+class Hadamard(Structure):
+    """Elementwise products of two matrices of rank `rank`: an int or a fraction of `min(m, n)`.
+
+    Examples:
+        >>> Hadamard(rank=2).init(3, 4)
+        HadamardMatrix(3x4, 28 parameters)
+    """
+
+    rank: float
+
+    def init(
+        self,
+        m: int,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> HadamardMatrix:
+        """Draw Gaussian factors, scaled through the Khatri-Rao identity.
+
+        Raises:
+            ValueError: If the rank is below 1 or above `min(m, n)`.
+        """
+        r = resolve_rank(self.rank, min(m, n), str(self))
+        return draw(HadamardMatrix(*[torch.empty(size, r, dtype=dtype, device=device) for size in (m, n, m, n)]), generator)
+
+
+def _rowwise(A: Inexact[Tensor, "*batch m r"], B: Inexact[Tensor, "*batch m s"]) -> Inexact[Tensor, "*batch m rs"]:
+    """The face-splitting product: row `i` is `kron(A[i], B[i])`."""
+    return (A[..., :, None] * B[..., None, :]).flatten(-2, -1)
+
+
+@fans.register
+def _(A: HadamardMatrix) -> tuple[Fan, ...]:
+    m, n = A.shape[-2:]
+    r = A.U1.shape[-1] * A.U2.shape[-1]
+    return Fan(r, m, 2, last=True), Fan(n, r, 2), Fan(r, m, 2), Fan(n, r, 2)
+
+
+@cost.register
+def _(A: HadamardMatrix) -> Cost:
+    stored = A.U1.numel() + A.V1.numel() + A.U2.numel() + A.V2.numel()
+    r = A.U1.shape[-1] * A.U2.shape[-1]
+    macs = 2 * r * sum(A.shape[-2:]) * math.prod(A.shape[:-2])
+    return Cost(stored, macs, stored * A.U1.itemsize)
+
+
+@scale.register
+def _(A: HadamardMatrix, factor: float | Tensor) -> HadamardMatrix:
+    return HadamardMatrix(A.U1 * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V1, A.U2, A.V2)
+
+
+@diagonal.register
+def _(A: HadamardMatrix) -> Inexact[Tensor, "*batch d"]:
+    d = min(A.shape[-2:])
+    one, two = ((U[..., :d, :] * V[..., :d, :]).sum(-1) for U, V in ((A.U1, A.V1), (A.U2, A.V2)))
+    return one * two
+
+
+@norm.register
+def _(A: HadamardMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    if order is not None:
+        return norm.dispatch(LinearOperator)(A, order)
+    left, right = (torch.linalg.qr(_rowwise(P, Q)).R for P, Q in ((A.U1, A.U2), (A.V1, A.V2)))
+    return torch.linalg.matrix_norm(left @ right.mT)
+
+
+@project.register
+def _(recipe: Hadamard, W: Float[Tensor, "*batch m n"]) -> HadamardMatrix:
+    flat = [_fit(recipe, D) for D in W.reshape(-1, *W.shape[-2:])]
+    names = ("U1", "V1", "U2", "V2")
+    stacked = [torch.stack([getattr(A, name) for A in flat]) for name in names]
+    return HadamardMatrix(*[t.reshape(*W.shape[:-2], *t.shape[1:]) for t in stacked])
+
+
+def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
+    """The best of several alternating least-squares runs."""
+    m, n = W.shape
+    r = resolve_rank(recipe.rank, min(m, n), str(recipe))
+    U1, V1 = truncated_svd(W.abs().sqrt(), r)
+    U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
+    generator = torch.Generator(W.device).manual_seed(0)
+    starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
+    starts += [recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device) for _ in range(RESTARTS)]
+    fits = [alternating_least_squares(A, W, Metric()) for A in starts]
+    return min(fits, key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())))

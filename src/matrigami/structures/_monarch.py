@@ -1,0 +1,188 @@
+"""Monarch: two block-diagonal matrices around perfect shuffles.
+
+`W[(j, i), (g, a)] = sum_r left[i, j, g, r] right[g, r, i, a]`: a `b x b` grid of tiles of rank `r`, one for each output
+block `i` and input block `g`; the output axes are interleaved, `(j, i)`, as in the paper, or blocked, `(i, j)`. It is a
+block tensor train of two cores, which gives it its rules.
+
+Storage and cost per vector: `r b (m + n)`, for the square default `r = min(m, n) / b^2` about `2 n^2 / b`. Projection: one
+truncated SVD for each tile, the best approximation for any block counts and rank. A square Monarch matrix whose blocks are
+square is solved block by block. Source: Dao et al. (2022), arXiv:2204.00595; in the blocked layout, Qiu et al. (2024),
+arXiv:2406.06248.
+
+Shapes: m = rows, n = columns, b = blocks, r = rank of a tile, k = right-hand sides.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from matrigami.operators import (
+    Fan,
+    LinearOperator,
+    Structure,
+    add,
+    cropped,
+    draw,
+    fans,
+    inverse,
+    padded_size,
+    project,
+    resolve_rank,
+    scale,
+    slogdet,
+    solve,
+)
+from matrigami.structures._block_tensor_train import BlockTensorTrainMatrix, block_tensor_train_svd
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MonarchMatrix(LinearOperator):
+    """The matrix of tiles `left[i, :, g] @ right[g, :, i]`.
+
+    Args:
+        left: Second factor, `b_out` output blocks of `j` rows.
+        right: First factor, `b_in` input blocks of `a` columns.
+        interleaved_rows: Output axes `(j, i)` instead of `(i, j)`.
+        interleaved_columns: Input axes `(a, g)` instead of `(g, a)`.
+    """
+
+    left: Inexact[Tensor, "*batch i j g r"]
+    right: Inexact[Tensor, "*batch g r i a"]
+    interleaved_rows: bool = True
+    interleaved_columns: bool = False
+
+    @property
+    def train(self) -> BlockTensorTrainMatrix:
+        """The same matrix as a block tensor train, sharing storage."""
+        cores = (self.right[..., :, None, :, :, :, None], self.left[..., None, :, None, :, :, :])
+        return BlockTensorTrainMatrix(cores, self.interleaved_rows, self.interleaved_columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading batch axes, rows, columns."""
+        return self.train.shape
+
+    def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
+        """Two batched products on views."""
+        return self.train.matmat(X)
+
+    @property
+    def T(self) -> "MonarchMatrix":
+        """Swap the factors and the layouts."""
+        return _monarch(self.train.T)
+
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix itself."""
+        return self.train.dense()
+
+
+@dataclass(frozen=True)
+class Monarch(Structure):
+    """Monarch matrices with `blocks x blocks` tiles.
+
+    Args:
+        blocks: Number of input and of output blocks.
+        rank: Rank of a tile, an int or a fraction of full; by default the largest for which both factors have square or
+            smaller blocks, `ceil(min(m, n) / blocks^2)`, as in Dao et al. (2022).
+        interleaved: Output axes interleaved (the paper's) or blocked (no shuffle of the output, faster).
+        pad: Pad a size that the blocks do not divide, instead of refusing it.
+
+    Examples:
+        >>> Monarch(blocks=4).init(16, 16)
+        MonarchMatrix(16x16, 128 parameters)
+    """
+
+    blocks: int
+    rank: float | None = None
+    interleaved: bool = True
+    pad: bool = False
+
+    def init(
+        self,
+        m: int,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LinearOperator:
+        """Draw Gaussian factors.
+
+        Raises:
+            ValueError: If the blocks do not divide the size (unless `pad`), or the rank is out of range.
+        """
+        M, N, r = self._sizes(m, n)
+        b = self.blocks
+        left = torch.empty(b, M // b, b, r, dtype=dtype, device=device)
+        right = torch.empty(b, r, b, N // b, dtype=dtype, device=device)
+        return cropped(draw(MonarchMatrix(left, right, self.interleaved), generator), m, n)
+
+    def _sizes(self, m: int, n: int) -> tuple[int, int, int]:
+        """Padded rows and columns, and the rank of a tile."""
+        b = self.blocks
+        if b < 1 or ((m % b or n % b) and not self.pad):
+            raise ValueError(
+                f"{self} was asked for a {m}x{n} matrix.\n"
+                f"{b} blocks do not divide it.\n"
+                "Give a number of blocks that divides both sizes, or pad=True."
+            )
+        M, N = padded_size(m, b), padded_size(n, b)
+        full = min(M, N) // b
+        rank = max(math.ceil(full / b), 1) if self.rank is None else self.rank
+        return M, N, resolve_rank(rank, full, str(self))
+
+
+def _monarch(train: BlockTensorTrainMatrix) -> MonarchMatrix:
+    """A train of two cores as left and right factor."""
+    first, second = train.cores
+    return MonarchMatrix(second[..., 0, :, 0, :, :, :], first[..., :, 0, :, :, :, 0], train.reversed_rows, train.reversed_columns)
+
+
+@fans.register
+def _(A: MonarchMatrix) -> tuple[Fan, ...]:
+    return tuple(reversed(fans(A.train)))
+
+
+@add.register
+def _(A: MonarchMatrix, B: LinearOperator) -> LinearOperator:
+    if isinstance(B, MonarchMatrix):
+        total = add(A.train, B.train)
+        if isinstance(total, BlockTensorTrainMatrix):
+            return _monarch(total)
+    return add.dispatch(LinearOperator)(A, B)
+
+
+@scale.register
+def _(A: MonarchMatrix, factor: float | Tensor) -> LinearOperator:
+    return _monarch(scale(A.train, factor))  # pyright: ignore[reportArgumentType]
+
+
+@solve.register
+def _(A: MonarchMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    return solve(A.train, B)
+
+
+@inverse.register
+def _(A: MonarchMatrix) -> LinearOperator:
+    inverted = inverse(A.train)
+    return _monarch(inverted) if isinstance(inverted, BlockTensorTrainMatrix) else inverted
+
+
+@slogdet.register
+def _(A: MonarchMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    return slogdet(A.train)
+
+
+@project.register
+def _(recipe: Monarch, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
+    m, n = W.shape[-2:]
+    M, N, r = recipe._sizes(m, n)
+    b = recipe.blocks
+    D = torch.nn.functional.pad(W, (0, N - n, 0, M - m))
+    if recipe.interleaved:
+        D = D.unflatten(-2, (M // b, b)).transpose(-3, -2).flatten(-3, -2)
+    cores = block_tensor_train_svd(D, (b, M // b), (N // b, b), r, str(recipe))
+    return cropped(_monarch(BlockTensorTrainMatrix(cores, recipe.interleaved)), m, n)

@@ -1,0 +1,212 @@
+"""Tensor train (TT): `A = sum over ranks of A_1 (x) A_2 (x) ... (x) A_c`.
+
+`W[(m_1..m_c), (n_1..n_c)] = sum_r prod_i core_i[r_{i-1}, m_i, n_i, r_i]`. Rank 1 is a Kronecker product; two cores of rank
+`r` are a sum of `r` Kronecker products. Storage: the cores; cost per vector: core `i` is used once for each of the inputs
+`n_1..n_{i-1}` still to come and each of the outputs `m_{i+1}..m_c` already made. No copies: the right-hand sides stay the
+fastest axis. Projection: TT-SVD (Oseledets 2011), best for two cores, within `sqrt(c - 1)` of the best for more.
+Source for layers: Novikov et al. (2015), arXiv:1509.06569.
+
+Shapes: m = rows, n = columns, c = cores, r = rank, k = right-hand sides.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from matrigami.operators import (
+    Cost,
+    Fan,
+    LinearOperator,
+    Structure,
+    add,
+    compose,
+    cost,
+    cropped,
+    draw,
+    factorize,
+    fans,
+    project,
+    resolve_rank,
+    scale,
+    trace,
+    truncated_svd,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TensorTrainMatrix(LinearOperator):
+    """The matrix of a chain of cores of axes `(r_{i-1}, m_i, n_i, r_i)`, `r_0 = r_c = 1`.
+
+    Examples:
+        >>> import torch
+        >>> TensorTrainMatrix((torch.ones(1, 2, 2, 3), torch.ones(3, 2, 2, 1))).dense()[0, 0]
+        tensor(3.)
+    """
+
+    cores: tuple[Inexact[Tensor, "*batch _ _ _ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading batch axes, rows, columns."""
+        m, n = (math.prod(C.shape[axis] for C in self.cores) for axis in (-3, -2))
+        return (*self.cores[0].shape[:-4], m, n)
+
+    def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
+        """Contract the last input axis first, one broadcast product for each core."""
+        k, Z = X.shape[-1], X
+        for C in reversed(self.cores):
+            s, m, n, r = C.shape[-4:]
+            Z = Z.unflatten(-2, (Z.shape[-2] // (n * r), n * r))  # ... inputs (n r) (outputs k)
+            Z = C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3) @ Z  # ... inputs (s m) (outputs k)
+            Z = Z.unflatten(-2, (s, m)).flatten(-2, -1).flatten(-3, -2)  # ... (inputs s) (m outputs k)
+        return Z.unflatten(-1, (self.shape[-2], k))[..., 0, :, :]
+
+    @property
+    def T(self) -> "TensorTrainMatrix":
+        """Transpose each core."""
+        return TensorTrainMatrix(tuple(C.transpose(-3, -2) for C in self.cores))
+
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix itself."""
+        D = self.cores[0][..., 0, :, :, :]
+        for C in self.cores[1:]:
+            D = torch.einsum("...mnr,...rpqs->...mpnqs", D, C).flatten(-5, -4).flatten(-3, -2)
+        return D[..., 0]
+
+
+@dataclass(frozen=True)
+class TensorTrain(Structure):
+    """Tensor trains of balanced axes.
+
+    Args:
+        rank: The rank between two cores: an int, or a fraction of full.
+        cores: The number of cores, at least 2. A size without balanced factors is padded (see `CroppedMatrix`).
+
+    Examples:
+        >>> TensorTrain(rank=2).init(16, 16)
+        TensorTrainMatrix(16x16, 64 parameters)
+    """
+
+    rank: float = 1
+    cores: int = 2
+
+    def init(
+        self,
+        m: int,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LinearOperator:
+        """Draw Gaussian cores.
+
+        Raises:
+            ValueError: If the rank is below 1 or above full, or there are fewer than two cores.
+        """
+        rows, columns = self._axes(m, n)
+        ranks = self._ranks(rows, columns)
+        shapes = zip(ranks, rows, columns, ranks[1:], strict=False)
+        blanks = [torch.empty(*shape, dtype=dtype, device=device) for shape in shapes]
+        return cropped(draw(TensorTrainMatrix(tuple(blanks)), generator), m, n)
+
+    def _axes(self, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The sizes of the output and input axes."""
+        if self.cores < 2:
+            raise ValueError(f"{self} was asked for.\nA tensor train has at least two cores.\nUse Dense() for one.")
+        return factorize(m, self.cores), factorize(n, self.cores)
+
+    def _ranks(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> list[int]:
+        """Ranks `r_0 = 1, ..., r_c = 1`; an int may exceed the full rank of some cut, not of all."""
+        sizes = [a * b for a, b in zip(rows, columns, strict=True)]
+        full = [min(math.prod(sizes[: i + 1]), math.prod(sizes[i + 1 :])) for i in range(len(sizes) - 1)]
+        whole = resolve_rank(self.rank, max(full), str(self))
+        if isinstance(self.rank, float):
+            return [1, *[resolve_rank(self.rank, f, str(self)) for f in full], 1]
+        return [1, *[min(whole, f) for f in full], 1]
+
+
+@fans.register
+def _(A: TensorTrainMatrix) -> tuple[Fan, ...]:
+    return tuple(Fan(n * r, m * s, last=i == 0) for i, (s, m, n, r) in enumerate(C.shape[-4:] for C in A.cores))
+
+
+@cost.register
+def _(A: TensorTrainMatrix) -> Cost:
+    params = sum(C.numel() for C in A.cores)
+    macs, inputs, outputs = 0, A.shape[-1], 1
+    for C in reversed(A.cores):
+        inputs //= C.shape[-2]
+        macs += C.numel() * inputs * outputs
+        outputs *= C.shape[-3]
+    return Cost(params, macs, params * A.cores[0].itemsize)
+
+
+@add.register
+def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
+    if not isinstance(B, TensorTrainMatrix) or _axes(A) != _axes(B):
+        return add.dispatch(LinearOperator)(A, B)
+    first, *middle, last = zip(A.cores, B.cores, strict=True)
+    inner = [_block(C, D) for C, D in middle]
+    return TensorTrainMatrix((torch.cat(first, -1), *inner, torch.cat(last, -4)))
+
+
+@compose.register
+def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
+    if not isinstance(B, TensorTrainMatrix) or [C.shape[-2] for C in A.cores] != [D.shape[-3] for D in B.cores]:
+        return compose.dispatch(LinearOperator)(A, B)
+    cores = [
+        torch.einsum("...amnb,...cnpd->...acmpbd", C, D).flatten(-6, -5).flatten(-2, -1)
+        for C, D in zip(A.cores, B.cores, strict=True)
+    ]
+    return TensorTrainMatrix(tuple(cores))
+
+
+def _axes(A: TensorTrainMatrix) -> list[tuple[int, ...]]:
+    """Batch, row and column axes of each core."""
+    return [(*C.shape[:-4], *C.shape[-3:-1]) for C in A.cores]
+
+
+def _block(C: Tensor, D: Tensor) -> Tensor:
+    """Two cores side by side on both ranks."""
+    top = torch.nn.functional.pad(C, (0, D.shape[-1]))
+    bottom = torch.nn.functional.pad(D, (C.shape[-1], 0))
+    return torch.cat([top, bottom], -4)
+
+
+@scale.register
+def _(A: TensorTrainMatrix, factor: float | Tensor) -> TensorTrainMatrix:
+    first, *rest = A.cores
+    return TensorTrainMatrix((first * (factor[(..., *[None] * 4)] if isinstance(factor, Tensor) else factor), *rest))
+
+
+@trace.register
+def _(A: TensorTrainMatrix) -> Inexact[Tensor, "*batch"]:
+    if any(C.shape[-3] != C.shape[-2] for C in A.cores):
+        return trace.dispatch(LinearOperator)(A)
+    product = torch.einsum("...rmms->...rs", A.cores[0])
+    for C in A.cores[1:]:
+        product = product @ torch.einsum("...rmms->...rs", C)
+    return product[..., 0, 0]
+
+
+@project.register
+def _(recipe: TensorTrain, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
+    m, n = W.shape[-2:]
+    rows, columns = recipe._axes(m, n)
+    ranks = recipe._ranks(rows, columns)
+    c, batch = len(rows), W.shape[:-2]
+    R = torch.nn.functional.pad(W, (0, math.prod(columns) - n, 0, math.prod(rows) - m))
+    R = R.unflatten(-2, rows).unflatten(-1, columns)
+    R = R.permute(*range(len(batch)), *[len(batch) + i + side for i in range(c) for side in (0, c)])
+    cores: list[Tensor] = []
+    for i in range(c - 1):
+        M = R.reshape(*batch, ranks[i] * rows[i] * columns[i], -1)
+        left, R = truncated_svd(M, ranks[i + 1], balanced=i == c - 2)
+        cores.append(left.reshape(*batch, ranks[i], rows[i], columns[i], -1))
+    cores.append(R.reshape(*batch, ranks[c - 1], rows[-1], columns[-1], 1))
+    return cropped(TensorTrainMatrix(tuple(cores)), m, n)
+
