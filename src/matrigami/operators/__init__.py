@@ -42,7 +42,8 @@ from matrigami.operators._functions import (
 )
 from matrigami.operators._projection import (
     Metric,
-    alternating_least_squares,
+    fitted_corner,
+    least_squares_fit,
     metric_project,
     project,
     truncated_svd,
@@ -64,7 +65,6 @@ __all__ = [
     "SumMatrix",
     "TransposedMatrix",
     "add",
-    "alternating_least_squares",
     "compose",
     "cost",
     "cropped",
@@ -73,8 +73,10 @@ __all__ = [
     "eigh",
     "factorize",
     "fans",
+    "fitted_corner",
     "inverse",
     "largest",
+    "least_squares_fit",
     "logdet",
     "metric_project",
     "named_tensors",

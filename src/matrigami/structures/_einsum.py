@@ -34,6 +34,7 @@ from matrigami.operators import (
     cropped,
     draw,
     fans,
+    fitted_corner,
     project,
     resolve_rank,
     scale,
@@ -294,4 +295,4 @@ def _(recipe: Einsum, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     L, R = truncated_svd(tiles.flatten(-2, -1).flatten(-3, -2), rho)
     A = L.unflatten(-2, (delta, alpha)).movedim((-5, -4, -3, -2, -1), (-3, -5, -2, -1, -4))
     B = R.unflatten(-1, (eps, beta)).movedim((-5, -4, -3, -2, -1), (-5, -3, -1, -4, -2))
-    return cropped(EinsumMatrix(A, B, recipe.interleaved), m, n)
+    return fitted_corner(EinsumMatrix(A, B, recipe.interleaved), W)

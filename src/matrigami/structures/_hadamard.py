@@ -3,7 +3,7 @@
 The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T` with
 `K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never formed.
 Storage `2 r (m + n)`; cost per vector `r^2 (m + n)` for the product and as much to form `K_U` and `K_V` (LoHa:
-Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form; alternating least squares from the low-rank
+Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form; nonlinear least squares from the low-rank
 square root, with seeded restarts (quasi-best).
 
 Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
@@ -20,13 +20,12 @@ from matrigami.operators import (
     Cost,
     Fan,
     LinearOperator,
-    Metric,
     Structure,
-    alternating_least_squares,
     cost,
     diagonal,
     draw,
     fans,
+    least_squares_fit,
     norm,
     project,
     resolve_rank,
@@ -35,7 +34,7 @@ from matrigami.operators import (
 )
 
 RESTARTS = 4
-"""Random starts besides the square root; each costs one alternating least-squares run."""
+"""Random starts besides the square root; tried until a member is found exactly."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,7 +151,7 @@ def _(recipe: Hadamard, W: Float[Tensor, "*batch m n"]) -> HadamardMatrix:
 
 
 def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
-    """The best of several alternating least-squares runs."""
+    """The best of several least-squares runs."""
     m, n = W.shape
     r = resolve_rank(recipe.rank, min(m, n), str(recipe))
     U1, V1 = truncated_svd(W.abs().sqrt(), r)
@@ -160,5 +159,9 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
     generator = torch.Generator(W.device).manual_seed(0)
     starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
     starts += [recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device) for _ in range(RESTARTS)]
-    fits = [alternating_least_squares(A, W, Metric()) for A in starts]
-    return min(fits, key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())))
+    best = starts[0]
+    for start in starts:
+        best = min(best, least_squares_fit(start, W), key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())))
+        if torch.linalg.matrix_norm(W - best.dense()) <= 1e-6 * torch.linalg.matrix_norm(W):
+            break
+    return best

@@ -29,6 +29,7 @@ from matrigami.operators import (
     eigh,
     factorize,
     fans,
+    fitted_corner,
     inverse,
     largest,
     norm,
@@ -269,7 +270,7 @@ def _(recipe: Kronecker, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     for m1, n1 in shapes[:-1]:
         L, rest = _nearest(rest, m1, n1)
         found.append(L)
-    return cropped(_nested([*found, rest]), m, n)
+    return fitted_corner(_nested([*found, rest]), W)
 
 
 def _nearest(W: Inexact[Tensor, "*batch m n"], m1: int, n1: int) -> tuple[Tensor, Tensor]:

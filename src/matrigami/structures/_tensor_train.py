@@ -28,6 +28,7 @@ from matrigami.operators import (
     draw,
     factorize,
     fans,
+    fitted_corner,
     project,
     resolve_rank,
     scale,
@@ -208,5 +209,5 @@ def _(recipe: TensorTrain, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
         left, R = truncated_svd(M, ranks[i + 1], balanced=i == c - 2)
         cores.append(left.reshape(*batch, ranks[i], rows[i], columns[i], -1))
     cores.append(R.reshape(*batch, ranks[c - 1], rows[-1], columns[-1], 1))
-    return cropped(TensorTrainMatrix(tuple(cores)), m, n)
+    return fitted_corner(TensorTrainMatrix(tuple(cores)), W)
 
