@@ -8,6 +8,7 @@ from matrigami.structures._diagonal import Diagonal, DiagonalMatrix
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
+from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
 from matrigami.structures._monarch import Monarch, MonarchMatrix
 from matrigami.structures._parsing import parse_recipe
@@ -19,6 +20,7 @@ EXAMPLES: dict[str, Structure] = {
     "block_diagonal": BlockDiagonal(blocks=2),
     "lowrank": LowRank(rank=2),
     "kronecker": Kronecker(),
+    "kronecker_sum": KroneckerSum(),
     "hadamard": Hadamard(rank=2),
     "monarch": Monarch(blocks=2, pad=True),
     "tt": TensorTrain(rank=2),
@@ -57,6 +59,8 @@ __all__ = [
     "HadamardMatrix",
     "Kronecker",
     "KroneckerMatrix",
+    "KroneckerSum",
+    "KroneckerSumMatrix",
     "LowRank",
     "LowRankMatrix",
     "Monarch",

@@ -20,8 +20,10 @@ from matrigami.operators import (
     draw,
     eigh,
     fans,
+    hadamard,
     inverse,
     largest,
+    operator,
     positive,
     power,
     project,
@@ -95,6 +97,13 @@ def _require_square(m: int, n: int) -> None:
     """Refuse a rectangle."""
     if m != n:
         raise ValueError(f"Diagonal() was asked for a {m}x{n} matrix.\nA diagonal matrix is square.\nUse LowRank or Monarch for rectangles.")
+
+
+@hadamard.register
+def _(A: DiagonalMatrix, B: LinearOperator | Tensor) -> LinearOperator:
+    if A.shape[-2:] != B.shape[-2:]:
+        return hadamard.dispatch(object)(A, B)
+    return DiagonalMatrix(A.diagonal * diagonal(operator(B)))
 
 
 @fans.register

@@ -248,7 +248,8 @@ def _contract(A: Tensor, B: Tensor, X: Tensor) -> Tensor:
     Shapes: A `gamma rho phi delta alpha`, B `phi eps gamma beta rho`, X `gamma beta alpha k`, result `phi eps delta k`.
     """
     _, rho, phi, delta, _ = A.shape[-5:]
-    Z = A.flatten(-4, -2).unsqueeze(-3) @ X  # ... gamma beta (rho phi delta) k
+    A = A.flatten(-4, -2).unsqueeze(-3)  # expanded, for matmul copies X to broadcast a matrix
+    Z = A.expand(*A.shape[:-3], X.shape[-3], *A.shape[-2:]) @ X  # ... gamma beta (rho phi delta) k
     Z = Z.unflatten(-2, (rho, phi, delta)).flatten(-6, -4)  # ... (gamma beta rho) phi delta k
     Z = Z.transpose(-4, -3).flatten(-2, -1)  # ... phi (gamma beta rho) (delta k)
     return (B.flatten(-3, -1) @ Z).unflatten(-1, (delta, X.shape[-1]))

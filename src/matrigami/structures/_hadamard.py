@@ -25,6 +25,7 @@ from matrigami.operators import (
     diagonal,
     draw,
     fans,
+    hadamard,
     least_squares_fit,
     norm,
     project,
@@ -32,6 +33,7 @@ from matrigami.operators import (
     scale,
     truncated_svd,
 )
+from matrigami.structures._low_rank import LowRankMatrix
 
 RESTARTS = 4
 """Random starts besides the square root; tried until a member is found exactly."""
@@ -105,6 +107,13 @@ class Hadamard(Structure):
 def _rowwise(A: Inexact[Tensor, "*batch m r"], B: Inexact[Tensor, "*batch m s"]) -> Inexact[Tensor, "*batch m rs"]:
     """The face-splitting product: row `i` is `kron(A[i], B[i])`."""
     return (A[..., :, None] * B[..., None, :]).flatten(-2, -1)
+
+
+@hadamard.register
+def _(A: LowRankMatrix, B: LinearOperator | Tensor) -> LinearOperator:
+    if isinstance(B, LowRankMatrix) and A.shape == B.shape:
+        return HadamardMatrix(A.U, A.V, B.U, B.V)
+    return hadamard.dispatch(object)(A, B)
 
 
 @fans.register

@@ -30,7 +30,9 @@ from matrigami.operators import (
     factorize,
     fans,
     fitted_corner,
+    hadamard,
     inverse,
+    kron,
     largest,
     norm,
     operator,
@@ -164,7 +166,8 @@ def _along_rows(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
 def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
     """Contract the axis `n2` of `(..., n1, n2, k)`: a broadcast product for tensors, one tall block for values."""
     if isinstance(F, Tensor):
-        return F.unsqueeze(-3) @ X
+        F = F.unsqueeze(-3)  # expanded, for matmul copies X to broadcast a matrix
+        return F.expand(*F.shape[:-3], X.shape[-3], *F.shape[-2:]) @ X
     tall = X.movedim(-3, -2)
     return (F @ tall.flatten(-2, -1)).unflatten(-1, tall.shape[-2:]).movedim(-2, -3)
 
@@ -172,6 +175,21 @@ def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
 def _square(A: KroneckerMatrix) -> bool:
     """Whether both factors are square; a square product of rectangles has none of the factorwise rules."""
     return all(F.shape[-2] == F.shape[-1] for F in A.factors)
+
+
+@kron.register(Tensor)
+@kron.register(LinearOperator)
+def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor) -> KroneckerMatrix:
+    for F in (A, B, *more):
+        if not isinstance(F, Tensor | LinearOperator) or len(F.shape) < 2:
+            raise TypeError(f"kron was asked for a factor {F!r:.60}.\nIts factors are matrices: tensors with two axes or more, or linear operators.")
+    return _nested([A, B, *more])
+
+
+@hadamard.register
+def _(A: KroneckerMatrix, B: LinearOperator | Tensor) -> LinearOperator:
+    same = isinstance(B, KroneckerMatrix) and all(F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True))
+    return KroneckerMatrix(*map(hadamard, A.factors, B.factors)) if same else hadamard.dispatch(object)(A, B)
 
 
 @fans.register

@@ -24,6 +24,7 @@ from matrigami.operators import (
     fans,
     metric_project,
     norm,
+    outer,
     operator,
     power,
     project,
@@ -102,6 +103,11 @@ class LowRank(Structure):
         """The rank for one shape."""
         full = min(m, n)
         return resolve_rank(math.ceil(full**0.5) if self.rank is None else self.rank, full, str(self))
+
+
+@outer.register
+def _(u: Tensor, v: Inexact[Tensor, "*batch n"]) -> LowRankMatrix:
+    return LowRankMatrix(u[..., None], v[..., None])
 
 
 @fans.register

@@ -61,9 +61,10 @@ class TensorTrainMatrix(LinearOperator):
         for C in reversed(self.cores):
             s, m, n, r = C.shape[-4:]
             Z = Z.unflatten(-2, (Z.shape[-2] // (n * r), n * r))  # ... inputs (n r) (outputs k)
-            Z = C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3) @ Z  # ... inputs (s m) (outputs k)
+            M = C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3)  # expanded, for matmul copies the inputs to broadcast a matrix
+            Z = M.expand(*M.shape[:-3], Z.shape[-3], *M.shape[-2:]) @ Z  # ... inputs (s m) (outputs k)
             Z = Z.unflatten(-2, (s, m)).flatten(-2, -1).flatten(-3, -2)  # ... (inputs s) (m outputs k)
-        return Z.unflatten(-1, (self.shape[-2], k))[..., 0, :, :]
+        return Z.unflatten(-1, (self.shape[-2], k)).squeeze(-3)
 
     @property
     def T(self) -> "TensorTrainMatrix":

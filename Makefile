@@ -1,0 +1,78 @@
+# make demo    the first study, on a machine with Python >= 3.11, git and make
+# make test    the whole test-suite
+# make help    the rest
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.ready
+PYTHON  ?=
+FIND    := for p in "$(PYTHON)" python3.13 python3.12 python3.11 python3.14 python3 python; do \
+             test -n "$$p" && "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+             { echo "$$p"; break; }; done
+OUT     ?= runs/demo
+INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test nightly lint format docs bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## /\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv and install into it (once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@python=$$($(FIND)); test -n "$$python" || { printf '%s\n' \
+	  "No Python 3.11 or newer was found; python3 is $$(python3 --version 2>&1)." 'matrigami needs at least 3.11.' \
+	  'Install it, or say where it is: make setup PYTHON=/path/to/python3.12' >&2; exit 2; }; \
+	echo "Setting up $(VENV) with $$($$python --version). pip will now fetch, unless it has them already:"; \
+	echo '  torch, numpy, scipy, safetensors, click, jaxtyping, matplotlib, scikit-learn and the test tools,'; \
+	echo '  at the versions in constraints.txt: about 400 MB with a CPU build of torch.'; \
+	test -n "$(TORCH_INDEX)" || { \
+	echo '  On Linux the default build of torch adds about 3 GB of CUDA libraries. For a CPU build press Ctrl-C and run'; \
+	echo '    make $(or $(firstword $(MAKECMDGOALS)),setup) TORCH_INDEX=URL'; \
+	echo "  where URL is the CPU index named on PyTorch's installation page."; }; \
+	echo "  pip's own configuration (mirrors, wheels, certificates) stays in force."; \
+	test -x $(BIN)/python || "$$python" -m venv $(VENV) || { rm -rf $(VENV); printf '%s\n' \
+	  'The virtual environment could not be made.' 'On Debian and Ubuntu its module is a package of its own.' \
+	  'Run: apt install python3-venv' >&2; exit 2; }
+	@$(INSTALL) -e '.[plots,data,dev]'
+	@touch $@
+
+demo: setup  ## a small scaling study with real data, under 4 minutes on 2 cores; OUT=DIR
+	@$(BIN)/matrigami study run --preset demo --out $(OUT)
+
+test: setup  ## the whole test-suite, in two passes
+	@echo '== 1 of 2: run-time shape checks on'
+	@TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
+	@echo '== 2 of 2: torch.compile and torch.export'
+	@TYPECHECK=0 $(BIN)/python -m pytest -q -m 'compile and not slow'
+
+nightly: setup  ## the slow tests, with more random examples
+	TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 -m slow --hypothesis-profile=nightly
+	TYPECHECK=0 $(BIN)/python -m pytest -q -m compile
+
+lint: setup  ## style, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright
+
+format: setup  ## rewrite the files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.docs: $(STAMP)
+	$(INSTALL) --quiet -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## the site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site'
+
+bench: setup  ## time of the layers against nn.Linear
+	$(BIN)/python -m benchmarks.layers
+
+clean:  ## remove what the tools made; studies in runs/ stay
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

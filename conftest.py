@@ -1,0 +1,45 @@
+"""Shape annotations are checked at run time in every test, except under compile."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from _pytest.doctest import DoctestItem
+from beartype import BeartypeConf, beartype
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""The checker of every annotation in the package; an `int` will do where a `float` is asked for."""
+
+TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
+if TYPECHECK:
+    install_import_hook("matrigami", f"{__name__}.check")
+
+settings.register_profile(
+    "everyday", deadline=None, derandomize=True, database=None, max_examples=20
+)
+settings.register_profile("nightly", deadline=None, max_examples=300)
+settings.load_profile("everyday")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seeded; tests in double precision, doctests in single, as a user sees them."""
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(before if isinstance(request.node, DoctestItem) else torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Dynamo cannot trace the run-time checks, and a machine may have no accelerator."""
+    for item in items:
+        if TYPECHECK and item.get_closest_marker("compile"):
+            item.add_marker(pytest.mark.skip(reason="runs with TYPECHECK=0"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))

@@ -1,0 +1,77 @@
+"""What the site computes as it is built: the table of structures, formulas, the root pages.
+
+MkDocs calls the functions named `on_...`; nothing is fetched, then or when a page is read.
+"""
+
+import html
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parent.parent
+SIZE = 1024
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+ROOT_PAGES = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md"}
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Fill in the pages of the root, and the table of structures."""
+    name = page.file.src_uri
+    if name in ROOT_PAGES:
+        text = (ROOT / ROOT_PAGES[name]).read_text(encoding="utf-8")
+        return text.replace("ARCHITECTURE.md", "architecture.md").replace("](docs/", "](")
+    if name == "structures.md":
+        markdown = markdown.replace("<!-- table -->", _table())
+        return markdown.replace("<!-- each -->", _sections())
+    return markdown
+
+
+def on_page_content(content: str, *, page: Any, config: Any, files: Any) -> str:
+    """Formulas as MathML, which browsers draw without a script."""
+
+    def mathml(match: re.Match[str]) -> str:
+        """One formula."""
+        display = "block" if match[1] == "div" else "inline"
+        return convert(html.unescape(match[2]), display=display)
+
+    return FORMULA.sub(mathml, content)
+
+
+def _table() -> str:
+    """Name, recipe and exact cost of each structure's example."""
+    from matrigami import cost  # noqa: PLC0415 - pages without the table need no torch
+    from matrigami.structures import EXAMPLES  # noqa: PLC0415
+
+    rows = ["| structure | example | parameters | multiply–adds | of dense |"]
+    rows.append("|---|---|--:|--:|--:|")
+    for name, recipe in EXAMPLES.items():
+        spent = cost(recipe.init(SIZE, SIZE))
+        share = f"{100 * spent.macs / SIZE**2:.3g} %"
+        link = f"[`{name}`](#{name})"
+        cells = [link, f"`{_short(recipe)}`", f"{spent.params:,}", f"{spent.macs:,}", share]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _sections() -> str:
+    """The docstring of each structure's file, below its name."""
+    from matrigami.structures import EXAMPLES  # noqa: PLC0415
+
+    parts = []
+    for name, recipe in EXAMPLES.items():
+        text = inspect.getdoc(inspect.getmodule(type(recipe))) or ""
+        parts.append(f"### {type(recipe).__name__} {{ #{name} }}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def _short(recipe: Any) -> str:
+    """The recipe without its defaults."""
+    given = {
+        name: getattr(recipe, name)
+        for name, parameter in inspect.signature(type(recipe)).parameters.items()
+        if getattr(recipe, name) != parameter.default
+    }
+    return f"{type(recipe).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})"

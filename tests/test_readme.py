@@ -1,0 +1,77 @@
+"""Every Python block of the README and of the documentation runs, and prints what it says.
+
+A block with `>>>` is a doctest. Any other block is a program; a `text` block right after it is its
+output (`...` stands for anything). The blocks of one page share their names.
+"""
+
+import contextlib
+import doctest
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(
+    r"^```python[^\n]*\n(?P<code>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def blocks(page: Path) -> list[tuple[int, str, str | None]]:
+    """Line, code and expected output of each Python block."""
+    text = page.read_text()
+    return [
+        (text.count("\n", 0, m.start()) + 2, m["code"], m["output"]) for m in BLOCK.finditer(text)
+    ]
+
+
+def run_doctest(code: str, name: str, line: int, names: dict[str, Any]) -> None:
+    """The examples of one block; they may change `names`."""
+    test = doctest.DocTestParser().get_doctest(code, names, name, name, line)
+    report = io.StringIO()
+    result = doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.write, clear_globs=False)
+    names.update(test.globs)
+    assert result.failed == 0, report.getvalue()
+
+
+def run_program(code: str, output: str | None, name: str, line: int, names: dict[str, Any]) -> None:
+    """One block; its output is compared if the page shows it."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n" * (line - 1) + code, name, "exec"), names)
+    if output is not None:
+        same = doctest.OutputChecker().check_output(output, printed.getvalue(), FLAGS)
+        assert same, f"{name}:{line} printed:\n{printed.getvalue()}"
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)  # as a reader has it
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for line, code, output in blocks(page):
+        torch.manual_seed(0)
+        if ">>>" in code:
+            run_doctest(code, str(page), line, names)
+        else:
+            run_program(code, output, str(page), line, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    local = [t for t in targets if not t.startswith(("http://", "https://", "mailto:"))]
+    assert [t for t in local if not (page.parent / t).exists()] == []
+
+
+def test_the_readme_has_a_program_with_its_output():
+    shown = [output for _, _, output in blocks(ROOT / "README.md") if output]
+    assert shown, "the first screen of README.md shows a snippet and what it prints"

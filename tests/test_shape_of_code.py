@@ -1,0 +1,138 @@
+"""The size, naming and layering rules of CONTRIBUTING.md, as tests."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import matrigami
+from matrigami.operators import Structure
+from matrigami.structures import EXAMPLES
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "matrigami"
+FILES = sorted(
+    [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("benchmarks/*.py")]
+)
+VAGUE = {
+    "utils",
+    "util",
+    "helpers",
+    "helper",
+    "common",
+    "misc",
+    "core",
+    "tools",
+    "types",
+    "constants",
+}
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in the root of the project, without the run-time checks of the tests."""
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@each_file
+def test_file_is_short_and_says_what_it_is(path: Path):
+    assert path.stem.strip("_") not in VAGUE
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 400
+    assert not lines or lines[0].lstrip("r").startswith('"""')
+
+
+@each_file
+def test_functions_are_short(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, (
+                f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            )
+
+
+@each_file
+def test_annotations_are_evaluated(path: Path):
+    """The run-time checks and `singledispatch` read them."""
+    imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+    assert "__future__" not in [node.module for node in imports]
+
+
+def test_source_neither_asserts_nor_prints():
+    """Bad input is a ValueError (asserts vanish under -O); only the command line talks."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            asserts = isinstance(node, ast.Assert)
+            prints = (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "print"
+            )
+            if asserts or (prints and "cli" not in path.parts):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found
+
+
+def test_modules_are_private_and_packages_public():
+    modules = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py")}
+    assert [str(m) for m in modules if not m.name.startswith("_")] == []
+    packages = [p.parent for p in PACKAGE.rglob("__init__.py")]
+    assert [p.name for p in packages if "__all__" not in (p / "__init__.py").read_text()] == []
+
+
+def test_every_structure_file_is_exported():
+    text = (PACKAGE / "structures" / "__init__.py").read_text()
+    for path in (PACKAGE / "structures").glob("_[a-z]*.py"):
+        assert f"matrigami.structures.{path.stem} import" in text
+
+
+def test_every_structure_has_an_example():
+    recipes = {cls for cls in Structure.__subclasses__() if not inspect.isabstract(cls)}
+    ours = {cls for cls in recipes if cls.__module__.startswith("matrigami.structures")}
+    assert {type(recipe) for recipe in EXAMPLES.values()} == ours
+
+
+def test_public_names_exist_once_and_in_order():
+    assert sorted(set(matrigami.__all__)) == list(matrigami.__all__)
+    for name in matrigami.__all__:
+        assert getattr(matrigami, name) is not None
+
+
+def test_imports_flow_one_way():
+    result = run_python(
+        "-c",
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))",
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+def test_ruff_finds_nothing():
+    result = run_python("-m", "ruff", "check", "--no-cache", "--output-format", "concise")
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
+def test_import_stays_light():
+    heavy = ["matplotlib", "sklearn", "transformers", "ray", "scipy.sparse", "hypothesis"]
+    result = run_python(
+        "-c", f"import sys, matrigami; print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_help_of_the_command_line_does_not_import_torch():
+    result = run_python("-X", "importtime", "-m", "matrigami.cli", "--help")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Usage" in result.stdout
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert imported & {"torch", "numpy", "scipy", "matplotlib"} == set()
