@@ -1,7 +1,8 @@
 """Matrix + origami: structured matrices for scientific computing and deep learning.
 
-A matrix is a value (`KroneckerMatrix(left, right)`), a structure is a recipe (`Kronecker()`), everything else is a function
-(`solve`, `logdet`, `project`). The packages `nn`, `studies`, ... load when they are first used.
+A matrix is a value (`KroneckerMatrix(left, right)`), a structure is a recipe (`Kronecker()`),
+everything else is a function (`solve`, `logdet`, `project`). The packages `nn`, `studies`, ...
+load when they are first used.
 """
 
 from importlib import import_module

@@ -2,7 +2,13 @@
 
 from matrigami.krylov._cg import cg
 from matrigami.krylov._gmres import gmres
-from matrigami.krylov._lanczos import Estimate, Tridiagonal, lanczos, largest_eigenpairs, stochastic_lanczos
+from matrigami.krylov._lanczos import (
+    Estimate,
+    Tridiagonal,
+    lanczos,
+    largest_eigenpairs,
+    stochastic_lanczos,
+)
 from matrigami.krylov._minres import minres
 from matrigami.krylov._rules import DENSE_LIMIT, is_symmetric, solve_iteratively
 from matrigami.krylov._solution import Solution

@@ -1,6 +1,7 @@
 """Conjugate gradients, for symmetric positive definite matrices.
 
-Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 9.1 (preconditioned CG).
+Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 9.1
+(preconditioned CG).
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
@@ -8,7 +9,15 @@ Shapes: n = rows = columns, k = right-hand sides, solved independently.
 from jaxtyping import Float
 from torch import Tensor, where
 
-from matrigami.krylov._solution import Preconditioner, Solution, check_system, dot, finished, norms, safe
+from matrigami.krylov._solution import (
+    Preconditioner,
+    Solution,
+    check_system,
+    dot,
+    finished,
+    norms,
+    safe,
+)
 from matrigami.operators import LinearOperator
 
 
@@ -22,10 +31,12 @@ def cg(
 ) -> Solution:
     """Solve `A X = B` for symmetric positive definite `A`.
 
-    The error in the `A`-norm falls at least as `2 ((sqrt(c) - 1) / (sqrt(c) + 1))^steps` for condition number `c`.
+    The error in the `A`-norm falls at least as `2 ((sqrt(c) - 1) / (sqrt(c) + 1))^steps` for
+    condition number `c`.
 
     Args:
-        A: The matrix; definiteness is not checked, a direction of negative curvature ends the iteration of its column.
+        A: The matrix; definiteness is not checked, a direction of negative curvature ends the
+            iteration of its column.
         B: Right-hand sides.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.

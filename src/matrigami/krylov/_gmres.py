@@ -1,7 +1,8 @@
 """Restarted GMRES, for any nonsingular matrix.
 
-Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 6.11 (restarted GMRES) with the
-Gram-Schmidt of Algorithm 6.9 done twice, and the least-squares problem solved by rotations (section 6.5.3).
+Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 6.11 (restarted
+GMRES) with the Gram-Schmidt of Algorithm 6.9 done twice, and the least-squares problem solved by
+rotations (section 6.5.3).
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently; j = basis vectors.
 """
@@ -23,7 +24,7 @@ def gmres(
     restart: int = 50,
     preconditioner: Preconditioner | None = None,
 ) -> Solution:
-    """Solve `A X = B` for any square `A`, with the residual of least norm in the Krylov space of each cycle.
+    """Solve `A X = B` for any square `A`, with the least residual norm in each cycle.
 
     Args:
         A: The matrix.
@@ -31,7 +32,8 @@ def gmres(
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`, over all cycles.
         restart: Steps of one cycle; `restart + 1` blocks of the size of `B` are kept.
-        preconditioner: Approximate inverse, applied on the right, so that residuals are the true ones.
+        preconditioner: Approximate inverse, applied on the right, so that residuals are the true
+            ones.
 
     Returns:
         Solution, residual history and convergence of each column.
@@ -55,7 +57,10 @@ def gmres(
         history += [torch.minimum(e / size, history[-1]) for e in estimates[:-1]]
         history.append(norms(B - A.matmat(X)) / size)  # the true residual ends a cycle
         left -= len(estimates)
-        if len(history) > len(estimates) + 1 and not (history[-1] < history[-1 - len(estimates)]).any():
+        if (
+            len(history) > len(estimates) + 1
+            and not (history[-1] < history[-1 - len(estimates)]).any()
+        ):
             break  # a cycle without progress: restarting repeats it
     return finished(X, history, tol)
 
@@ -75,7 +80,10 @@ def _cycle(
         h = norms(W)  # 8
         V.append(W / safe(h))  # 9
         for i, (c, s) in enumerate(rotations):
-            column[i], column[i + 1] = c * column[i] + s * column[i + 1], -s * column[i] + c * column[i + 1]
+            column[i], column[i + 1] = (
+                c * column[i] + s * column[i + 1],
+                -s * column[i] + c * column[i + 1],
+            )
         radius = torch.hypot(column[j], h)
         c, s = column[j] / safe(radius), h / safe(radius)
         rotations.append((c, s))

@@ -1,6 +1,7 @@
-"""Lanczos: a symmetric matrix seen through a tridiagonal one; its eigenvalues, and traces of its functions.
+"""Lanczos: eigenvalues of a symmetric matrix, and traces of its functions.
 
-Step numbers: Saad (2011), Numerical Methods for Large Eigenvalue Problems, Algorithm 6.5, with full reorthogonalisation.
+Step numbers: Saad (2011), Numerical Methods for Large Eigenvalue Problems, Algorithm 6.5, with
+full reorthogonalisation.
 
 Shapes: n = rows = columns, k = starting vectors (each has its own recurrence), j = steps.
 """
@@ -17,7 +18,7 @@ from matrigami.operators import DenseMatrix, Eigh, LinearOperator
 
 
 class Tridiagonal(NamedTuple):
-    """`A Q = Q T + off[-1] q e_j.T`, with orthonormal `Q` and tridiagonal `T`, for each starting vector.
+    """`A Q = Q T + off[-1] q e_j.T`: orthonormal `Q`, tridiagonal `T`, for each start.
 
     Attributes:
         diagonal: Of `T`, `(..., k, j)`.
@@ -32,7 +33,11 @@ class Tridiagonal(NamedTuple):
     def eigh(self) -> tuple[Float[Tensor, "... k j"], Float[Tensor, "... k j j"]]:
         """Ritz values, and the eigenvectors of `T`."""
         inner = self.off[..., :-1]
-        T = torch.diag_embed(self.diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
+        T = (
+            torch.diag_embed(self.diagonal)
+            + torch.diag_embed(inner, 1)
+            + torch.diag_embed(inner, -1)
+        )
         values, vectors = torch.linalg.eigh(T)
         return values, vectors
 
@@ -83,8 +88,9 @@ def largest_eigenpairs(
 ) -> Eigh:
     """The `k` eigenvalues of largest magnitude of one symmetric matrix, and their eigenvectors.
 
-    The Krylov space grows until every residual `|A v - value v|` is below `tol` times the largest value, at most to `n`. Values are
-    differentiable in the tensors of `A` (Hellmann-Feynman), vectors are not.
+    The Krylov space grows until every residual `|A v - value v|` is below `tol` times the largest
+    value, at most to `n`. Values are differentiable in the tensors of `A` (Hellmann-Feynman),
+    vectors are not.
 
     Args:
         A: The matrix, not a stack.
@@ -97,7 +103,10 @@ def largest_eigenpairs(
     """
     n = A.shape[-1]
     if len(A.shape) > 2 or not 1 <= k <= n:
-        raise ValueError(f"largest_eigenpairs was asked for {k} pairs of a matrix of shape {A.shape}.\nIt takes one matrix, and 1 to {n} pairs.")
+        raise ValueError(
+            f"largest_eigenpairs was asked for {k} pairs of a matrix of shape {A.shape}.\n"
+            f"It takes one matrix, and 1 to {n} pairs."
+        )
     start = torch.randn(n, 1, generator=generator, dtype=A.dtype, device=A.device)
     steps = min(max(2 * k + 20, 40), n)
     with torch.no_grad():
@@ -123,9 +132,10 @@ def stochastic_lanczos(
 ) -> Estimate:
     """Estimate `trace(f(A))` of a symmetric matrix, e.g. `log` for the log-determinant.
 
-    Each random sign vector `z` gives the Gauss quadrature `z.T f(A) z = n sum_i w_i f(theta_i)` with Ritz values `theta` and the squared
-    first components `w`; the mean over probes is unbiased up to the quadrature, its standard error falls as
-    `probes^(-1/2)`. Source: Ubaru, Chen and Saad (2017).
+    Each random sign vector `z` gives the Gauss quadrature `z.T f(A) z = n sum_i w_i f(theta_i)`
+    with Ritz values `theta` and the squared first components `w`; the mean over probes is unbiased
+    up to the quadrature, its standard error falls as `probes^(-1/2)`. Source: Ubaru, Chen and Saad
+    (2017).
 
     Args:
         A: A symmetric matrix, or a stack of them.
@@ -142,7 +152,9 @@ def stochastic_lanczos(
     run = lanczos(A, (2 * signs - 1).to(A.dtype), min(steps, n))
     theta, vectors = run.eigh()
     weights = vectors[..., 0, :].square()
-    seen = weights > torch.finfo(A.dtype).eps ** 2  # an exhausted space pads T with zeros, which no probe sees
+    seen = (
+        weights > torch.finfo(A.dtype).eps ** 2
+    )  # an exhausted space pads T with zeros, which no probe sees
     theta = torch.where(seen, theta, theta.amax(-1, keepdim=True))
     values = n * (torch.where(seen, weights, 0) * function(theta)).sum(-1)
     return Estimate(values.mean(-1), values.std(-1) / probes**0.5)

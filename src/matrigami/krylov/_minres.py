@@ -1,6 +1,7 @@
 """MINRES, for symmetric matrices, definite or not.
 
-Step numbers: Greenbaum (1997), Iterative Methods for Solving Linear Systems, Algorithm 4 (after Paige and Saunders 1975).
+Step numbers: Greenbaum (1997), Iterative Methods for Solving Linear Systems, Algorithm 4 (after
+Paige and Saunders 1975).
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
@@ -20,7 +21,7 @@ def minres(
     tol: float | None = None,
     max_steps: int | None = None,
 ) -> Solution:
-    """Solve `A X = B` for symmetric `A`, with the residual of least norm in the Krylov space at each step.
+    """Solve `A X = B` for symmetric `A`, with the least residual norm at each step.
 
     Args:
         A: The matrix; its symmetry is not checked.

@@ -1,6 +1,7 @@
-"""Answers for matrices too large to be made dense: `solve`, `slogdet`, `eigh` and `diagonal` by products alone.
+"""Answers for matrices too large to be made dense, by products alone.
 
-These register on `LinearOperator`, so they stand between a structure's own rule and the dense default.
+These register on `LinearOperator`, so they stand between a structure's own rule and the dense
+default.
 
 Shapes: n = rows = columns, k = right-hand sides.
 """
@@ -28,7 +29,7 @@ from matrigami.operators import (
 )
 
 DENSE_LIMIT = 4096 * 4096
-"""Entries up to which a matrix is made dense (128 MiB in double precision); above, products alone are used."""
+"""Entries up to which a matrix is made dense (128 MiB in double precision)."""
 
 CHUNK = 256
 """Columns of the identity multiplied at a time where a diagonal is read off by products."""
@@ -40,17 +41,24 @@ def is_large(A: LinearOperator) -> bool:
 
 
 def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
-    """Whether `x.T A y = y.T A x` for random vectors, to round-off: true for every symmetric matrix, almost never else."""
+    """Whether `x.T A y = y.T A x` for random vectors: almost surely a symmetric matrix."""
     n = A.shape[-1]
     generator = torch.Generator(A.device).manual_seed(0) if generator is None else generator
     X = torch.randn(n, 2, generator=generator, dtype=A.dtype, device=A.device)
     with torch.no_grad():
         G = X.mT @ A.matmat(X)
-    return bool(torch.allclose(G, G.mT, rtol=1e3 * torch.finfo(A.dtype).eps, atol=1e3 * torch.finfo(A.dtype).eps * float(G.abs().max())))
+    return bool(
+        torch.allclose(
+            G,
+            G.mT,
+            rtol=1e3 * torch.finfo(A.dtype).eps,
+            atol=1e3 * torch.finfo(A.dtype).eps * float(G.abs().max()),
+        )
+    )
 
 
 class _Solve(torch.autograd.Function):
-    """`X = A^-1 B` with the adjoint solve: `dB = A^-T dX`, `dA = -dB X.T`, pulled back to the tensors of `A`."""
+    """`X = A^-1 B` with the adjoint solve: `dB = A^-T dX`, `dA = -dB X.T`."""
 
     @staticmethod
     def forward(ctx: Any, A: LinearOperator, B: Tensor, *tensors: Tensor) -> Tensor:
@@ -70,15 +78,21 @@ class _Solve(torch.autograd.Function):
         A = with_tensors(ctx.value, iter(tensors))
         G = solve_iteratively(A.T, grads[0])
         with torch.enable_grad():
-            aliases = [t.view_as(t) for t in tensors]  # X depends on the tensors too: only the product counts here
+            aliases = [
+                t.view_as(t) for t in tensors
+            ]  # X depends on the tensors too: only the product counts here
             Y = with_tensors(ctx.value, iter(aliases)).matmat(X)
         wanted = [a for a in aliases if a.requires_grad]
-        pulled = iter(torch.autograd.grad(Y, wanted, -G, create_graph=create_graph) if wanted else ())
+        pulled = iter(
+            torch.autograd.grad(Y, wanted, -G, create_graph=create_graph) if wanted else ()
+        )
         return None, G, *[next(pulled) if a.requires_grad else None for a in aliases]
 
 
-def solve_iteratively(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    """Solve by MINRES if `A` is symmetric, else by GMRES; differentiable in `B` and in the tensors of `A`.
+def solve_iteratively(
+    A: LinearOperator, B: Inexact[Tensor, "... n k"]
+) -> Inexact[Tensor, "... n k"]:
+    """Solve by MINRES if `A` is symmetric, else by GMRES; differentiable throughout.
 
     Raises:
         RuntimeError: If the iteration did not converge.
@@ -95,8 +109,9 @@ def _iterate(A: LinearOperator, B: Tensor) -> Tensor:
     if not found.converged.all():
         raise RuntimeError(
             f"solve was asked of {A!r}, which is too large to be made dense.\n"
-            f"{'MINRES' if symmetric else 'GMRES'} reached a relative residual of {float(found.residuals[-1].max()):.1e} in {found.steps} steps.\n"
-            "Call matrigami.krylov.cg, minres or gmres with a preconditioner, a larger max_steps or a looser tol."
+            f"{'MINRES' if symmetric else 'GMRES'} reached a relative residual of "
+            f"{float(found.residuals[-1].max()):.1e} in {found.steps} steps.\n"
+            "Call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."
         )
     return found.X
 
@@ -107,7 +122,7 @@ def _(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
 
 
 class _LogDet(torch.autograd.Function):
-    """Stochastic Lanczos quadrature, with the gradient `A^-T` estimated by the same number of probes."""
+    """Stochastic Lanczos quadrature, its gradient `A^-T` estimated with as many probes."""
 
     @staticmethod
     def forward(ctx: Any, A: LinearOperator, *tensors: Tensor) -> Tensor:
@@ -138,7 +153,7 @@ def _log(theta: Tensor) -> Tensor:
     """Logarithm of Ritz values that must be positive."""
     if (theta <= 0).any():
         raise ValueError(
-            "logdet was asked of a matrix too large to be made dense, with an eigenvalue that is not positive.\n"
+            "logdet was asked of a large matrix with an eigenvalue that is not positive.\n"
             "Stochastic Lanczos quadrature needs a symmetric positive definite matrix.\n"
             "Make it dense (A.dense()), or add damping."
         )
@@ -152,7 +167,8 @@ def _(A: LinearOperator) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*b
     if not is_symmetric(A):
         raise ValueError(
             f"slogdet was asked of {A!r}, which is too large to be made dense and not symmetric.\n"
-            "Only symmetric positive definite matrices have an estimate by products alone.\nUse log|det A| = logdet(A.T @ A) / 2."
+            "Only symmetric positive definite matrices have an estimate by products alone.\n"
+            "Use log|det A| = logdet(A.T @ A) / 2."
         )
     log = _LogDet.apply(A, *named_tensors(A).values())
     return torch.ones_like(log), log
@@ -163,7 +179,10 @@ def _(A: LinearOperator, k: int | None = None) -> Eigh:
     if not is_large(A):
         return eigh.dispatch(object)(A, k)
     if k is None:
-        raise ValueError(f"eigh was asked for all eigenvalues of {A!r}, which is too large to be made dense.\nGive k, the number of largest ones, or use A.dense().")
+        raise ValueError(
+            f"eigh was asked for all eigenvalues of {A!r}, which is too large to be made dense.\n"
+            "Give k, the number of largest ones, or use A.dense()."
+        )
     return largest_eigenpairs(A, k)
 
 

@@ -21,7 +21,8 @@ class Solution(NamedTuple):
 
     Attributes:
         X: The solution, `(..., n, k)`.
-        residuals: Norms of the residual relative to the right-hand side, for each step and right-hand side, `(steps + 1, ..., k)`.
+        residuals: Norms of the residual relative to the right-hand side, for each step and
+            right-hand side, `(steps + 1, ..., k)`.
         converged: Whether each right-hand side reached the tolerance, `(..., k)`.
     """
 
@@ -64,14 +65,19 @@ def check_system(A: LinearOperator, B: Tensor, tol: float | None) -> float:
     n = A.shape[-1]
     if A.shape[-2] != n or B.ndim < 2 or B.shape[-2] != n:
         raise ValueError(
-            f"an iterative solver was asked for A of shape {A.shape} and B of shape {tuple(B.shape)}.\n"
+            f"an iterative solver was asked for A of {A.shape} and B of {tuple(B.shape)}.\n"
             "A should be square and B of shape (..., n, k).\nFor a vector b pass b[:, None]."
         )
     if not torch.isfinite(B).all():
-        raise ValueError("an iterative solver was asked for a right-hand side with NaN or infinite entries.\nNo solution exists.")
+        raise ValueError(
+            "an iterative solver was asked for a right-hand side with NaN or infinite entries.\n"
+            "No solution exists."
+        )
     return tolerance(B.dtype) if tol is None else tol
 
 
 def finished(X: Tensor, history: list[Tensor], tol: float) -> Solution:
     """Collect a solution."""
-    return Solution(X, torch.stack([r.squeeze(-2) for r in history]), (history[-1] <= tol).squeeze(-2))
+    return Solution(
+        X, torch.stack([r.squeeze(-2) for r in history]), (history[-1] <= tol).squeeze(-2)
+    )

@@ -28,9 +28,11 @@ class StructuredLinear(nn.Module):
         out_features: Size `m` of the last axis of the output.
         structure: The recipe, e.g. `BlockTensorTrain(rank=2)`.
         bias: Add a learnable vector, zero at the start.
-        zero_init: Start with `A = 0` by a zero in the factor applied last (second layer of a residual block, head).
-        rms_cap: Keep the root mean square of each factor at or below its initial value, times a learnable gain
-            (weight normalisation of Potapczynski et al. 2024, arXiv:2410.02117; they use it for language models).
+        zero_init: Start with `A = 0` by a zero in the factor applied last (second layer of a
+            residual block, head).
+        rms_cap: Keep the root mean square of each factor at or below its initial value, times a
+            learnable gain (weight normalisation of Potapczynski et al. 2024, arXiv:2410.02117;
+            they use it for language models).
         device: Where the parameters are.
         dtype: Their type.
         generator: Source of the random numbers.
@@ -62,9 +64,19 @@ class StructuredLinear(nn.Module):
     ) -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
-            raise ValueError(f"StructuredLinear({in_features}, {out_features}) was asked for.\nBoth sizes should be at least 1.")
-        self.in_features, self.out_features, self.structure, self.rms_cap = in_features, out_features, structure, rms_cap
-        value = structure.init(out_features, in_features, generator=generator, dtype=dtype, device=device)
+            raise ValueError(
+                f"StructuredLinear({in_features}, {out_features}) was asked for.\n"
+                "Both sizes should be at least 1."
+            )
+        self.in_features, self.out_features, self.structure, self.rms_cap = (
+            in_features,
+            out_features,
+            structure,
+            rms_cap,
+        )
+        value = structure.init(
+            out_features, in_features, generator=generator, dtype=dtype, device=device
+        )
         self._hold(value)
         zeros = torch.zeros(out_features, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
@@ -108,7 +120,7 @@ class StructuredLinear(nn.Module):
         given = named_tensors(A)
         if {name: tuple(t.shape) for name, t in given.items()} != ours:
             raise ValueError(
-                f"load_matrix was asked to take a {A!r} with {[(k, tuple(t.shape)) for k, t in given.items()]}.\n"
+                f"load_matrix was asked to take a {A!r}.\n"
                 f"This layer holds {list(ours.items())}.\nProject onto the layer's structure first."
             )
         for name, t in given.items():
@@ -122,7 +134,13 @@ class StructuredLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same output."""
         weight = self.matrix().dense().detach()
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device=weight.device, dtype=weight.dtype)
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         linear.weight.data.copy_(weight)
         if self.bias is not None:
             linear.bias.data.copy_(self.bias.detach())
@@ -133,10 +151,11 @@ class StructuredLinear(nn.Module):
         return cost(self.matrix())
 
     def materialize(self, tokens: int = 1, repeats: int = 5) -> bool:
-        """In eval mode, hold the dense weight for inputs of up to `tokens` vectors, if that is measured to be faster.
+        """Hold the dense weight for few input vectors, if that is measured to be faster.
 
-        With few vectors a structured product is bound by the number of its calls, not by arithmetic. The dense weight is
-        dropped by `train()` and by loading a state dict, and never saved.
+        With few vectors a structured product is bound by the number of its calls, not by
+        arithmetic. The dense weight is dropped by `train()` and by loading a state dict, and never
+        saved.
 
         Args:
             tokens: Number of vectors at which to measure, and up to which the dense weight is used.
@@ -149,7 +168,11 @@ class StructuredLinear(nn.Module):
             ValueError: If the layer is in training mode.
         """
         if self.training:
-            raise ValueError("materialize was asked of a layer in training mode.\nThe dense weight would not follow the parameters.\nCall model.eval() first.")
+            raise ValueError(
+                "materialize was asked of a layer in training mode.\n"
+                "The dense weight would not follow the parameters.\n"
+                "Call model.eval() first."
+            )
         self._materialized = None
         with torch.no_grad():
             weight = self.matrix().dense()
@@ -169,7 +192,10 @@ class StructuredLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Multiply the last axis."""
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"{self} was given an input of shape {tuple(x.shape)}.\nIts last axis should be {self.in_features}.")
+            raise ValueError(
+                f"{self} was given an input of shape {tuple(x.shape)}.\n"
+                f"Its last axis should be {self.in_features}."
+            )
         flat = x.reshape(-1, self.in_features)
         if self._materialized is not None and len(flat) <= self._materialized[0]:
             y = flat @ self._materialized[1].mT
@@ -180,7 +206,8 @@ class StructuredLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and structure."""
-        return f"{self.in_features}, {self.out_features}, {self.structure}, bias={self.bias is not None}"
+        sizes = f"{self.in_features}, {self.out_features}"
+        return f"{sizes}, {self.structure}, bias={self.bias is not None}"
 
     def _hold(self, value: LinearOperator) -> None:
         """Register the tensors of a value, and keep its layout."""

@@ -1,4 +1,4 @@
-"""Sum, product, multiple, transpose, inverse and crop of operators, when no narrower structure holds them.
+"""Sum, product, multiple, transpose, inverse and crop, where no narrower structure holds them.
 
 Shapes: m = rows, n = columns, k = right-hand sides.
 """
@@ -115,7 +115,7 @@ class ScaledMatrix(LinearOperator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransposedMatrix(LinearOperator):
-    """The transpose of a value that knows `A @ X` only: the vector-Jacobian product of a linear map."""
+    """The transpose of a value that knows `A @ X` only, by a vector-Jacobian product."""
 
     operator: LinearOperator
 
@@ -169,7 +169,7 @@ class InverseMatrix(LinearOperator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CroppedMatrix(LinearOperator):
-    """The leading `rows x columns` corner of a larger matrix: how a size that does not factor is padded.
+    """The leading corner of a larger matrix: how a size that does not factor is padded.
 
     The padding is real: `cost` counts the arithmetic of the larger matrix.
     """
@@ -258,7 +258,9 @@ def _(A: ProductMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*ba
     if any(F.shape[-2] != F.shape[-1] for F in A.factors):
         return slogdet.dispatch(LinearOperator)(A)
     signs, logs = zip(*map(slogdet, A.factors), strict=True)
-    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(torch.broadcast_tensors(*logs)).sum(0)
+    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(
+        torch.broadcast_tensors(*logs)
+    ).sum(0)
 
 
 @slogdet.register

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import singledispatch
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Inexact
@@ -20,13 +20,19 @@ class LinearOperator(ABC):
     """A matrix `A` of shape `(*batch, m, n)`, known by `A @ X`.
 
     A subclass is a frozen dataclass. Its fields are tensors, other operators, tuples of these, or
-    plain Python values that describe a layout. It is immutable, and a PyTree: its leaves are its tensors.
+    plain Python values that describe a layout. It is immutable, and a PyTree: its leaves are its
+    tensors.
     """
 
     def __init_subclass__(cls) -> None:
         """Make every value a PyTree node."""
         super().__init_subclass__()
-        pytree.register_pytree_node(cls, _flatten, _Unflatten(cls), serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
+        pytree.register_pytree_node(
+            cls,
+            _flatten,
+            _Unflatten(cls),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        )
 
     @property
     @abstractmethod
@@ -63,7 +69,8 @@ class LinearOperator(ABC):
             raise ValueError(
                 f"{type(self).__name__} @ X was asked for a matrix of {_size(self.shape)},\n"
                 f"but X has shape {tuple(X.shape)}.\n"
-                f"The {'first' if len(X.shape) < 2 else 'second last'} axis of X should be {self.shape[-1]}."
+                f"The {'first' if len(X.shape) < 2 else 'second last'} axis of X should be "
+                f"{self.shape[-1]}."
             )
         if isinstance(X, LinearOperator):
             return compose(self, X)
@@ -98,7 +105,8 @@ class LinearOperator(ABC):
 
     def __repr__(self) -> str:
         """Name, size and stored numbers."""
-        return f"{type(self).__name__}({_size(self.shape)}, {sum(t.numel() for t in _leaves(self))} parameters)"
+        size = sum(t.numel() for t in _leaves(self))
+        return f"{type(self).__name__}({_size(self.shape)}, {size} parameters)"
 
 
 class Structure(ABC):
@@ -106,6 +114,9 @@ class Structure(ABC):
 
     A subclass is a frozen dataclass of hyper-parameters. `project(recipe, W)` is its other half.
     """
+
+    exact_projection: ClassVar[bool] = True
+    """Whether `project` is sure to find a member again; False where it may stop in a local minimum."""
 
     @abstractmethod
     def init(
@@ -126,19 +137,31 @@ Value = TypeVar("Value", bound=LinearOperator)
 @singledispatch
 def add(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """`A + B`, in the narrowest structure that is known to hold it."""
-    raise TypeError(f"add was asked for a {type(A).__name__}.\nIt takes linear operators.\nWrap a tensor in DenseMatrix.")
+    raise TypeError(
+        f"add was asked for a {type(A).__name__}.\n"
+        "It takes linear operators.\n"
+        "Wrap a tensor in DenseMatrix."
+    )
 
 
 @singledispatch
 def compose(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """`A @ B`, in the narrowest structure that is known to hold it."""
-    raise TypeError(f"compose was asked for a {type(A).__name__}.\nIt takes linear operators.\nWrap a tensor in DenseMatrix.")
+    raise TypeError(
+        f"compose was asked for a {type(A).__name__}.\n"
+        "It takes linear operators.\n"
+        "Wrap a tensor in DenseMatrix."
+    )
 
 
 @singledispatch
 def scale(A: LinearOperator, factor: float | Tensor) -> LinearOperator:
     """`factor * A`, in the structure of `A` where that holds it."""
-    raise TypeError(f"scale was asked for a {type(A).__name__}.\nIt takes linear operators.\nWrap a tensor in DenseMatrix.")
+    raise TypeError(
+        f"scale was asked for a {type(A).__name__}.\n"
+        "It takes linear operators.\n"
+        "Wrap a tensor in DenseMatrix."
+    )
 
 
 def named_tensors(A: LinearOperator) -> dict[str, Tensor]:
@@ -189,7 +212,9 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _is_node(part: Any) -> bool:
     """Whether a field holds tensors (a child) or describes a layout (context)."""
-    return isinstance(part, Tensor | LinearOperator) or (isinstance(part, tuple) and bool(part) and all(map(_is_node, part)))
+    return isinstance(part, Tensor | LinearOperator) or (
+        isinstance(part, tuple) and bool(part) and all(map(_is_node, part))
+    )
 
 
 def _flatten(A: LinearOperator) -> tuple[list[Any], Any]:

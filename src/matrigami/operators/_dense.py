@@ -17,7 +17,7 @@ class DenseMatrix(LinearOperator):
 
     Examples:
         >>> import torch
-        >>> A = DenseMatrix(torch.tensor([[1., 2.], [3., 4.]]))
+        >>> A = DenseMatrix(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> A @ torch.ones(2, dtype=A.dtype)
         tensor([3., 7.])
     """
@@ -64,4 +64,6 @@ def _(A: DenseMatrix, B: LinearOperator) -> LinearOperator:
 
 @scale.register
 def _(A: DenseMatrix, factor: float | Tensor) -> DenseMatrix:
-    return DenseMatrix(A.matrix * (factor[..., None, None] if isinstance(factor, Tensor) else factor))
+    return DenseMatrix(
+        A.matrix * (factor[..., None, None] if isinstance(factor, Tensor) else factor)
+    )

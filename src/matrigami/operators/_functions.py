@@ -1,8 +1,9 @@
 """What can be asked of a matrix, beyond multiplication.
 
-Each question is a `singledispatch` function. The default here makes the matrix dense; a structure that
-knows better registers its rule in its own file, and `matrigami.krylov` registers rules for values too
-large to be made dense. A `square` question checks its matrix first, so that no rule has to.
+Each question is a `singledispatch` function. The default here makes the matrix dense; a structure
+that knows better registers its rule in its own file, and `matrigami.krylov` registers rules for
+values too large to be made dense. A `square` question checks its matrix first, so that no rule has
+to.
 
 Shapes: m = rows, n = columns, k = right-hand sides, batch = a stack of matrices.
 """
@@ -46,10 +47,11 @@ class Eigh(NamedTuple):
 
 
 class Fan(NamedTuple):
-    """How one stored tensor enters a product: as batched matrices with `inputs` columns and `outputs` rows.
+    """How one stored tensor enters a product: as `outputs x inputs` matrices.
 
-    `order` counts the tensors whose elementwise product makes that matrix (2 in a Hadamard product); `last` marks the tensor
-    that is applied last, the one to set to zero for a layer that starts at zero.
+    `order` counts the tensors whose elementwise product makes that matrix (2 in a Hadamard
+    product); `last` marks the tensor that is applied last, the one to set to zero for a layer that
+    starts at zero.
     """
 
     inputs: int
@@ -59,9 +61,12 @@ class Fan(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Standard deviation `sqrt(min(inputs, outputs)) / inputs`: spectral norm of order `sqrt(outputs / inputs)`.
+        """Standard deviation for a spectral norm of order `sqrt(outputs / inputs)`.
 
-        Source: Yang, Simon and Bernstein (2023), arXiv:2310.17813; per factor, Qiu et al. (2024), arXiv:2406.06248.
+        It is `sqrt(min(inputs, outputs)) / inputs`.
+
+        Source: Yang, Simon and Bernstein (2023), arXiv:2310.17813; per factor, Qiu et al. (2024),
+            arXiv:2406.06248.
         """
         return (min(self.inputs, self.outputs) ** 0.5 / self.inputs) ** (1 / self.order)
 
@@ -114,8 +119,8 @@ class Solve(Question[..., Any]):
 def solve(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     """Solve `A X = B` for a square, nonsingular `A`.
 
-    Differentiable in `B` and in the tensors of `A`. A value without a rule of its own is made dense (LU);
-    above `matrigami.krylov.DENSE_LIMIT` entries an iterative method is used.
+    Differentiable in `B` and in the tensors of `A`. A value without a rule of its own is made
+    dense (LU); above `matrigami.krylov.DENSE_LIMIT` entries an iterative method is used.
 
     Args:
         A: The matrix, of shape `(*batch, n, n)`.
@@ -137,7 +142,7 @@ def solve(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "
 
 @Question
 def inverse(A: LinearOperator) -> LinearOperator:
-    """The inverse as an operator: in the structure of `A` where that holds it, else applied by `solve`."""
+    """The inverse, in the structure of `A` where that holds it, else applied by `solve`."""
     from matrigami.operators._algebra import InverseMatrix  # noqa: PLC0415 - the algebra stands on these functions
 
     return InverseMatrix(A)
@@ -186,8 +191,9 @@ def eigh(A: LinearOperator, k: int | None = None) -> Eigh:
         k: Only the `k` eigenvalues of largest magnitude, by Lanczos where the matrix is large.
 
     Returns:
-        `Eigh(values, vectors)`; `vectors` is an operator with orthonormal columns. With `k` the values
-        descend in magnitude; without, their order is the structure's own (a Kronecker product does not sort).
+        `Eigh(values, vectors)`; `vectors` is an operator with orthonormal columns. With `k` the
+        values descend in magnitude; without, their order is the structure's own (a Kronecker
+        product does not sort).
     """
     values, vectors = torch.linalg.eigh(A.dense())
     if k is None:
@@ -203,7 +209,10 @@ def largest(pairs: Eigh, k: int) -> Eigh:
     """
     n = pairs.values.shape[-1]
     if not 1 <= k <= n:
-        raise ValueError(f"eigh(A, k={k}) was asked of a matrix with {n} eigenvalues.\nk should be between 1 and {n}.")
+        raise ValueError(
+            f"eigh(A, k={k}) was asked of a matrix with {n} eigenvalues.\n"
+            f"k should be between 1 and {n}."
+        )
     order = pairs.values.abs().argsort(dim=-1, descending=True)[..., :k]
     vectors = pairs.vectors.dense().take_along_dim(order[..., None, :], -1)
     return Eigh(pairs.values.take_along_dim(order, -1), DenseMatrix(vectors))
@@ -217,7 +226,7 @@ def svdvals(A: LinearOperator) -> Float[Tensor, "*batch d"]:
 
 @Question
 def power(A: LinearOperator, p: float) -> LinearOperator:
-    """`A^p`: any square matrix for an integer `p`, a symmetric positive definite one for a real `p`.
+    """`A^p`: any square `A` for an integer `p`, a positive definite one for a real `p`.
 
     Raises:
         ValueError: If `p` is not an integer and `A` is not symmetric positive (semi-)definite.
@@ -232,7 +241,10 @@ def power(A: LinearOperator, p: float) -> LinearOperator:
         return DenseMatrix(torch.linalg.matrix_power(A.dense(), int(p)))
     D = A.dense()
     if not torch.allclose(D, D.mT, rtol=1e-3, atol=1e-5 * float(D.detach().abs().max())):
-        raise ValueError(f"power(A, {p}) was asked of a matrix that is not symmetric.\nA real power needs a symmetric positive definite matrix.")
+        raise ValueError(
+            f"power(A, {p}) was asked of a matrix that is not symmetric.\n"
+            "A real power needs a symmetric positive definite matrix."
+        )
     values, Q = torch.linalg.eigh(D)
     return DenseMatrix(Q * positive(values, p)[..., None, :].pow(p) @ Q.mT)
 
@@ -243,7 +255,8 @@ def positive(values: Float[Tensor, "*batch n"], p: float) -> Float[Tensor, "*bat
     floor = -largest_value * values.shape[-1] * torch.finfo(values.dtype).eps * 10
     if (values < floor).any() or (p < 0 and (values <= 0).any()):
         raise ValueError(
-            f"power(A, {p}) was asked of a matrix with smallest eigenvalue {float(values.detach().min()):.3g}.\n"
+            f"power(A, {p}) was asked of a matrix with smallest eigenvalue "
+            f"{float(values.detach().min()):.3g}.\n"
             f"A real power needs a positive {'definite' if p < 0 else 'semi-definite'} matrix.\n"
             "Add a multiple of the identity (damping) first."
         )
@@ -257,11 +270,12 @@ def sqrt(A: LinearOperator) -> LinearOperator:
 
 @singledispatch
 def norm(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
-    """The Frobenius norm, or with `order` the Schatten norm of that order (2 or `inf` is the spectral norm).
+    """The Frobenius norm, or with `order` the Schatten norm (2 or `inf` is spectral).
 
     Args:
         A: The matrix.
-        order: None for Frobenius; 1 nuclear; 2 or `inf` spectral, as `torch.linalg.matrix_norm(ord=2)`.
+        order: None for Frobenius; 1 nuclear; 2 or `inf` spectral, as
+            `torch.linalg.matrix_norm(ord=2)`.
     """
     if order is None:
         return torch.linalg.matrix_norm(A.dense())
@@ -286,7 +300,9 @@ def cost(A: LinearOperator) -> Cost:
 
 @singledispatch
 def fans(A: LinearOperator) -> tuple[Fan, ...]:
-    """How each tensor of `named_tensors(A)` enters a product; what initialisation and learning rates follow from.
+    """How each tensor of `named_tensors(A)` enters a product.
+
+    Initialisation and learning rates follow from it.
 
     Raises:
         TypeError: If the value is not a layer's weight, such as a sum or an inverse.
@@ -307,11 +323,24 @@ def to_scipy(A: LinearOperator) -> "ScipyOperator":
     from scipy.sparse.linalg import LinearOperator as Scipy  # noqa: PLC0415 - heavy, and optional to most users
 
     if len(A.shape) > 2:
-        raise ValueError(f"to_scipy was asked for a stack of shape {A.shape}.\nSciPy knows single matrices only.\nConvert them one at a time.")
+        raise ValueError(
+            f"to_scipy was asked for a stack of shape {A.shape}.\n"
+            "SciPy knows single matrices only.\n"
+            "Convert them one at a time."
+        )
 
     def product(operator: LinearOperator) -> Callable[[Any], Any]:
         """NumPy in, NumPy out."""
-        return lambda X: (operator @ torch.as_tensor(X, dtype=A.dtype, device=A.device)).detach().cpu().numpy()
+        return lambda X: (
+            (operator @ torch.as_tensor(X, dtype=A.dtype, device=A.device)).detach().cpu().numpy()
+        )
 
     dtype = torch.empty(0, dtype=A.dtype).numpy().dtype
-    return Scipy(A.shape, matvec=product(A), rmatvec=product(A.T), matmat=product(A), rmatmat=product(A.T), dtype=dtype)
+    return Scipy(
+        A.shape,
+        matvec=product(A),
+        rmatvec=product(A.T),
+        matmat=product(A),
+        rmatmat=product(A.T),
+        dtype=dtype,
+    )

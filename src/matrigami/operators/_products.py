@@ -1,6 +1,7 @@
-"""Products of matrices other than the matrix product: Kronecker, Hadamard, Khatri-Rao, face-splitting, outer, direct sum.
+"""The other products: Kronecker, Hadamard, Khatri-Rao, face-splitting, outer, direct sum.
 
-Each takes tensors or values and returns a value. The rule that returns a structure stands in that structure's file.
+Each takes tensors or values and returns a value. The rule that returns a structure stands in that
+structure's file.
 
 Shapes: m = rows, n = columns, k = right-hand sides.
 """
@@ -15,12 +16,21 @@ from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, compose
 from matrigami.operators._dense import DenseMatrix, operator
-from matrigami.operators._functions import Cost, cost, diagonal, inverse, power, slogdet, solve, svdvals
+from matrigami.operators._functions import (
+    Cost,
+    cost,
+    diagonal,
+    inverse,
+    power,
+    slogdet,
+    solve,
+    svdvals,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KhatriRaoMatrix(LinearOperator):
-    """Column-wise Kronecker product: column `c` is `kron(left[:, c], right[:, c])`; never formed."""
+    """Column-wise Kronecker product: column `c` is `kron(left[:, c], right[:, c])`."""
 
     left: Inexact[Tensor, "*batch m1 n"]
     right: Inexact[Tensor, "*batch m2 n"]
@@ -87,7 +97,9 @@ class DirectSumMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Each block multiplies its own rows."""
-        return _stacked([A.matmat(part) for A, part in zip(self.blocks, self.split(X), strict=True)])
+        return _stacked(
+            [A.matmat(part) for A, part in zip(self.blocks, self.split(X), strict=True)]
+        )
 
     @property
     def T(self) -> "DirectSumMatrix":
@@ -120,7 +132,9 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 @singledispatch
-def kron(A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor) -> LinearOperator:
+def kron(
+    A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor
+) -> LinearOperator:
     """The Kronecker product `A (x) B (x) ...`: block `(i, j)` is `A[i, j] B`.
 
     Args:
@@ -134,7 +148,9 @@ def kron(A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOp
     Raises:
         TypeError: If a factor is neither a tensor nor a value.
     """
-    raise TypeError(f"kron was asked for a {type(A).__name__}.\nIts factors are tensors or linear operators.")
+    raise TypeError(
+        f"kron was asked for a {type(A).__name__}.\nIts factors are tensors or linear operators."
+    )
 
 
 @singledispatch
@@ -144,7 +160,9 @@ def kron_sum(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> LinearOp
     Raises:
         ValueError: If a term is not square.
     """
-    raise TypeError(f"kron_sum was asked for a {type(A).__name__}.\nIts terms are tensors or linear operators.")
+    raise TypeError(
+        f"kron_sum was asked for a {type(A).__name__}.\nIts terms are tensors or linear operators."
+    )
 
 
 @singledispatch
@@ -155,7 +173,7 @@ def outer(u: Inexact[Tensor, "*batch m"], v: Inexact[Tensor, "*batch n"]) -> Lin
 
 @singledispatch
 def hadamard(A: LinearOperator, B: LinearOperator | Tensor) -> LinearOperator:
-    """The elementwise product `A o B`, in the narrowest structure that is known to hold it, else dense.
+    """The elementwise product `A o B`, in the narrowest structure known to hold it.
 
     Two low ranks give a `HadamardMatrix`, a diagonal and anything a `DiagonalMatrix`.
 
@@ -164,11 +182,16 @@ def hadamard(A: LinearOperator, B: LinearOperator | Tensor) -> LinearOperator:
     """
     left, right = operator(A).dense(), operator(B).dense()
     if left.shape[-2:] != right.shape[-2:]:
-        raise ValueError(f"hadamard was asked for {tuple(left.shape)} and {tuple(right.shape)}.\nBoth matrices should have the same rows and columns.")
+        raise ValueError(
+            f"hadamard was asked for {tuple(left.shape)} and {tuple(right.shape)}.\n"
+            "Both matrices should have the same rows and columns."
+        )
     return DenseMatrix(left * right)
 
 
-def khatri_rao(A: Inexact[Tensor, "*batch m1 n"], B: Inexact[Tensor, "*batch m2 n"]) -> KhatriRaoMatrix:
+def khatri_rao(
+    A: Inexact[Tensor, "*batch m1 n"], B: Inexact[Tensor, "*batch m2 n"]
+) -> KhatriRaoMatrix:
     """The column-wise Kronecker product, of as many columns as `A` and `B` have.
 
     Examples:
@@ -177,11 +200,16 @@ def khatri_rao(A: Inexact[Tensor, "*batch m1 n"], B: Inexact[Tensor, "*batch m2 
                 [ 5., 12.]])
     """
     if A.shape[-1] != B.shape[-1]:
-        raise ValueError(f"khatri_rao was asked for {tuple(A.shape)} and {tuple(B.shape)}.\nBoth should have the same number of columns.")
+        raise ValueError(
+            f"khatri_rao was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
+            "Both should have the same number of columns."
+        )
     return KhatriRaoMatrix(A, B)
 
 
-def face_split(A: Inexact[Tensor, "*batch m n1"], B: Inexact[Tensor, "*batch m n2"]) -> FaceSplitMatrix:
+def face_split(
+    A: Inexact[Tensor, "*batch m n1"], B: Inexact[Tensor, "*batch m n2"]
+) -> FaceSplitMatrix:
     """The row-wise Kronecker product, of as many rows as `A` and `B` have.
 
     Examples:
@@ -189,7 +217,10 @@ def face_split(A: Inexact[Tensor, "*batch m n1"], B: Inexact[Tensor, "*batch m n
         tensor([[3., 4., 6., 8.]])
     """
     if A.shape[-2] != B.shape[-2]:
-        raise ValueError(f"face_split was asked for {tuple(A.shape)} and {tuple(B.shape)}.\nBoth should have the same number of rows.")
+        raise ValueError(
+            f"face_split was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
+            "Both should have the same number of rows."
+        )
     return FaceSplitMatrix(A, B)
 
 
@@ -206,7 +237,9 @@ def direct_sum(*blocks: LinearOperator | Tensor) -> DirectSumMatrix:
                 [0., 0., 1.]])
     """
     if not blocks:
-        raise ValueError("direct_sum was asked for no blocks.\nGive at least one tensor or operator.")
+        raise ValueError(
+            "direct_sum was asked for no blocks.\nGive at least one tensor or operator."
+        )
     return DirectSumMatrix(tuple(map(operator, blocks)))
 
 
@@ -234,8 +267,12 @@ def _(A: DirectSumMatrix) -> Cost:
 
 @compose.register
 def _(A: DirectSumMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, DirectSumMatrix) and [F.shape[-1] for F in A.blocks] == [G.shape[-2] for G in B.blocks]:
-        return DirectSumMatrix(tuple(operator(F @ G) for F, G in zip(A.blocks, B.blocks, strict=True)))
+    if isinstance(B, DirectSumMatrix) and [F.shape[-1] for F in A.blocks] == [
+        G.shape[-2] for G in B.blocks
+    ]:
+        return DirectSumMatrix(
+            tuple(operator(F @ G) for F, G in zip(A.blocks, B.blocks, strict=True))
+        )
     return compose.dispatch(LinearOperator)(A, B)
 
 
@@ -248,7 +285,11 @@ def _(A: DirectSumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "...
 
 @inverse.register
 def _(A: DirectSumMatrix) -> LinearOperator:
-    return DirectSumMatrix(tuple(map(inverse, A.blocks))) if A.square else inverse.dispatch(LinearOperator)(A)
+    return (
+        DirectSumMatrix(tuple(map(inverse, A.blocks)))
+        if A.square
+        else inverse.dispatch(LinearOperator)(A)
+    )
 
 
 @slogdet.register
@@ -256,7 +297,9 @@ def _(A: DirectSumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*
     if not A.square:
         return slogdet.dispatch(LinearOperator)(A)
     signs, logs = zip(*map(slogdet, A.blocks), strict=True)
-    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(torch.broadcast_tensors(*logs)).sum(0)
+    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(
+        torch.broadcast_tensors(*logs)
+    ).sum(0)
 
 
 @diagonal.register
@@ -268,10 +311,16 @@ def _(A: DirectSumMatrix) -> Inexact[Tensor, "*batch d"]:
 
 @svdvals.register
 def _(A: DirectSumMatrix) -> Float[Tensor, "*batch d"]:
-    values = _stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0].sort(-1, descending=True).values
+    values = (
+        _stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0].sort(-1, descending=True).values
+    )
     return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
 
 
 @power.register
 def _(A: DirectSumMatrix, p: float) -> LinearOperator:
-    return DirectSumMatrix(tuple(power(F, p) for F in A.blocks)) if A.square else power.dispatch(LinearOperator)(A, p)
+    return (
+        DirectSumMatrix(tuple(power(F, p) for F in A.blocks))
+        if A.square
+        else power.dispatch(LinearOperator)(A, p)
+    )

@@ -15,15 +15,15 @@ from matrigami.operators._algebra import cropped
 from matrigami.operators._base import LinearOperator, Structure, named_tensors, with_tensors
 
 STEPS = 200
-"""Most Levenberg-Marquardt steps of a quasi-best projection; members are found again in far fewer."""
+"""Most Levenberg-Marquardt steps; members are found again in far fewer."""
 
 CG_STEPS = 300
-"""Most conjugate-gradient steps in one of them: enough for the exact step of a few hundred parameters."""
+"""Most conjugate-gradient steps in one of them: exact for a few hundred parameters."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`<X, Y> = trace(left X right Y.T)` with positive definite `left` (m x m) and `right` (n x n)."""
+    """`<X, Y> = trace(left X right Y.T)`, positive definite `left` (m x m), `right` (n x n)."""
 
     left: LinearOperator | None = None
     right: LinearOperator | None = None
@@ -54,9 +54,15 @@ class Project:
         """Project in the Frobenius norm, then refine in the metric if there is one."""
         W = W.dense() if isinstance(W, LinearOperator) else W
         if W.ndim < 2:
-            raise ValueError(f"project was asked for a tensor of shape {tuple(W.shape)}.\nIt takes a matrix of shape (*batch, m, n).")
+            raise ValueError(
+                f"project was asked for a tensor of shape {tuple(W.shape)}.\n"
+                "It takes a matrix of shape (*batch, m, n)."
+            )
         if not torch.isfinite(W).all():
-            raise ValueError(f"project was asked for a matrix with NaN or infinite entries.\nNo {type(recipe).__name__} member is nearest to it.")
+            raise ValueError(
+                "project was asked for a matrix with NaN or infinite entries.\n"
+                f"No {type(recipe).__name__} member is nearest to it."
+            )
         start = self.rules(recipe, W)
         if left is None and right is None:
             return start
@@ -67,11 +73,12 @@ class Project:
 def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     """The member of a structure nearest to `W`.
 
-    Without a metric: nearest in the Frobenius norm; best for Dense, Diagonal, BlockDiagonal, LowRank, two-factor
-    Kronecker, Monarch, BlockTensorTrain(cores=2), TensorTrain(cores=2) and Einsum on sizes that are not padded,
-    quasi-best for the others (see the docstring of each). With `left` and `right`: nearest in
-    `||left^(1/2) (W - A) right^(1/2)||_F`; best for Dense and LowRank, else nonlinear least squares from the
-    Frobenius projection (quasi-best, never worse than its start).
+    Without a metric: nearest in the Frobenius norm; best for Dense, Diagonal, BlockDiagonal,
+    LowRank, two-factor Kronecker, Monarch, BlockTensorTrain(cores=2), TensorTrain(cores=2) and
+    Einsum on sizes that are not padded, quasi-best for the others (see the docstring of each).
+    With `left` and `right`: nearest in `||left^(1/2) (W - A) right^(1/2)||_F`; best for Dense and
+    LowRank, else nonlinear least squares from the Frobenius projection (quasi-best, never worse
+    than its start).
 
     Args:
         recipe: The structure.
@@ -93,10 +100,15 @@ def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperat
 
 
 @singledispatch
-def metric_project(recipe: Structure, W: Tensor, start: LinearOperator, metric: Metric) -> LinearOperator:
+def metric_project(
+    recipe: Structure, W: Tensor, start: LinearOperator, metric: Metric
+) -> LinearOperator:
     """Nearest member in a metric, by least squares from `start` (quasi-best)."""
     if W.ndim > 2:
-        raise ValueError(f"project(..., left=, right=) was asked for a stack of shape {tuple(W.shape)}.\nGive one matrix at a time.")
+        raise ValueError(
+            f"project(..., left=, right=) was asked for a stack of shape {tuple(W.shape)}.\n"
+            "Give one matrix at a time."
+        )
     return least_squares_fit(start, W, metric)
 
 
@@ -116,16 +128,22 @@ def truncated_svd(
 
 
 def fitted_corner(A: LinearOperator, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
-    """The corner of the size of `W`; if that cuts something, refitted, for the entries outside `W` are free."""
+    """The corner of the size of `W`, refitted if that cuts something: entries outside are free."""
     corner = cropped(A, *W.shape[-2:])
     return corner if corner is A else least_squares_fit(corner, W)
 
 
-def least_squares_fit(A: LinearOperator, W: Float[Tensor, "*batch m n"], metric: Metric | None = None, steps: int = STEPS) -> LinearOperator:
-    """Minimise `||W - A||` in a metric over the tensors of `A`, by Levenberg-Marquardt from `A`; the error never grows.
+def least_squares_fit(
+    A: LinearOperator,
+    W: Float[Tensor, "*batch m n"],
+    metric: Metric | None = None,
+    steps: int = STEPS,
+) -> LinearOperator:
+    """Minimise `||W - A||` in a metric over the tensors of `A`; the error never grows.
 
-    Every structure is polynomial in its tensors. Each step solves the damped normal equations by conjugate gradients, so no
-    Jacobian is formed. Source: More (1978), "The Levenberg-Marquardt algorithm".
+    Every structure is polynomial in its tensors. Each step solves the damped normal equations by
+    conjugate gradients, so no Jacobian is formed. Source: More (1978), "The Levenberg-Marquardt
+    algorithm".
     """
     metric = Metric() if metric is None else metric
     x = [t.detach().clone() for t in named_tensors(A).values()]
@@ -152,7 +170,9 @@ def _misfit(A: LinearOperator, W: Tensor, metric: Metric) -> float:
     return float(torch.sum(E * metric.apply(E)))
 
 
-def _step(A: LinearOperator, x: list[Tensor], W: Tensor, metric: Metric, damping: float) -> list[Tensor]:
+def _step(
+    A: LinearOperator, x: list[Tensor], W: Tensor, metric: Metric, damping: float
+) -> list[Tensor]:
     """Solve `(J.T M J + damping * scale) d = J.T M (W - A)` by conjugate gradients."""
 
     def member(tensors: list[Tensor]) -> Tensor:

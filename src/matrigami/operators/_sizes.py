@@ -8,14 +8,14 @@ from matrigami.operators._base import Value, named_tensors, with_tensors
 from matrigami.operators._functions import fans
 
 BALANCE = 4
-"""Largest accepted ratio of two factors of a size; beyond it the size is padded (a prime would give 1 x p)."""
+"""Largest accepted ratio of two factors; beyond it the size is padded (a prime gives 1 x p)."""
 
 
 def factorize(n: int, parts: int) -> tuple[int, ...]:
     """Balanced ascending factors of the smallest size at least `n` that has them.
 
-    Primes go, in ascending order, each to the smallest factor (the rule of Qiu et al. 2024); a size whose factors
-    differ by more than `BALANCE` is padded.
+    Primes go, in ascending order, each to the smallest factor (the rule of Qiu et al. 2024); a
+    size whose factors differ by more than `BALANCE` is padded.
 
     Examples:
         >>> factorize(3072, 2), factorize(512, 2), factorize(7, 2), factorize(64, 3)

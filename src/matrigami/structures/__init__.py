@@ -27,7 +27,7 @@ EXAMPLES: dict[str, Structure] = {
     "btt": BlockTensorTrain(rank=1),
     "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
 }
-"""One recipe of each structure, by its name on the command line: what the laws, the tables and the CLI walk over."""
+"""One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
 
 
 def parse(text: str) -> Structure:
@@ -40,7 +40,9 @@ def parse(text: str) -> Structure:
         >>> parse("btt(rank=2)"), parse("lowrank(rank=0.25)")
         (BlockTensorTrain(rank=2, cores=2, interleaved=False), LowRank(rank=0.25))
     """
-    return parse_recipe(text, {name: type(recipe) for name, recipe in EXAMPLES.items()}, {"einsum": "theta"})
+    return parse_recipe(
+        text, {name: type(recipe) for name, recipe in EXAMPLES.items()}, {"einsum": "theta"}
+    )
 
 
 __all__ = [

@@ -91,7 +91,9 @@ class BlockDiagonal(Structure):
             ValueError: If the blocks do not divide the matrix.
         """
         c, p, q = self._shape(m, n)
-        return draw(BlockDiagonalMatrix(torch.empty(c, p, q, dtype=dtype, device=device)), generator)
+        return draw(
+            BlockDiagonalMatrix(torch.empty(c, p, q, dtype=dtype, device=device)), generator
+        )
 
     def _shape(self, m: int, n: int) -> tuple[int, int, int]:
         """Blocks, rows and columns of one block."""

@@ -1,13 +1,15 @@
 """Block tensor train (BTT): a chain of block-diagonal products joined by perfect shuffles.
 
-Input axes `(n_c, ..., n_1)`, output axes `(m_1, ..., m_c)`, the last one fastest. Core `i` contracts input axis `n_i`
-(and rank `r_{i-1}`) into output axis `m_i` (and rank `r_i`), with its own matrix for each value of the inputs still to
-come, `q = n_{i+1} ... n_c`, and of the outputs already made, `p = m_1 ... m_{i-1}`. Two cores of rank 1 are Monarch.
+Input axes `(n_c, ..., n_1)`, output axes `(m_1, ..., m_c)`, the last one fastest. Core `i`
+contracts input axis `n_i` (and rank `r_{i-1}`) into output axis `m_i` (and rank `r_i`), with its
+own matrix for each value of the inputs still to come, `q = n_{i+1} ... n_c`, and of the outputs
+already made, `p = m_1 ... m_{i-1}`. Two cores of rank 1 are Monarch.
 
-Storage and cost per vector: the entries of the cores; for two cores of rank `r`, `r (n m_1 + m n_2)`. The product keeps the
-right-hand sides as the fastest axis, so that two cores need no copy at all. Square blocks make solve and logdet exact and
-fast, block by block. Projection: sequential truncated SVD; best for two cores, quasi-best (within `sqrt(c - 1)` of the
-best) for more. Source: Qiu et al. (2024), arXiv:2406.06248.
+Storage and cost per vector: the entries of the cores; for two cores of rank `r`, `r (n m_1 + m
+n_2)`. The product keeps the right-hand sides as the fastest axis, so that two cores need no copy
+at all. Square blocks make solve and logdet exact and fast, block by block. Projection: sequential
+truncated SVD; best for two cores, quasi-best (within `sqrt(c - 1)` of the best) for more. Source:
+Qiu et al. (2024), arXiv:2406.06248.
 
 Shapes: m = rows, n = columns, c = cores, r = rank, p, q = block indices, k = right-hand sides.
 """
@@ -40,10 +42,10 @@ from matrigami.operators import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTensorTrainMatrix(LinearOperator):
-    """The matrix of a chain of cores; core `i` has axes `(q, p, r_i, m_i, n_i, r_{i-1})`, `r_0 = r_c = 1`.
+    """A chain of cores; core `i` has axes `(q, p, r_i, m_i, n_i, r_{i-1})`, `r_0 = r_c = 1`.
 
-    With `reversed_rows` the output axes are `(m_c, ..., m_1)` (interleaved) instead of `(m_1, ..., m_c)` (blocked), and with
-    `reversed_columns` the input axes `(n_1, ..., n_c)`.
+    With `reversed_rows` the output axes are `(m_c, ..., m_1)` (interleaved) instead of `(m_1, ...,
+    m_c)` (blocked), and with `reversed_columns` the input axes `(n_1, ..., n_c)`.
     """
 
     cores: tuple[Inexact[Tensor, "*batch _ _ _ _ _ _"], ...]
@@ -65,12 +67,17 @@ class BlockTensorTrainMatrix(LinearOperator):
             Z = C.flatten(-4, -3).flatten(-2, -1) @ Z  # ... q p rm k
             Z = Z.unflatten(-2, (r, m)).movedim(-3, -4)  # ... q r p m k
             Z = Z.flatten(-5, -4).flatten(-3, -2)
-        return _shuffled(Z.squeeze(-3), [C.shape[-3] for C in self.cores], self.reversed_rows)  # a select would copy in backward
+        return _shuffled(
+            Z.squeeze(-3), [C.shape[-3] for C in self.cores], self.reversed_rows
+        )  # a select would copy in backward
 
     @property
     def T(self) -> "BlockTensorTrainMatrix":
         """The chain backwards: `q` and `p`, rows and columns, left and right rank change places."""
-        cores = tuple(C.movedim((-6, -5, -4, -3, -2, -1), (-5, -6, -1, -2, -3, -4)) for C in reversed(self.cores))
+        cores = tuple(
+            C.movedim((-6, -5, -4, -3, -2, -1), (-5, -6, -1, -2, -3, -4))
+            for C in reversed(self.cores)
+        )
         return BlockTensorTrainMatrix(cores, self.reversed_columns, self.reversed_rows)
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
@@ -82,7 +89,14 @@ class BlockTensorTrainMatrix(LinearOperator):
             later = [K.shape[-2] for K in reversed(self.cores[i + 1 :])]
             done = [K.shape[-3] for K in self.cores[:i]]
             grid = C.reshape(*C.shape[:-6], *later, *done, *C.shape[-4:])
-            axes = [*inputs[c - 1 : i : -1], *outputs[:i], ranks[i + 1], outputs[i], inputs[i], ranks[i]]
+            axes = [
+                *inputs[c - 1 : i : -1],
+                *outputs[:i],
+                ranks[i + 1],
+                outputs[i],
+                inputs[i],
+                ranks[i],
+            ]
             operands += [grid, [..., *axes]]
         row_axes = outputs[:c][::-1] if self.reversed_rows else outputs[:c]
         column_axes = inputs[:c] if self.reversed_columns else inputs[:c][::-1]
@@ -95,8 +109,10 @@ class BlockTensorTrain(Structure):
     """Block tensor trains of balanced axes.
 
     Args:
-        rank: The rank between two cores: an int, or a fraction of full (`sqrt(n)`-like for two cores of a square matrix).
-        cores: The number of cores, at least 2. A size without balanced factors is padded (see `CroppedMatrix`).
+        rank: The rank between two cores: an int, or a fraction of full (`sqrt(n)`-like for two
+            cores of a square matrix).
+        cores: The number of cores, at least 2. A size without balanced factors is padded (see
+            `CroppedMatrix`).
         interleaved: Output axes in reversed order, as Monarch has them.
 
     Examples:
@@ -124,20 +140,33 @@ class BlockTensorTrain(Structure):
         """
         rows, columns = self._axes(m, n)
         ranks = _ranks(rows, columns, self.rank, str(self))
-        blanks = [torch.empty(*shape, dtype=dtype, device=device) for shape in _shapes(rows, columns, ranks)]
-        return cropped(draw(BlockTensorTrainMatrix(tuple(blanks), self.interleaved), generator), m, n)
+        blanks = [
+            torch.empty(*shape, dtype=dtype, device=device)
+            for shape in _shapes(rows, columns, ranks)
+        ]
+        return cropped(
+            draw(BlockTensorTrainMatrix(tuple(blanks), self.interleaved), generator), m, n
+        )
 
     def _axes(self, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes of the output and input axes."""
         if self.cores < 2:
-            raise ValueError(f"{self} was asked for.\nA block tensor train has at least two cores.\nUse Dense() for one.")
+            raise ValueError(
+                f"{self} was asked for.\n"
+                "A block tensor train has at least two cores.\n"
+                "Use Dense() for one."
+            )
         return factorize(m, self.cores), factorize(n, self.cores)
 
 
 def block_tensor_train_svd(
-    W: Inexact[Tensor, "*batch m n"], rows: tuple[int, ...], columns: tuple[int, ...], rank: float, what: str
+    W: Inexact[Tensor, "*batch m n"],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    rank: float,
+    what: str,
 ) -> tuple[Tensor, ...]:
-    """The cores of the nearest block tensor train, blocked layout: for each block, one truncated SVD after another."""
+    """The cores of the nearest chain, blocked layout, by one truncated SVD after another."""
     c, batch = len(rows), W.shape[:-2]
     ranks = _ranks(rows, columns, rank, what)
     cores: list[Tensor] = []
@@ -158,30 +187,47 @@ def _shuffled(X: Tensor, axes: list[int], reverse: bool) -> Tensor:
     if not reverse:
         return X
     c = len(axes)
-    return X.unflatten(-2, axes).permute(*range(X.ndim - 2), *range(X.ndim + c - 3, X.ndim - 3, -1), X.ndim + c - 2).flatten(-c - 1, -2)
+    return (
+        X.unflatten(-2, axes)
+        .permute(*range(X.ndim - 2), *range(X.ndim + c - 3, X.ndim - 3, -1), X.ndim + c - 2)
+        .flatten(-c - 1, -2)
+    )
 
 
 def _ranks(rows: tuple[int, ...], columns: tuple[int, ...], rank: float, what: str) -> list[int]:
-    """Ranks `r_0 = 1, r_1, ..., r_c = 1`; an int may exceed the full rank of some cut, not of all."""
+    """Ranks `r_0 = 1, ..., r_c = 1`; an int may exceed the full rank of some cut, not of all."""
     full, ranks = [], [1]
     for i in range(len(rows) - 1):
         full.append(min(columns[i] * ranks[-1], math.prod(rows[i + 1 :])))
-        ranks.append(resolve_rank(rank, full[-1], what) if isinstance(rank, float) else max(min(rank, full[-1]), 1))
+        ranks.append(
+            resolve_rank(rank, full[-1], what)
+            if isinstance(rank, float)
+            else max(min(rank, full[-1]), 1)
+        )
     if not isinstance(rank, float):
         resolve_rank(rank, max(full), what)
     return [*ranks, 1]
 
 
-def _shapes(rows: tuple[int, ...], columns: tuple[int, ...], ranks: list[int]) -> list[tuple[int, ...]]:
+def _shapes(
+    rows: tuple[int, ...], columns: tuple[int, ...], ranks: list[int]
+) -> list[tuple[int, ...]]:
     """The shape `(q, p, r_i, m_i, n_i, r_{i-1})` of each core."""
     return [
-        (math.prod(columns[i + 1 :]), math.prod(rows[:i]), ranks[i + 1], rows[i], columns[i], ranks[i])
+        (
+            math.prod(columns[i + 1 :]),
+            math.prod(rows[:i]),
+            ranks[i + 1],
+            rows[i],
+            columns[i],
+            ranks[i],
+        )
         for i in range(len(rows))
     ]
 
 
 def _square(A: BlockTensorTrainMatrix) -> bool:
-    """Whether every block of every core is square, which makes the chain a product of invertible steps."""
+    """Whether every block is square, which makes the chain a product of invertible steps."""
     return all(r * m == n * s for r, m, n, s in (C.shape[-4:] for C in A.cores))
 
 
@@ -199,16 +245,24 @@ def _inverse_chain(A: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
 @fans.register
 def _(A: BlockTensorTrainMatrix) -> tuple[Fan, ...]:
     shapes = [C.shape[-4:] for C in A.cores]
-    return tuple(Fan(n * s, m * r, last=i == len(shapes) - 1) for i, (r, m, n, s) in enumerate(shapes))
+    return tuple(
+        Fan(n * s, m * r, last=i == len(shapes) - 1) for i, (r, m, n, s) in enumerate(shapes)
+    )
 
 
 @add.register
 def _(A: BlockTensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    same = isinstance(B, BlockTensorTrainMatrix) and len(A.cores) == len(B.cores) == 2 and _layout(A) == _layout(B)
+    same = (
+        isinstance(B, BlockTensorTrainMatrix)
+        and len(A.cores) == len(B.cores) == 2
+        and _layout(A) == _layout(B)
+    )
     if not same:
         return add.dispatch(LinearOperator)(A, B)
     (A1, A2), (B1, B2) = A.cores, B.cores
-    return BlockTensorTrainMatrix((torch.cat([A1, B1], -4), torch.cat([A2, B2], -1)), A.reversed_rows, A.reversed_columns)
+    return BlockTensorTrainMatrix(
+        (torch.cat([A1, B1], -4), torch.cat([A2, B2], -1)), A.reversed_rows, A.reversed_columns
+    )
 
 
 def _layout(A: BlockTensorTrainMatrix) -> tuple[object, ...]:
@@ -238,7 +292,9 @@ def _(A: BlockTensorTrainMatrix) -> LinearOperator:
 def _(A: BlockTensorTrainMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     if not _square(A):
         return slogdet.dispatch(LinearOperator)(A)
-    signs, logs = zip(*[torch.linalg.slogdet(C.flatten(-4, -3).flatten(-2, -1)) for C in A.cores], strict=True)
+    signs, logs = zip(
+        *[torch.linalg.slogdet(C.flatten(-4, -3).flatten(-2, -1)) for C in A.cores], strict=True
+    )
     sign = torch.stack([s.flatten(-2, -1).prod(-1) for s in signs]).prod(0)
     return sign * _shuffle_sign(A), torch.stack([log.sum((-2, -1)) for log in logs]).sum(0)
 
@@ -251,7 +307,9 @@ def _shuffle_sign(A: BlockTensorTrainMatrix) -> int:
         eye = torch.eye(r * m).expand(q, p, r * m, n * s)
         eyes.append(eye.unflatten(-2, (r, m)).unflatten(-1, (n, s)))
     columns = torch.arange(A.shape[-1], dtype=torch.get_default_dtype())[:, None]
-    order = BlockTensorTrainMatrix(tuple(e.to(columns) for e in eyes), A.reversed_rows, A.reversed_columns).matmat(columns)
+    order = BlockTensorTrainMatrix(
+        tuple(e.to(columns) for e in eyes), A.reversed_rows, A.reversed_columns
+    ).matmat(columns)
     return _permutation_sign([int(i) for i in order[:, 0].round()])
 
 

@@ -9,7 +9,17 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from matrigami.operators import DenseMatrix, Fan, Metric, Structure, draw, fans, inverse, metric_project, project
+from matrigami.operators import (
+    DenseMatrix,
+    Fan,
+    Metric,
+    Structure,
+    draw,
+    fans,
+    inverse,
+    metric_project,
+    project,
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,10 @@ def _(A: DenseMatrix) -> DenseMatrix:
 
 
 @project.register
-def _(recipe: Dense, W: Inexact[Tensor, "*batch m n"]) -> DenseMatrix:  # noqa: ARG001
+def _(recipe: Dense, W: Inexact[Tensor, "*batch m n"]) -> DenseMatrix:
     return DenseMatrix(W)
 
 
 @metric_project.register
-def _(recipe: Dense, W: Tensor, start: DenseMatrix, metric: Metric) -> DenseMatrix:  # noqa: ARG001
+def _(recipe: Dense, W: Tensor, start: DenseMatrix, metric: Metric) -> DenseMatrix:
     return start

@@ -15,6 +15,7 @@ from matrigami.operators import (
     Fan,
     LinearOperator,
     Structure,
+    add as add_rule,
     compose,
     diagonal,
     draw,
@@ -32,7 +33,6 @@ from matrigami.operators import (
     solve,
     svdvals,
 )
-from matrigami.operators import add as add_rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +96,11 @@ class Diagonal(Structure):
 def _require_square(m: int, n: int) -> None:
     """Refuse a rectangle."""
     if m != n:
-        raise ValueError(f"Diagonal() was asked for a {m}x{n} matrix.\nA diagonal matrix is square.\nUse LowRank or Monarch for rectangles.")
+        raise ValueError(
+            f"Diagonal() was asked for a {m}x{n} matrix.\n"
+            "A diagonal matrix is square.\n"
+            "Use LowRank or Monarch for rectangles."
+        )
 
 
 @hadamard.register
@@ -107,7 +111,7 @@ def _(A: DiagonalMatrix, B: LinearOperator | Tensor) -> LinearOperator:
 
 
 @fans.register
-def _(A: DiagonalMatrix) -> tuple[Fan, ...]:  # noqa: ARG001
+def _(A: DiagonalMatrix) -> tuple[Fan, ...]:
     return (Fan(1, 1, last=True),)
 
 
@@ -127,7 +131,9 @@ def _(A: DiagonalMatrix, B: LinearOperator) -> LinearOperator:
 
 @scale.register
 def _(A: DiagonalMatrix, factor: float | Tensor) -> DiagonalMatrix:
-    return DiagonalMatrix(A.diagonal * (factor[..., None] if isinstance(factor, Tensor) else factor))
+    return DiagonalMatrix(
+        A.diagonal * (factor[..., None] if isinstance(factor, Tensor) else factor)
+    )
 
 
 @solve.register
@@ -170,6 +176,6 @@ def _(A: DiagonalMatrix, p: float) -> DiagonalMatrix:
 
 
 @project.register
-def _(recipe: Diagonal, W: Inexact[Tensor, "*batch n n"]) -> DiagonalMatrix:  # noqa: ARG001
+def _(recipe: Diagonal, W: Inexact[Tensor, "*batch n n"]) -> DiagonalMatrix:
     _require_square(*W.shape[-2:])
     return DiagonalMatrix(torch.diagonal(W, dim1=-2, dim2=-1).clone())

@@ -1,17 +1,18 @@
-"""Einsum: the continuous family of two-factor products that holds every other structure of two factors.
+"""Einsum: the continuous family that holds every other product of two factors.
 
-`W[(phi eps delta), (gamma beta alpha)] = sum_rho A[gamma rho phi delta alpha] B[phi eps gamma beta rho]`. The seven sizes
-are `d^theta`: alpha, beta, gamma split the inputs, delta, eps, phi the outputs, rho is the rank. `gamma` and `phi` are seen by
-both factors, `alpha` and `delta` by `A` only, `beta` and `eps` by `B` only. Special cases, theta in the order alpha, beta, gamma,
-delta, eps, phi, rho:
+`W[(phi eps delta), (gamma beta alpha)] = sum_rho A[gamma rho phi delta alpha] B[phi eps gamma beta
+rho]`. The seven sizes are `d^theta`: alpha, beta, gamma split the inputs, delta, eps, phi the
+outputs, rho is the rank. `gamma` and `phi` are seen by both factors, `alpha` and `delta` by `A`
+only, `beta` and `eps` by `B` only. Special cases, theta in the order alpha, beta, gamma, delta,
+eps, phi, rho:
 
-    dense (0,0,1,0,0,1,0)   low rank (1,0,0,0,1,0,r)   Kronecker (1/2,1/2,0,1/2,1/2,0,0)   TT (1/2,1/2,0,1/2,1/2,0,r)
-    Monarch (1/2,0,1/2,0,1/2,1/2,0)   BTT (1/2,0,1/2,0,1/2,1/2,r)
+    dense (0,0,1,0,0,1,0)   low rank (1,0,0,0,1,0,r)   Kronecker (1/2,1/2,0,1/2,1/2,0,0)   TT
+    (1/2,1/2,0,1/2,1/2,0,r) Monarch (1/2,0,1/2,0,1/2,1/2,0)   BTT (1/2,0,1/2,0,1/2,1/2,r)
 
-Storage `phi delta rho gamma alpha + phi eps rho gamma beta`; cost per vector the cheaper of `n phi delta rho + m gamma beta rho`
-(`A` first) and `n phi eps rho + m gamma alpha rho` (`B` first). Projection: one truncated SVD for each `(phi, gamma)` of
-the matrix `(delta alpha) x (eps beta)`, the best approximation for every theta. Source: Potapczynski et al. (2024),
-arXiv:2410.02117.
+Storage `phi delta rho gamma alpha + phi eps rho gamma beta`; cost per vector the cheaper of `n phi
+delta rho + m gamma beta rho` (`A` first) and `n phi eps rho + m gamma alpha rho` (`B` first).
+Projection: one truncated SVD for each `(phi, gamma)` of the matrix `(delta alpha) x (eps beta)`,
+the best approximation for every theta. Source: Potapczynski et al. (2024), arXiv:2410.02117.
 
 Shapes: m = rows, n = columns, k = right-hand sides; the seven sizes by their Greek names.
 """
@@ -42,15 +43,16 @@ from matrigami.operators import (
 )
 
 PADDING = 0.15
-"""Largest relative padding of a size whose divisors miss `d^theta` (the tolerance of Potapczynski et al. 2024)."""
+"""Largest relative padding of a size whose divisors miss `d^theta` (as in the paper)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EinsumMatrix(LinearOperator):
-    """The contraction of two factors, `A[gamma rho phi delta alpha]` and `B[phi eps gamma beta rho]`.
+    """The contraction of `A[gamma rho phi delta alpha]` and `B[phi eps gamma beta rho]`.
 
-    With `interleaved_rows` the output axes are `(eps, delta, phi)` instead of `(phi, eps, delta)`, with `interleaved_columns` the
-    input axes `(beta, alpha, gamma)` instead of `(gamma, beta, alpha)`.
+    With `interleaved_rows` the output axes are `(eps, delta, phi)` instead of `(phi, eps, delta)`,
+    with `interleaved_columns` the input axes `(beta, alpha, gamma)` instead of `(gamma, beta,
+    alpha)`.
     """
 
     A: Inexact[Tensor, "*batch gamma rho phi delta alpha"]
@@ -72,7 +74,7 @@ class EinsumMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Contract the factor first that makes the product cheaper."""
-        alpha, beta, gamma, delta, eps, phi, _ = self.dims
+        alpha, beta, gamma, *_ = self.dims
         grid = (beta, alpha, gamma) if self.interleaved_columns else (gamma, beta, alpha)
         X = X.unflatten(-2, grid)
         X = X.movedim(-2, -4) if self.interleaved_columns else X  # ... gamma beta alpha k
@@ -80,7 +82,9 @@ class EinsumMatrix(LinearOperator):
         if a_first <= b_first:
             Y = _contract(self.A, self.B, X)  # ... phi eps delta k
         else:
-            A = self.A.movedim((-5, -4, -3, -2, -1), (-3, -1, -5, -4, -2))  # phi delta gamma alpha rho
+            A = self.A.movedim(
+                (-5, -4, -3, -2, -1), (-3, -1, -5, -4, -2)
+            )  # phi delta gamma alpha rho
             B = self.B.movedim((-5, -4, -3, -2, -1), (-3, -2, -5, -1, -4))  # gamma rho phi eps beta
             Y = _contract(B, A, X.transpose(-3, -2)).transpose(-3, -2)
         Y = Y.movedim(-4, -2) if self.interleaved_rows else Y
@@ -106,8 +110,8 @@ class Einsum(Structure):
     """The family with exponents `theta`, or with given sizes.
 
     Args:
-        theta: Exponents of alpha, beta, gamma (summing to 1, of the inputs), delta, eps, phi (summing to 1, of the outputs) and
-            rho (of the smaller side).
+        theta: Exponents of alpha, beta, gamma (summing to 1, of the inputs), delta, eps, phi
+            (summing to 1, of the outputs) and rho (of the smaller side).
         dims: The seven sizes instead.
         interleaved: Output axes `(eps, delta, phi)` instead of `(phi, eps, delta)`.
 
@@ -124,20 +128,36 @@ class Einsum(Structure):
     def __post_init__(self) -> None:
         """Refuse exponents or sizes that describe no family."""
         if (self.theta is None) == (self.dims is None):
-            raise ValueError("Einsum(theta, dims) was given both or neither.\nIt takes seven exponents, or seven sizes.\nFor BTT: Einsum(theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0)).")
-        if self.dims is not None and (len(self.dims) != 7 or any(int(d) != d or d < 1 for d in self.dims)):
-            raise ValueError(f"Einsum(dims={tuple(self.dims)}) was asked for.\nIt takes seven positive sizes: alpha, beta, gamma, delta, eps, phi, rho.")
+            raise ValueError(
+                "Einsum(theta, dims) was given both or neither.\n"
+                "It takes seven exponents, or seven sizes.\n"
+                "For BTT: Einsum(theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0))."
+            )
+        if self.dims is not None and (
+            len(self.dims) != 7 or any(int(d) != d or d < 1 for d in self.dims)
+        ):
+            raise ValueError(
+                f"Einsum(dims={tuple(self.dims)}) was asked for.\n"
+                "It takes seven positive sizes: alpha, beta, gamma, delta, eps, phi, rho."
+            )
         if self.theta is not None:
             _check_theta(self.theta)
 
     @property
     def exponents(self) -> tuple[float, ...]:
-        """The seven exponents; of given sizes, their logarithms in base `n`, `m` and `min(m, n)`."""
+        """The seven exponents; of given sizes, logarithms in base `n`, `m` and `min(m, n)`."""
         if self.theta is not None:
             return tuple(map(float, self.theta))
         alpha, beta, gamma, delta, eps, phi, rho = self.dims or ()
         n, m = alpha * beta * gamma, delta * eps * phi
-        logs = [math.log(d) / math.log(b) if b > 1 else 0.0 for d, b in zip((alpha, beta, gamma, delta, eps, phi, rho), (n,) * 3 + (m,) * 3 + (min(m, n),), strict=True)]
+        logs = [
+            math.log(d) / math.log(b) if b > 1 else 0.0
+            for d, b in zip(
+                (alpha, beta, gamma, delta, eps, phi, rho),
+                (n,) * 3 + (m,) * 3 + (min(m, n),),
+                strict=True,
+            )
+        ]
         return tuple(logs)
 
     @property
@@ -170,7 +190,8 @@ class Einsum(Structure):
         """Draw Gaussian factors.
 
         Raises:
-            ValueError: If given sizes do not multiply to the size of the matrix, or the rank exceeds full.
+            ValueError: If given sizes do not multiply to the size of the matrix, or the rank
+                exceeds full.
         """
         alpha, beta, gamma, delta, eps, phi, rho = self._sizes(m, n)
         A = torch.empty(gamma, rho, phi, delta, alpha, dtype=dtype, device=device)
@@ -183,8 +204,9 @@ class Einsum(Structure):
             alpha, beta, gamma, delta, eps, phi, rho = self.dims
             if (phi * eps * delta, gamma * beta * alpha) != (m, n):
                 raise ValueError(
-                    f"{self} was asked for a {m}x{n} matrix.\nIts sizes multiply to {phi * eps * delta}x{gamma * beta * alpha}.\n"
-                    "alpha * beta * gamma should be the columns and delta * eps * phi the rows; or give theta."
+                    f"{self} was asked for a {m}x{n} matrix.\n"
+                    f"Its sizes multiply to {phi * eps * delta}x{gamma * beta * alpha}.\n"
+                    "alpha * beta * gamma should be the columns, delta * eps * phi the rows."
                 )
         else:
             exponents = self.exponents
@@ -192,7 +214,15 @@ class Einsum(Structure):
             delta, eps, phi = _split_size(m, exponents[3:6])
             rho = round(min(m, n) ** exponents[6])
         full = min(delta * alpha, eps * beta)
-        return alpha, beta, gamma, delta, eps, phi, resolve_rank(rho, full, str(self)) if self.dims else min(rho, full)
+        return (
+            alpha,
+            beta,
+            gamma,
+            delta,
+            eps,
+            phi,
+            resolve_rank(rho, full, str(self)) if self.dims else min(rho, full),
+        )
 
 
 def _check_theta(theta: Sequence[float]) -> None:
@@ -207,11 +237,13 @@ def _check_theta(theta: Sequence[float]) -> None:
 
 
 def _split_size(d: int, exponents: tuple[float, ...]) -> tuple[int, ...]:
-    """Three sizes near `d^theta` whose product is `d`, or the least padded size within the tolerance."""
+    """Three sizes near `d^theta` whose product is `d`, or a padded size within the tolerance."""
 
     def distance(sizes: tuple[int, ...]) -> float:
         """How far the sizes are from their exponents, and from `d`."""
-        miss = sum((math.log(s) - e * math.log(d)) ** 2 for s, e in zip(sizes, exponents, strict=True))
+        miss = sum(
+            (math.log(s) - e * math.log(d)) ** 2 for s, e in zip(sizes, exponents, strict=True)
+        )
         return miss + 10 * (math.prod(sizes) / d - 1)
 
     limit = max(math.floor(d * (1 + PADDING)), d + 1)
@@ -220,7 +252,10 @@ def _split_size(d: int, exponents: tuple[float, ...]) -> tuple[int, ...]:
     for size in range(d, limit + 1) if len(free) > 1 else ():
         for first in _divisors(size):
             seconds = _divisors(size // first) if len(free) == 3 else [size // first]
-            found += [_place(size, free, [first, second, size // first // second][: len(free)]) for second in seconds]
+            found += [
+                _place(size, free, [first, second, size // first // second][: len(free)])
+                for second in seconds
+            ]
     return min(found, key=distance)
 
 
@@ -243,9 +278,10 @@ def _orders(dims: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _contract(A: Tensor, B: Tensor, X: Tensor) -> Tensor:
-    """`A` on the last input axis, then `B`; the intermediate stays a view where `beta`, `gamma` or `delta` is 1.
+    """Apply `A` to the last input axis, then `B`; for BTT and Kronecker without a copy.
 
-    Shapes: A `gamma rho phi delta alpha`, B `phi eps gamma beta rho`, X `gamma beta alpha k`, result `phi eps delta k`.
+    Shapes: A `gamma rho phi delta alpha`, B `phi eps gamma beta rho`, X `gamma beta alpha k`,
+        result `phi eps delta k`.
     """
     _, rho, phi, delta, _ = A.shape[-5:]
     A = A.flatten(-4, -2).unsqueeze(-3)  # expanded, for matmul copies X to broadcast a matrix
@@ -271,7 +307,12 @@ def _(A: EinsumMatrix) -> Cost:
 def _(A: EinsumMatrix, B: LinearOperator) -> LinearOperator:
     if not isinstance(B, EinsumMatrix) or _layout(A) != _layout(B):
         return add.dispatch(LinearOperator)(A, B)
-    return EinsumMatrix(torch.cat([A.A, B.A], -4), torch.cat([A.B, B.B], -1), A.interleaved_rows, A.interleaved_columns)
+    return EinsumMatrix(
+        torch.cat([A.A, B.A], -4),
+        torch.cat([A.B, B.B], -1),
+        A.interleaved_rows,
+        A.interleaved_columns,
+    )
 
 
 def _layout(A: EinsumMatrix) -> tuple[object, ...]:
@@ -291,8 +332,14 @@ def _(recipe: Einsum, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     alpha, beta, gamma, delta, eps, phi, rho = recipe._sizes(m, n)
     D = torch.nn.functional.pad(W, (0, alpha * beta * gamma - n, 0, delta * eps * phi - m))
     D = D.unflatten(-1, (gamma, beta, alpha))
-    D = D.unflatten(-4, (eps, delta, phi)).movedim(-4, -6) if recipe.interleaved else D.unflatten(-4, (phi, eps, delta))
-    tiles = D.movedim((-6, -3, -4, -1, -5, -2), (-6, -5, -4, -3, -2, -1))  # ... phi gamma delta alpha eps beta
+    D = (
+        D.unflatten(-4, (eps, delta, phi)).movedim(-4, -6)
+        if recipe.interleaved
+        else D.unflatten(-4, (phi, eps, delta))
+    )
+    tiles = D.movedim(
+        (-6, -3, -4, -1, -5, -2), (-6, -5, -4, -3, -2, -1)
+    )  # ... phi gamma delta alpha eps beta
     L, R = truncated_svd(tiles.flatten(-2, -1).flatten(-3, -2), rho)
     A = L.unflatten(-2, (delta, alpha)).movedim((-5, -4, -3, -2, -1), (-3, -5, -2, -1, -4))
     B = R.unflatten(-1, (eps, beta)).movedim((-5, -4, -3, -2, -1), (-5, -3, -1, -4, -2))

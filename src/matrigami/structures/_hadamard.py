@@ -1,16 +1,17 @@
 """Hadamard: the elementwise product of two low-rank matrices, `A = (U1 V1.T) o (U2 V2.T)`.
 
-The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T` with
-`K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never formed.
-Storage `2 r (m + n)`; cost per vector `r^2 (m + n)` for the product and as much to form `K_U` and `K_V` (LoHa:
-Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form; nonlinear least squares from the low-rank
-square root, with seeded restarts (quasi-best).
+The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T`
+with `K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never
+formed. Storage `2 r (m + n)`; cost per vector `r^2 (m + n)` for the product and as much to form
+`K_U` and `K_V` (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form;
+nonlinear least squares from the low-rank square root, with seeded restarts (quasi-best).
 
 Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
 """
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Inexact
@@ -84,6 +85,8 @@ class Hadamard(Structure):
         HadamardMatrix(3x4, 28 parameters)
     """
 
+    exact_projection: ClassVar[bool] = False
+
     rank: float
 
     def init(
@@ -101,10 +104,17 @@ class Hadamard(Structure):
             ValueError: If the rank is below 1 or above `min(m, n)`.
         """
         r = resolve_rank(self.rank, min(m, n), str(self))
-        return draw(HadamardMatrix(*[torch.empty(size, r, dtype=dtype, device=device) for size in (m, n, m, n)]), generator)
+        return draw(
+            HadamardMatrix(
+                *[torch.empty(size, r, dtype=dtype, device=device) for size in (m, n, m, n)]
+            ),
+            generator,
+        )
 
 
-def _rowwise(A: Inexact[Tensor, "*batch m r"], B: Inexact[Tensor, "*batch m s"]) -> Inexact[Tensor, "*batch m rs"]:
+def _rowwise(
+    A: Inexact[Tensor, "*batch m r"], B: Inexact[Tensor, "*batch m s"]
+) -> Inexact[Tensor, "*batch m rs"]:
     """The face-splitting product: row `i` is `kron(A[i], B[i])`."""
     return (A[..., :, None] * B[..., None, :]).flatten(-2, -1)
 
@@ -133,7 +143,9 @@ def _(A: HadamardMatrix) -> Cost:
 
 @scale.register
 def _(A: HadamardMatrix, factor: float | Tensor) -> HadamardMatrix:
-    return HadamardMatrix(A.U1 * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V1, A.U2, A.V2)
+    return HadamardMatrix(
+        A.U1 * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V1, A.U2, A.V2
+    )
 
 
 @diagonal.register
@@ -167,10 +179,17 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
     U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
     generator = torch.Generator(W.device).manual_seed(0)
     starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
-    starts += [recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device) for _ in range(RESTARTS)]
+    starts += [
+        recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
+        for _ in range(RESTARTS)
+    ]
     best = starts[0]
     for start in starts:
-        best = min(best, least_squares_fit(start, W), key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())))
+        best = min(
+            best,
+            least_squares_fit(start, W),
+            key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())),
+        )
         if torch.linalg.matrix_norm(W - best.dense()) <= 1e-6 * torch.linalg.matrix_norm(W):
             break
     return best

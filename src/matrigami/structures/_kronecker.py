@@ -1,7 +1,8 @@
 """Kronecker product: `A = L (x) R`, of two or more factors, each a tensor or any other value.
 
-Storage `m1 n1 + m2 n2`; cost per vector `min(m2 n2 n1 + m1 n1 m2, m1 n1 n2 + m2 n2 m1)`, the cheaper order is taken.
-Projection onto two factors: the rank-one SVD of the rearranged matrix (Van Loan and Pitsianis 1993), the best; onto
+Storage `m1 n1 + m2 n2`; cost per vector `min(m2 n2 n1 + m1 n1 m2, m1 n1 n2 + m2 n2 m1)`, the
+cheaper order is taken. Projection onto two factors: the rank-one SVD of the rearranged matrix (Van
+Loan and Pitsianis 1993), the best; onto
 more: one factor after the other (quasi-best). Row-major `vec`: `(L (x) R) vec(X) = vec(L X R.T)`.
 
 Shapes: m1 x n1 = left factor, m2 x n2 = right factor, k = right-hand sides.
@@ -72,7 +73,7 @@ class KroneckerMatrix(LinearOperator):
         return (*batch, m1 * m2, n1 * n2)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
-        """Multiply along one axis after the other, the cheaper first; no copies for tensor factors."""
+        """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
         n1, n2 = self.left.shape[-1], self.right.shape[-1]
         Y = X.unflatten(-2, (n1, n2))
         right_first, left_first = _orders(*self.factors)
@@ -83,7 +84,9 @@ class KroneckerMatrix(LinearOperator):
     @property
     def T(self) -> "KroneckerMatrix":
         """Transpose each factor."""
-        return KroneckerMatrix(*[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)])
+        return KroneckerMatrix(
+            *[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)]
+        )
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
@@ -96,8 +99,8 @@ class Kronecker(Structure):
     """Kronecker products.
 
     Args:
-        factors: The number of factors of balanced sizes (default 2), or their shapes `((m1, n1), (m2, n2), ...)`. A size
-            without balanced factors is padded (see `CroppedMatrix`).
+        factors: The number of factors of balanced sizes (default 2), or their shapes `((m1, n1),
+            (m2, n2), ...)`. A size without balanced factors is padded (see `CroppedMatrix`).
 
     Examples:
         >>> Kronecker().init(16, 64)
@@ -128,13 +131,18 @@ class Kronecker(Structure):
         if self.factors is None or isinstance(self.factors, int):
             count = self.factors or 2
             if count < 2:
-                raise ValueError(f"{self} was asked for.\nA Kronecker product has at least two factors.\nUse Dense() for one.")
+                raise ValueError(
+                    f"{self} was asked for.\n"
+                    "A Kronecker product has at least two factors.\n"
+                    "Use Dense() for one."
+                )
             return list(zip(factorize(m, count), factorize(n, count), strict=True))
         shapes = [(int(a), int(b)) for a, b in self.factors]
-        if (math.prod(a for a, _ in shapes), math.prod(b for _, b in shapes)) != (m, n):
+        rows, columns = (math.prod(shape[i] for shape in shapes) for i in (0, 1))
+        if (rows, columns) != (m, n):
             raise ValueError(
                 f"{self} was asked for a {m}x{n} matrix.\n"
-                f"Its factors multiply to {math.prod(a for a, _ in shapes)}x{math.prod(b for _, b in shapes)}.\n"
+                f"Its factors multiply to {rows}x{columns}.\n"
                 "Give factors that multiply to the size, or a number of factors."
             )
         return shapes
@@ -164,7 +172,7 @@ def _along_rows(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
 
 
 def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
-    """Contract the axis `n2` of `(..., n1, n2, k)`: a broadcast product for tensors, one tall block for values."""
+    """Contract the axis `n2` of `(..., n1, n2, k)`."""
     if isinstance(F, Tensor):
         F = F.unsqueeze(-3)  # expanded, for matmul copies X to broadcast a matrix
         return F.expand(*F.shape[:-3], X.shape[-3], *F.shape[-2:]) @ X
@@ -173,23 +181,34 @@ def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
 
 
 def _square(A: KroneckerMatrix) -> bool:
-    """Whether both factors are square; a square product of rectangles has none of the factorwise rules."""
+    """Whether both factors are square, without which no factorwise rule holds."""
     return all(F.shape[-2] == F.shape[-1] for F in A.factors)
 
 
 @kron.register(Tensor)
 @kron.register(LinearOperator)
-def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor) -> KroneckerMatrix:
+def _(
+    A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor
+) -> KroneckerMatrix:
     for F in (A, B, *more):
         if not isinstance(F, Tensor | LinearOperator) or len(F.shape) < 2:
-            raise TypeError(f"kron was asked for a factor {F!r:.60}.\nIts factors are matrices: tensors with two axes or more, or linear operators.")
+            raise TypeError(
+                f"kron was asked for a factor {F!r:.60}.\n"
+                "Its factors are matrices: tensors with two axes or more, or linear operators."
+            )
     return _nested([A, B, *more])
 
 
 @hadamard.register
 def _(A: KroneckerMatrix, B: LinearOperator | Tensor) -> LinearOperator:
-    same = isinstance(B, KroneckerMatrix) and all(F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True))
-    return KroneckerMatrix(*map(hadamard, A.factors, B.factors)) if same else hadamard.dispatch(object)(A, B)
+    same = isinstance(B, KroneckerMatrix) and all(
+        F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True)
+    )
+    return (
+        KroneckerMatrix(*map(hadamard, A.factors, B.factors))
+        if same
+        else hadamard.dispatch(object)(A, B)
+    )
 
 
 @fans.register
@@ -207,8 +226,12 @@ def _(A: KroneckerMatrix) -> Cost:
 
 @compose.register
 def _(A: KroneckerMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, KroneckerMatrix) and all(F.shape[-1] == G.shape[-2] for F, G in zip(A.factors, B.factors, strict=True)):
-        return KroneckerMatrix(*[F @ G for F, G in zip((A.left, A.right), (B.left, B.right), strict=True)])
+    if isinstance(B, KroneckerMatrix) and all(
+        F.shape[-1] == G.shape[-2] for F, G in zip(A.factors, B.factors, strict=True)
+    ):
+        return KroneckerMatrix(
+            *[F @ G for F, G in zip((A.left, A.right), (B.left, B.right), strict=True)]
+        )
     return compose.dispatch(LinearOperator)(A, B)
 
 
@@ -221,7 +244,11 @@ def _(A: KroneckerMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "...
 
 @inverse.register
 def _(A: KroneckerMatrix) -> LinearOperator:
-    return KroneckerMatrix(*map(inverse, A.factors)) if _square(A) else inverse.dispatch(LinearOperator)(A)
+    return (
+        KroneckerMatrix(*map(inverse, A.factors))
+        if _square(A)
+        else inverse.dispatch(LinearOperator)(A)
+    )
 
 
 @slogdet.register

@@ -1,8 +1,9 @@
-"""Kronecker sum: `A = L (x) I + I (x) R`, the generator of a separable system (a Laplacian on a grid).
+"""Kronecker sum: `A = L (x) I + I (x) R`, e.g. a Laplacian on a grid.
 
-Storage `n1^2 + n2^2`; cost per vector `n (n1 + n2)`. Its exponential is a Kronecker product. Symmetric factors give
-eigenvalues `l_i + r_j` and an exact solve by two small eigendecompositions (fast diagonalisation: Lynch, Rice and Thomas
-1964). Projection: partial traces, the best; the split of the identity between the factors is free and shared evenly.
+Storage `n1^2 + n2^2`; cost per vector `n (n1 + n2)`. Its exponential is a Kronecker product.
+Symmetric factors give eigenvalues `l_i + r_j` and an exact solve by two small eigendecompositions
+(fast diagonalisation: Lynch, Rice and Thomas 1964). Projection: partial traces, the best; the
+split of the identity between the factors is free and shared evenly.
 
 Shapes: n1 x n1 = left term, n2 x n2 = right term, n = n1 n2 rows and columns, k = right-hand sides.
 """
@@ -78,13 +79,17 @@ class KroneckerSumMatrix(LinearOperator):
     @property
     def T(self) -> "KroneckerSumMatrix":
         """Transpose each term."""
-        return KroneckerSumMatrix(*[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)])
+        return KroneckerSumMatrix(
+            *[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)]
+        )
 
     def dense(self) -> Inexact[Tensor, "*batch n n"]:
         """The matrix itself."""
         L, R = self.terms
         eye1, eye2 = (torch.eye(F.shape[-1], dtype=self.dtype, device=self.device) for F in (L, R))
-        grid = torch.einsum("...ab,cd->...acbd", L.dense(), eye2) + torch.einsum("ab,...cd->...acbd", eye1, R.dense())
+        grid = torch.einsum("...ab,cd->...acbd", L.dense(), eye2) + torch.einsum(
+            "ab,...cd->...acbd", eye1, R.dense()
+        )
         return grid.flatten(-4, -3).flatten(-2, -1)
 
 
@@ -137,7 +142,10 @@ class KroneckerSum(Structure):
 def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> KroneckerSumMatrix:
     for F in (A, B):
         if F.shape[-2] != F.shape[-1]:
-            raise ValueError(f"kron_sum was asked for {tuple(A.shape)} and {tuple(B.shape)}.\nBoth terms should be square.")
+            raise ValueError(
+                f"kron_sum was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
+                "Both terms should be square."
+            )
     return KroneckerSumMatrix(A, B)
 
 

@@ -1,7 +1,8 @@
 """Low rank: `A = U V.T`.
 
-Storage and cost per vector: `r (m + n)`. Projection: truncated SVD, optimal in every unitarily invariant
-norm (Eckart and Young 1936); in a metric, the SVD of the whitened matrix, which is optimal too.
+Storage and cost per vector: `r (m + n)`. Projection: truncated SVD, optimal in every unitarily
+invariant norm (Eckart and Young 1936); in a metric, the SVD of the whitened matrix, which is
+optimal too.
 
 Shapes: m = rows, n = columns, r = rank, k = right-hand sides.
 """
@@ -18,14 +19,15 @@ from matrigami.operators import (
     LinearOperator,
     Metric,
     Structure,
+    add as add_rule,
     compose,
     diagonal,
     draw,
     fans,
     metric_project,
     norm,
-    outer,
     operator,
+    outer,
     power,
     project,
     resolve_rank,
@@ -33,7 +35,6 @@ from matrigami.operators import (
     svdvals,
     truncated_svd,
 )
-from matrigami.operators import add as add_rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,9 +71,10 @@ class LowRankMatrix(LinearOperator):
 
 @dataclass(frozen=True)
 class LowRank(Structure):
-    """Matrices of rank at most `rank`: an int, a fraction of `min(m, n)`, or by default `sqrt(min(m, n))`.
+    """Matrices of rank at most `rank`: an int, a fraction of full, by default its root.
 
-    The default is the compute-optimal scaling of Qiu et al. (2024), arXiv:2406.06248: cost `O(n^1.5)` as for BTT.
+    The default is the compute-optimal scaling of Qiu et al. (2024), arXiv:2406.06248: cost
+    `O(n^1.5)` as for BTT.
 
     Examples:
         >>> LowRank(rank=2).init(3, 4)
@@ -102,7 +104,9 @@ class LowRank(Structure):
     def _rank(self, m: int, n: int) -> int:
         """The rank for one shape."""
         full = min(m, n)
-        return resolve_rank(math.ceil(full**0.5) if self.rank is None else self.rank, full, str(self))
+        return resolve_rank(
+            math.ceil(full**0.5) if self.rank is None else self.rank, full, str(self)
+        )
 
 
 @outer.register
@@ -130,7 +134,9 @@ def _(A: LowRankMatrix, B: LinearOperator) -> LinearOperator:
 
 @scale.register
 def _(A: LowRankMatrix, factor: float | Tensor) -> LowRankMatrix:
-    return LowRankMatrix(A.U * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V)
+    return LowRankMatrix(
+        A.U * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V
+    )
 
 
 @diagonal.register
@@ -160,11 +166,15 @@ def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"]) -> LowRankMatrix:
 
 
 @metric_project.register
-def _(recipe: LowRank, W: Float[Tensor, "*batch m n"], start: LowRankMatrix, metric: Metric) -> LowRankMatrix:  # noqa: ARG001
+def _(
+    recipe: LowRank, W: Float[Tensor, "*batch m n"], start: LowRankMatrix, metric: Metric
+) -> LowRankMatrix:
     left, right = (_roots(A) for A in (metric.left, metric.right))
     white = Metric(left[0], right[0]).apply(W)
     U, Vh = truncated_svd(white, recipe._rank(*W.shape[-2:]))
-    return LowRankMatrix(U if left[1] is None else left[1] @ U, Vh.mT if right[1] is None else right[1] @ Vh.mT)
+    return LowRankMatrix(
+        U if left[1] is None else left[1] @ U, Vh.mT if right[1] is None else right[1] @ Vh.mT
+    )
 
 
 def _roots(A: LinearOperator | None) -> tuple[LinearOperator | None, LinearOperator | None]:

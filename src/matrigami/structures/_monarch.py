@@ -1,13 +1,14 @@
 """Monarch: two block-diagonal matrices around perfect shuffles.
 
-`W[(j, i), (g, a)] = sum_r left[i, j, g, r] right[g, r, i, a]`: a `b x b` grid of tiles of rank `r`, one for each output
-block `i` and input block `g`; the output axes are interleaved, `(j, i)`, as in the paper, or blocked, `(i, j)`. It is a
-block tensor train of two cores, which gives it its rules.
+`W[(j, i), (g, a)] = sum_r left[i, j, g, r] right[g, r, i, a]`: a `b x b` grid of tiles of rank
+`r`, one for each output block `i` and input block `g`; the output axes are interleaved, `(j, i)`,
+as in the paper, or blocked, `(i, j)`. It is a block tensor train of two cores, which gives it its
+rules.
 
-Storage and cost per vector: `r b (m + n)`, for the square default `r = min(m, n) / b^2` about `2 n^2 / b`. Projection: one
-truncated SVD for each tile, the best approximation for any block counts and rank. A square Monarch matrix whose blocks are
-square is solved block by block. Source: Dao et al. (2022), arXiv:2204.00595; in the blocked layout, Qiu et al. (2024),
-arXiv:2406.06248.
+Storage and cost per vector: `r b (m + n)`, for the square default `r = min(m, n) / b^2` about `2
+n^2 / b`. Projection: one truncated SVD for each tile, the best approximation for any block counts
+and rank. A square Monarch matrix whose blocks are square is solved block by block. Source: Dao et
+al. (2022), arXiv:2204.00595; in the blocked layout, Qiu et al. (2024), arXiv:2406.06248.
 
 Shapes: m = rows, n = columns, b = blocks, r = rank of a tile, k = right-hand sides.
 """
@@ -85,9 +86,11 @@ class Monarch(Structure):
 
     Args:
         blocks: Number of input and of output blocks.
-        rank: Rank of a tile, an int or a fraction of full; by default the largest for which both factors have square or
-            smaller blocks, `ceil(min(m, n) / blocks^2)`, as in Dao et al. (2022).
-        interleaved: Output axes interleaved (the paper's) or blocked (no shuffle of the output, faster).
+        rank: Rank of a tile, an int or a fraction of full; by default the largest for which both
+            factors have square or smaller blocks, `ceil(min(m, n) / blocks^2)`, as in Dao et al.
+            (2022).
+        interleaved: Output axes interleaved (the paper's) or blocked (no shuffle of the output,
+            faster).
         pad: Pad a size that the blocks do not divide, instead of refusing it.
 
     Examples:
@@ -112,7 +115,8 @@ class Monarch(Structure):
         """Draw Gaussian factors.
 
         Raises:
-            ValueError: If the blocks do not divide the size (unless `pad`), or the rank is out of range.
+            ValueError: If the blocks do not divide the size (unless `pad`), or the rank is out of
+                range.
         """
         M, N, r = self._sizes(m, n)
         b = self.blocks
@@ -138,7 +142,12 @@ class Monarch(Structure):
 def _monarch(train: BlockTensorTrainMatrix) -> MonarchMatrix:
     """A train of two cores as left and right factor."""
     first, second = train.cores
-    return MonarchMatrix(second[..., 0, :, 0, :, :, :], first[..., :, 0, :, :, :, 0], train.reversed_rows, train.reversed_columns)
+    return MonarchMatrix(
+        second[..., 0, :, 0, :, :, :],
+        first[..., :, 0, :, :, :, 0],
+        train.reversed_rows,
+        train.reversed_columns,
+    )
 
 
 @fans.register

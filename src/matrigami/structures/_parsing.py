@@ -1,4 +1,4 @@
-"""Recipes as text, for the command line and for study files: `btt(rank=2)`, `monarch(blocks=16)`."""
+"""Recipes as text, for the command line and study files: `btt(rank=2)`, `monarch(blocks=4)`."""
 
 import ast
 import difflib
@@ -8,7 +8,9 @@ from typing import Any
 from matrigami.operators import Structure
 
 
-def parse_recipe(text: str, recipes: Mapping[str, type[Structure]], variadic: Mapping[str, str]) -> Structure:
+def parse_recipe(
+    text: str, recipes: Mapping[str, type[Structure]], variadic: Mapping[str, str]
+) -> Structure:
     """The recipe that a text such as `lowrank(rank=0.25)` or `einsum(0.5,0,0.5,0,0.5,0.5,0)` names.
 
     Args:
@@ -17,18 +19,27 @@ def parse_recipe(text: str, recipes: Mapping[str, type[Structure]], variadic: Ma
         variadic: Field that takes all positional arguments of a recipe as one tuple.
 
     Raises:
-        ValueError: If the text is not such a call, the name is unknown, or the recipe refuses the arguments.
+        ValueError: If the text is not such a call, the name is unknown, or the recipe refuses the
+            arguments.
     """
     name, args, options = _call(text)
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
-        raise ValueError(f"structure {name!r} was asked for.\nKnown structures: {', '.join(sorted(recipes))}.\nDid you mean {near!r}?")
+        raise ValueError(
+            f"structure {name!r} was asked for.\n"
+            f"Known structures: {', '.join(sorted(recipes))}.\n"
+            f"Did you mean {near!r}?"
+        )
     if name in variadic and args:
         args, options = [], {variadic[name]: tuple(args)} | options
     try:
         return recipes[name](*args, **options)
     except TypeError as error:
-        raise ValueError(f"structure {text!r} was asked for.\n{recipes[name].__name__} does not take these arguments: {error}.\nIt is defined as: {_signature(recipes[name])}.") from error
+        raise ValueError(
+            f"structure {text!r} was asked for.\n"
+            f"{recipes[name].__name__} does not take these arguments: {error}.\n"
+            f"It is defined as: {_signature(recipes[name])}."
+        ) from error
 
 
 def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -42,7 +53,11 @@ def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             return node.func.id, [ast.literal_eval(a) for a in node.args], options
     except (SyntaxError, ValueError):
         pass
-    raise ValueError(f"structure {text!r} was asked for.\nIt is not a name with literal arguments.\nWrite for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25).")
+    raise ValueError(
+        f"structure {text!r} was asked for.\n"
+        "It is not a name with literal arguments.\n"
+        "Write for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25)."
+    )
 
 
 def _signature(recipe: type[Structure]) -> str:

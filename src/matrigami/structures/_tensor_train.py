@@ -1,9 +1,10 @@
 """Tensor train (TT): `A = sum over ranks of A_1 (x) A_2 (x) ... (x) A_c`.
 
-`W[(m_1..m_c), (n_1..n_c)] = sum_r prod_i core_i[r_{i-1}, m_i, n_i, r_i]`. Rank 1 is a Kronecker product; two cores of rank
-`r` are a sum of `r` Kronecker products. Storage: the cores; cost per vector: core `i` is used once for each of the inputs
-`n_1..n_{i-1}` still to come and each of the outputs `m_{i+1}..m_c` already made. No copies: the right-hand sides stay the
-fastest axis. Projection: TT-SVD (Oseledets 2011), best for two cores, within `sqrt(c - 1)` of the best for more.
+`W[(m_1..m_c), (n_1..n_c)] = sum_r prod_i core_i[r_{i-1}, m_i, n_i, r_i]`. Rank 1 is a Kronecker
+product; two cores of rank `r` are a sum of `r` Kronecker products. Storage: the cores; cost per
+vector: core `i` is used once for each of the inputs `n_1..n_{i-1}` still to come and each of the
+outputs `m_{i+1}..m_c` already made. No copies: the right-hand sides stay the fastest axis.
+Projection: TT-SVD (Oseledets 2011), best for two cores, within `sqrt(c - 1)` of the best for more.
 Source for layers: Novikov et al. (2015), arXiv:1509.06569.
 
 Shapes: m = rows, n = columns, c = cores, r = rank, k = right-hand sides.
@@ -61,9 +62,15 @@ class TensorTrainMatrix(LinearOperator):
         for C in reversed(self.cores):
             s, m, n, r = C.shape[-4:]
             Z = Z.unflatten(-2, (Z.shape[-2] // (n * r), n * r))  # ... inputs (n r) (outputs k)
-            M = C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3)  # expanded, for matmul copies the inputs to broadcast a matrix
-            Z = M.expand(*M.shape[:-3], Z.shape[-3], *M.shape[-2:]) @ Z  # ... inputs (s m) (outputs k)
-            Z = Z.unflatten(-2, (s, m)).flatten(-2, -1).flatten(-3, -2)  # ... (inputs s) (m outputs k)
+            M = (
+                C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3)
+            )  # expanded, for matmul copies the inputs to broadcast a matrix
+            Z = (
+                M.expand(*M.shape[:-3], Z.shape[-3], *M.shape[-2:]) @ Z
+            )  # ... inputs (s m) (outputs k)
+            Z = (
+                Z.unflatten(-2, (s, m)).flatten(-2, -1).flatten(-3, -2)
+            )  # ... (inputs s) (m outputs k)
         return Z.unflatten(-1, (self.shape[-2], k)).squeeze(-3)
 
     @property
@@ -85,7 +92,8 @@ class TensorTrain(Structure):
 
     Args:
         rank: The rank between two cores: an int, or a fraction of full.
-        cores: The number of cores, at least 2. A size without balanced factors is padded (see `CroppedMatrix`).
+        cores: The number of cores, at least 2. A size without balanced factors is padded (see
+            `CroppedMatrix`).
 
     Examples:
         >>> TensorTrain(rank=2).init(16, 16)
@@ -118,13 +126,19 @@ class TensorTrain(Structure):
     def _axes(self, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes of the output and input axes."""
         if self.cores < 2:
-            raise ValueError(f"{self} was asked for.\nA tensor train has at least two cores.\nUse Dense() for one.")
+            raise ValueError(
+                f"{self} was asked for.\n"
+                "A tensor train has at least two cores.\n"
+                "Use Dense() for one."
+            )
         return factorize(m, self.cores), factorize(n, self.cores)
 
     def _ranks(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> list[int]:
-        """Ranks `r_0 = 1, ..., r_c = 1`; an int may exceed the full rank of some cut, not of all."""
+        """Ranks from `r_0 = 1` to `r_c = 1`; an int may exceed the full rank of some cut."""
         sizes = [a * b for a, b in zip(rows, columns, strict=True)]
-        full = [min(math.prod(sizes[: i + 1]), math.prod(sizes[i + 1 :])) for i in range(len(sizes) - 1)]
+        full = [
+            min(math.prod(sizes[: i + 1]), math.prod(sizes[i + 1 :])) for i in range(len(sizes) - 1)
+        ]
         whole = resolve_rank(self.rank, max(full), str(self))
         if isinstance(self.rank, float):
             return [1, *[resolve_rank(self.rank, f, str(self)) for f in full], 1]
@@ -133,7 +147,10 @@ class TensorTrain(Structure):
 
 @fans.register
 def _(A: TensorTrainMatrix) -> tuple[Fan, ...]:
-    return tuple(Fan(n * r, m * s, last=i == 0) for i, (s, m, n, r) in enumerate(C.shape[-4:] for C in A.cores))
+    return tuple(
+        Fan(n * r, m * s, last=i == 0)
+        for i, (s, m, n, r) in enumerate(C.shape[-4:] for C in A.cores)
+    )
 
 
 @cost.register
@@ -158,7 +175,9 @@ def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
 
 @compose.register
 def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    if not isinstance(B, TensorTrainMatrix) or [C.shape[-2] for C in A.cores] != [D.shape[-3] for D in B.cores]:
+    if not isinstance(B, TensorTrainMatrix) or [C.shape[-2] for C in A.cores] != [
+        D.shape[-3] for D in B.cores
+    ]:
         return compose.dispatch(LinearOperator)(A, B)
     cores = [
         torch.einsum("...amnb,...cnpd->...acmpbd", C, D).flatten(-6, -5).flatten(-2, -1)
@@ -182,7 +201,9 @@ def _block(C: Tensor, D: Tensor) -> Tensor:
 @scale.register
 def _(A: TensorTrainMatrix, factor: float | Tensor) -> TensorTrainMatrix:
     first, *rest = A.cores
-    return TensorTrainMatrix((first * (factor[(..., *[None] * 4)] if isinstance(factor, Tensor) else factor), *rest))
+    return TensorTrainMatrix(
+        (first * (factor[(..., *[None] * 4)] if isinstance(factor, Tensor) else factor), *rest)
+    )
 
 
 @trace.register
@@ -211,4 +232,3 @@ def _(recipe: TensorTrain, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
         cores.append(left.reshape(*batch, ranks[i], rows[i], columns[i], -1))
     cores.append(R.reshape(*batch, ranks[c - 1], rows[-1], columns[-1], 1))
     return fitted_corner(TensorTrainMatrix(tuple(cores)), W)
-
