@@ -116,7 +116,7 @@ class Structure(ABC):
     """
 
     exact_projection: ClassVar[bool] = True
-    """Whether `project` is sure to find a member again; False where it may stop in a local minimum."""
+    """Whether `project` surely finds a member again; False where it may stop at a local minimum."""
 
     @abstractmethod
     def init(

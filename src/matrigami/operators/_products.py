@@ -190,7 +190,7 @@ def hadamard(A: LinearOperator, B: LinearOperator | Tensor) -> LinearOperator:
 
 
 def khatri_rao(
-    A: Inexact[Tensor, "*batch m1 n"], B: Inexact[Tensor, "*batch m2 n"]
+    A: Inexact[Tensor, "*batch m1 _"], B: Inexact[Tensor, "*batch m2 _"]
 ) -> KhatriRaoMatrix:
     """The column-wise Kronecker product, of as many columns as `A` and `B` have.
 
@@ -208,7 +208,7 @@ def khatri_rao(
 
 
 def face_split(
-    A: Inexact[Tensor, "*batch m n1"], B: Inexact[Tensor, "*batch m n2"]
+    A: Inexact[Tensor, "*batch _ n1"], B: Inexact[Tensor, "*batch _ n2"]
 ) -> FaceSplitMatrix:
     """The row-wise Kronecker product, of as many rows as `A` and `B` have.
 

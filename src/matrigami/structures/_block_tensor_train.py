@@ -67,9 +67,8 @@ class BlockTensorTrainMatrix(LinearOperator):
             Z = C.flatten(-4, -3).flatten(-2, -1) @ Z  # ... q p rm k
             Z = Z.unflatten(-2, (r, m)).movedim(-3, -4)  # ... q r p m k
             Z = Z.flatten(-5, -4).flatten(-3, -2)
-        return _shuffled(
-            Z.squeeze(-3), [C.shape[-3] for C in self.cores], self.reversed_rows
-        )  # a select would copy in backward
+        Z = Z.squeeze(-3)  # not Z[..., 0, :, :], whose gradient is a copy
+        return _shuffled(Z, [C.shape[-3] for C in self.cores], self.reversed_rows)
 
     @property
     def T(self) -> "BlockTensorTrainMatrix":

@@ -57,21 +57,10 @@ class TensorTrainMatrix(LinearOperator):
         return (*self.cores[0].shape[:-4], m, n)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
-        """Contract the last input axis first, one broadcast product for each core."""
-        k, Z = X.shape[-1], X
-        for C in reversed(self.cores):
-            s, m, n, r = C.shape[-4:]
-            Z = Z.unflatten(-2, (Z.shape[-2] // (n * r), n * r))  # ... inputs (n r) (outputs k)
-            M = (
-                C.flatten(-4, -3).flatten(-2, -1).unsqueeze(-3)
-            )  # expanded, for matmul copies the inputs to broadcast a matrix
-            Z = (
-                M.expand(*M.shape[:-3], Z.shape[-3], *M.shape[-2:]) @ Z
-            )  # ... inputs (s m) (outputs k)
-            Z = (
-                Z.unflatten(-2, (s, m)).flatten(-2, -1).flatten(-3, -2)
-            )  # ... (inputs s) (m outputs k)
-        return Z.unflatten(-1, (self.shape[-2], k)).squeeze(-3)
+        """One broadcast product for each core, from the end that makes the product cheaper."""
+        last_first, first_first = _orders(self)
+        Y = _from_last(self.cores, X) if last_first <= first_first else _from_first(self.cores, X)
+        return Y.unflatten(-1, (self.shape[-2], X.shape[-1])).squeeze(-3)
 
     @property
     def T(self) -> "TensorTrainMatrix":
@@ -145,6 +134,47 @@ class TensorTrain(Structure):
         return [1, *[min(whole, f) for f in full], 1]
 
 
+def _from_last(cores: tuple[Tensor, ...], Z: Tensor) -> Tensor:
+    """Contract the last input axis first; the state is `(inputs to come, r) x (outputs, k)`."""
+    for C in reversed(cores):
+        s, m, n, r = C.shape[-4:]
+        Z = Z.unflatten(-2, (Z.shape[-2] // (n * r), n * r))  # ... inputs (n r) (outputs k)
+        Z = _broadcast(C.flatten(-4, -3).flatten(-2, -1), Z).unflatten(-2, (s, m))
+        Z = Z.flatten(-2, -1).flatten(-3, -2)  # ... (inputs s) (m outputs k)
+    return Z
+
+
+def _from_first(cores: tuple[Tensor, ...], X: Tensor) -> Tensor:
+    """Contract the first input axis first; the state is `(outputs, r) x (inputs to come, k)`."""
+    k, Z = X.shape[-1], X.flatten(-2, -1).unsqueeze(-2)  # ... (outputs r)=1 (inputs k)
+    for C in cores:
+        s, _, n, _ = C.shape[-4:]
+        inputs = Z.shape[-1] // (n * max(k, 1))
+        Z = Z.unflatten(-2, (Z.shape[-2] // s, s)).unflatten(-1, (n, inputs * k)).flatten(-3, -2)
+        M = C.movedim((-4, -3, -2, -1), (-2, -4, -1, -3)).flatten(-4, -3).flatten(-2, -1)
+        Z = _broadcast(M, Z).flatten(-3, -2)  # ... (outputs m r) (inputs k)
+    return Z.flatten(-2, -1).unsqueeze(-2)
+
+
+def _broadcast(M: Tensor, Z: Tensor) -> Tensor:
+    """`M @ Z` for a stack of `Z`, with `M` expanded: `matmul` alone would copy `Z`."""
+    M = M.unsqueeze(-3)
+    return M.expand(*M.shape[:-3], Z.shape[-3], *M.shape[-2:]) @ Z
+
+
+def _orders(A: TensorTrainMatrix) -> tuple[int, int]:
+    """Multiply-adds for one matrix of a stack, from the last core and from the first."""
+    totals = []
+    for cores in (A.cores[::-1], A.cores):
+        macs, inputs, outputs = 0, A.shape[-1], 1
+        for C in cores:
+            inputs //= C.shape[-2]
+            macs += math.prod(C.shape[-4:]) * inputs * outputs
+            outputs *= C.shape[-3]
+        totals.append(macs)
+    return totals[0], totals[1]
+
+
 @fans.register
 def _(A: TensorTrainMatrix) -> tuple[Fan, ...]:
     return tuple(
@@ -156,11 +186,7 @@ def _(A: TensorTrainMatrix) -> tuple[Fan, ...]:
 @cost.register
 def _(A: TensorTrainMatrix) -> Cost:
     params = sum(C.numel() for C in A.cores)
-    macs, inputs, outputs = 0, A.shape[-1], 1
-    for C in reversed(A.cores):
-        inputs //= C.shape[-2]
-        macs += C.numel() * inputs * outputs
-        outputs *= C.shape[-3]
+    macs = min(_orders(A)) * math.prod(A.shape[:-2])
     return Cost(params, macs, params * A.cores[0].itemsize)
 
 

@@ -1,0 +1,84 @@
+"""The group of all verbs, and how its errors leave the process.
+
+Exit codes: 0 fine, 1 something failed while it ran, 2 wrong usage or environment, 130 interrupted with its state kept.
+"""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+VERBS = {
+    "data": ("matrigami.cli._data:data", "Fetch the data sets of the studies."),
+    "study": ("matrigami.cli._study:study", "Compare structures at equal compute: run, fit, plot, report."),
+    "version": ("matrigami.cli._version:version", "Print the version."),
+}
+"""Each verb: where its command is, and its line in the overview. A new verb is one file and one line here."""
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a verb when the verb is used, so that `--help` is immediate."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of the verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """The command of a verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        return getattr(import_module(module), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """The overview, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+    """`--version`."""
+    if value:
+        from matrigami import __version__
+
+        click.echo(f"matrigami {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version and exit.")
+def group() -> None:
+    """Structured matrices: studies of how well they learn at equal compute.
+
+    \b
+    Example:
+      matrigami study run --preset demo --out runs/demo
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of `matrigami`; ends the process."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line and return its exit code; what the library refuses becomes a message, not a traceback."""
+    try:
+        result: Any = group.main(args=args, prog_name="matrigami", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code if isinstance(error, click.UsageError) else 1
+    except ValueError as error:
+        click.echo(f"matrigami: {error}", err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("matrigami: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,44 @@
+"""Scaling studies: which structure gives the lowest error for a given amount of computation."""
+
+from matrigami.studies._config import RunConfig
+from matrigami.studies._fit import METRICS, PowerLaw, fit_power_law, fit_results, fit_tables, frontier, write_fit
+from matrigami.studies._progress import Snapshot
+from matrigami.studies._record import COLUMNS, file_hash, read_results, write_atomic, write_results
+from matrigami.studies._run import Outcome, Plan, load_plan, plan_study, run_states, run_study
+from matrigami.studies._size import RunSize, check_data, run_size
+from matrigami.studies._spec import Study, canonical_structure, load_preset, load_spec, parse_spec, preset_names
+from matrigami.studies._train import Interrupted, train_run
+
+__all__ = [
+    "COLUMNS",
+    "METRICS",
+    "Interrupted",
+    "Outcome",
+    "Plan",
+    "PowerLaw",
+    "RunConfig",
+    "RunSize",
+    "Snapshot",
+    "Study",
+    "canonical_structure",
+    "check_data",
+    "file_hash",
+    "fit_power_law",
+    "fit_results",
+    "fit_tables",
+    "frontier",
+    "load_plan",
+    "load_preset",
+    "load_spec",
+    "parse_spec",
+    "plan_study",
+    "preset_names",
+    "read_results",
+    "run_size",
+    "run_states",
+    "run_study",
+    "train_run",
+    "write_atomic",
+    "write_fit",
+    "write_results",
+]

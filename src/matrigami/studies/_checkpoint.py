@@ -1,0 +1,86 @@
+"""Checkpoints of a run in one safetensors file: tensors, and all else as JSON in its header; nothing is pickled."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from matrigami.studies._config import RunConfig
+from matrigami.studies._record import write_atomic
+
+_GENERATOR = "generator"
+
+
+def save_checkpoint(
+    path: Path,
+    config: RunConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    position: Mapping[str, Any],
+    generator_state: Tensor,
+) -> None:
+    """Write a checkpoint aside and rename it.
+
+    Args:
+        path: The file.
+        config: The run it belongs to.
+        model: Its model.
+        optimizer: Its optimiser; None to keep the weights only.
+        position: What else it needs, as JSON knows it.
+        generator_state: State of its generator at the start of the epoch.
+    """
+    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for i, moments in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
+        tensors |= {f"optimizer.{i}.{name}": t.detach().cpu().contiguous() for name, t in moments.items()}
+    header = {"id": config.id, "position": json.dumps(dict(position)), "trained": str(optimizer is None).lower()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save({**tensors, _GENERATOR: generator_state}, header))
+
+
+def load_checkpoint(
+    path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], Tensor] | None:
+    """Put a checkpoint into a model and an optimiser.
+
+    Args:
+        path: The file.
+        config: The run it should belong to.
+        model: A model of that run.
+        optimizer: Its optimiser.
+
+    Returns:
+        The position and the state of the generator; None if there is no checkpoint.
+
+    Raises:
+        ValueError: If the file is damaged, or belongs to another run.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"Checkpoint {path} was to be read.\nIt is damaged: {error}.\nDelete it to start the run anew.") from error
+    if header.get("id") != config.id:
+        raise ValueError(
+            f"Checkpoint {path} was to be read for run {config.id}.\nIt belongs to run {header.get('id')}.\n"
+            "Give each run its own folder."
+        )
+    model.load_state_dict(_below("model", tensors))
+    state = optimizer.state_dict()
+    for name, t in _below("optimizer", tensors).items():
+        index, moment = name.split(".")
+        state["state"].setdefault(int(index), {})[moment] = t
+    optimizer.load_state_dict(state)
+    return json.loads(header["position"]), tensors[_GENERATOR]
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

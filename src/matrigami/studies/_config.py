@@ -1,0 +1,127 @@
+"""One training run, fully resolved: what its identity, its folder and its record are derived from."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Layers = Literal["all", "hidden"]
+"""Which layers carry the structure: all but the head, or only those of the residual blocks."""
+
+NOT_IDENTITY = frozenset({"checkpoint_seconds"})
+"""Fields that do not change the result of a run."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines the result of one training run.
+
+    Args:
+        dataset: Name of the task: `digits`, `teacher`, `cifar10`, `cifar100`, `fashion_mnist`.
+        model: `mlp` or `vit`.
+        structure: Structure of the linear layers as text, e.g. `btt(rank=1)`; see `matrigami.parse`.
+        width: Features of the residual stream.
+        seed: Seed of the initial weights, the order of the data and the augmentation.
+        lr: Learning rate of the dense model at `base_width`; scaled for each factor by `nn.param_groups`.
+        epochs: Passes over the data (the teacher task: rounds of `samples_per_epoch` fresh samples).
+        batch_size: Examples in a step.
+        depth: Residual blocks.
+        base_width: Width at which `lr` was tuned.
+        weight_decay: Decoupled weight decay of AdamW.
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Parameter alpha of the Beta distribution of the mixing weight; 0 for none.
+        augment: Random resized crop and horizontal flip.
+        shuffle_pixels: Apply one fixed permutation to the pixels of every image.
+        input_lr_scale: Factor on the learning rate of the layer that reads the data.
+        structured_layers: Which layers carry the structure.
+        samples_per_epoch: Fresh samples in an epoch of a task with unlimited data.
+        checkpoint_seconds: Time between checkpoints; not part of the identity.
+        patch: Side of the patches of the vision transformer, in pixels.
+        heads: Attention heads of the vision transformer.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Examples:
+        >>> config = RunConfig("digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64)
+        >>> config.id, len(config.to_json())
+        ('5e68720d8c5b', 21)
+    """
+
+    dataset: str
+    model: str
+    structure: str
+    width: int
+    seed: int
+    lr: float
+    epochs: int
+    batch_size: int
+    depth: int = 3
+    base_width: int = 64
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    augment: bool = False
+    shuffle_pixels: bool = False
+    input_lr_scale: float = 0.1
+    structured_layers: Layers = "all"
+    samples_per_epoch: int | None = None
+    checkpoint_seconds: float = 60.0
+    patch: int = 8
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained."""
+        for name in ("width", "epochs", "batch_size", "depth", "base_width", "patch", "heads"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("weight_decay", "mixup", "checkpoint_seconds", "input_lr_scale", "seed"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("lr", self.lr > 0, "above 0")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1")
+        layers = self.structured_layers in ("all", "hidden")
+        self._require("structured_layers", layers, "'all' or 'hidden'")
+        samples = self.samples_per_epoch is None or self.samples_per_epoch >= 1
+        self._require("samples_per_epoch", samples, "at least 1, or left out")
+
+    def _require(self, name: str, valid: bool, range_: str) -> None:
+        """One range."""
+        if not valid:
+            raise ValueError(
+                f"A run on {self.dataset!r} with {name} = {getattr(self, name)!r} was asked for.\n"
+                f"This value is out of range.\n{name} should be {range_}."
+            )
+
+    @property
+    def canonical(self) -> str:
+        """The identity as JSON with sorted keys."""
+        identity = {
+            field.name: float(value) if field.type is float else value  # 0 and 0.0 are one run
+            for field in fields(self)
+            if field.name not in NOT_IDENTITY
+            for value in [getattr(self, field.name)]
+        }
+        return json.dumps(identity, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def id(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of `canonical`."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_json`; fields that are missing take their defaults.
+
+        Raises:
+            ValueError: If a key is no field.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"A run was asked for with {sorted(unknown)}.\nA run has no such settings.\n"
+                f"Settings are: {', '.join(field.name for field in fields(cls))}."
+            )
+        return cls(**values)

@@ -1,0 +1,190 @@
+"""Fetch a data set: resume what was begun, take only the expected files, check every one.
+
+Shapes: none; this module knows files only.
+"""
+
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+from matrigami.studies._datasets import data_folder, read_checked
+from matrigami.studies._sources import SOURCES, Source
+
+Tell = Callable[[str, int, int | None], None]
+"""Told while bytes arrive: file name, bytes so far, bytes in all if known."""
+
+BLOCK = 1 << 18
+TRIES = 5
+TIMEOUT = 60.0
+
+
+def get_dataset(
+    name: str, to: str | Path | None = None, *, at_hand: Path | None = None, tell: Tell | None = None
+) -> list[Path]:
+    """Put the files of a data set into the data folder.
+
+    Args:
+        name: `cifar10`, `cifar100` or `fashion_mnist`.
+        to: Data folder; by default `$MATRIGAMI_DATA`, else `~/.cache/matrigami`.
+        at_hand: The archive, or a folder with its files, instead of a download.
+        tell: Told how far the download is.
+
+    Returns:
+        The files, all checked.
+
+    Raises:
+        ValueError: If the data set is unknown, or a file is missing or damaged.
+        OSError: If the folder cannot be written, or the network fails; what has arrived is kept for the next call.
+    """
+    if name not in SOURCES:
+        raise ValueError(
+            f"Data set {name!r} was asked for.\nThose to download are {', '.join(SOURCES)}.\n"
+            "`digits` and the teachers need no download."
+        )
+    source, folder = SOURCES[name], data_folder(to)
+    paths = [folder / source.folder / file for file in source.files]
+    if at_hand is None and _complete(source, folder):
+        return paths
+    (folder / source.folder).mkdir(parents=True, exist_ok=True)
+    if at_hand is None:
+        _download_all(source, folder, tell or _silent)
+    elif at_hand.is_dir():
+        _copy(source, at_hand, folder)
+    else:
+        _unpack(source, at_hand, folder)
+    for file in source.files:
+        read_checked(source, file, folder)
+    return paths
+
+
+def download(url: str, path: Path, tell: Tell) -> None:
+    """Download one file; a part that is there already is continued.
+
+    Args:
+        url: Address, http or https.
+        path: Where to put the whole file; the part is beside it with `.part` added.
+        tell: Told how far it is.
+
+    Raises:
+        OSError: If it does not arrive in `TRIES` attempts; the part is kept.
+    """
+    part, failure = path.with_name(f"{path.name}.part"), ""
+    for _ in range(TRIES):
+        try:
+            if _continue(url, part, tell):
+                part.replace(path)
+                return
+            failure = "the connection ended early"
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            failure = str(error)
+    size = part.stat().st_size if part.exists() else 0
+    raise OSError(
+        f"{url} was asked for.\nIt did not arrive: {failure}; {size} bytes are kept in {part}.\n"
+        "Run the same command again to continue, or give a file with --from."
+    )
+
+
+def _continue(url: str, part: Path, tell: Tell) -> bool:
+    """One attempt at the rest of a file; whether it is whole now."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - see below
+    if request.type not in ("http", "https"):
+        raise ValueError(f"{url} was asked for.\nIt is no web address.\nGive http:// or https://.")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - checked above
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+            return True  # the part is the whole file
+        part.unlink()
+        return False
+    with response:
+        resumed = response.status == HTTPStatus.PARTIAL_CONTENT
+        have = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else have + int(length)
+        with part.open("ab" if resumed else "wb") as file:
+            have = _receive(response, file, have, total, lambda n: tell(part.stem, n, total))
+    return total is None or have == total
+
+
+def _receive(
+    response: IO[bytes], file: IO[bytes], have: int, total: int | None, tell: Callable[[int], None]
+) -> int:
+    """Write what arrives; the size of the file at the end."""
+    while block := response.read(BLOCK):
+        file.write(block)
+        have += len(block)
+        tell(have)
+    return have
+
+
+def _download_all(source: Source, folder: Path, tell: Tell) -> None:
+    """All addresses of a data set: one archive, or its files."""
+    below = folder / source.folder
+    for url in source.urls:
+        path = below / url.rpartition("/")[2]
+        if not path.exists() or path.name not in source.files:
+            download(url, path, tell)
+        if path.name not in source.files:
+            _unpack(source, path, folder)
+            path.unlink()
+
+
+def _unpack(source: Source, archive: Path, folder: Path) -> None:
+    """Take the expected files, and no others, out of a tar archive."""
+    wanted = {f"{source.folder}/{file}": folder / source.folder / file for file in source.files}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = wanted.get(member.name.removeprefix("./"))
+                content = tar.extractfile(member) if path is not None and member.isfile() else None
+                if content is not None and path is not None:
+                    _store(content, path)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {error}.\nDelete it and get it again."
+        ) from error
+
+
+def _copy(source: Source, at_hand: Path, folder: Path) -> None:
+    """Take the expected files from a folder, or from the folder of that name in it."""
+    inner = at_hand / source.folder
+    origin = inner if inner.is_dir() else at_hand
+    for file in source.files:
+        if not (origin / file).is_file():
+            raise ValueError(
+                f"{source.name} was to be taken from {at_hand}.\n{origin / file} is missing.\n"
+                f"The folder should hold {', '.join(source.files)}."
+            )
+        with (origin / file).open("rb") as content:
+            _store(content, folder / source.folder / file)
+
+
+def _store(content: IO[bytes], path: Path) -> None:
+    """Write aside and rename."""
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("wb") as file:
+        shutil.copyfileobj(content, file, BLOCK)
+    aside.replace(path)
+
+
+def _complete(source: Source, folder: Path) -> bool:
+    """Whether all files are there and whole."""
+    try:
+        for file in source.files:
+            read_checked(source, file, folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _silent(name: str, have: int, total: int | None) -> None:
+    """Tell nobody."""

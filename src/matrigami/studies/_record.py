@@ -1,0 +1,141 @@
+"""Results on disk: files that are whole or absent, and one table with a row for each run."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+"""What a run reports: the columns below, and what its task adds."""
+
+COLUMNS = (
+    "dataset",
+    "model",
+    "structure",
+    "width",
+    "seed",
+    "lr",
+    "params",
+    "macs",
+    "train_loss",
+    "test_loss",
+    "train_error",
+    "test_error",
+    "seconds",
+    "status",
+    "cause",
+    "examples",
+)
+"""First columns of `results.csv`, in this order. Errors are in percent, MACs are of one forward pass of one example."""
+
+_NUMBERS = {"width": int, "seed": int, "params": int, "macs": int, "examples": int}
+_TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device"}
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write to a temporary name in the same folder, then rename: a reader never sees half a file."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON document, whole or absent; what is not finite is null."""
+    write_atomic(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """One JSON document; None if the file is absent."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def write_results(path: Path, records: Sequence[Record]) -> None:
+    """Write `results.csv`: `COLUMNS`, then what else the records hold, one row for each run."""
+    extra = sorted({key for record in records for key in record} - set(COLUMNS))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *extra], restval="", lineterminator="\n")
+    writer.writeheader()
+    for record in sorted(records, key=_order):
+        writer.writerow({key: _cell(value) for key, value in record.items()})
+    write_atomic(path, text.getvalue())
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `results.csv`, numbers as numbers; an empty cell is None.
+
+    Raises:
+        ValueError: If the file is absent or lacks a column.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
+    except OSError as error:
+        raise ValueError(
+            f"The results {path} were asked for.\nThey cannot be read: {error.strerror}.\n"
+            "Run `matrigami study run` with --out on this folder first."
+        ) from error
+    missing = set(COLUMNS[:14]) - set(rows[0]) if rows else set()
+    if missing:
+        raise ValueError(f"The results {path} were asked for.\nColumns are missing: {sorted(missing)}.\nWrite them anew with `matrigami study run`.")
+    return [{key: _value(key, cell) for key, cell in row.items()} for row in rows]
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    """Rows by dataset, structure, size and seed."""
+    return (
+        str(record.get("dataset")),
+        str(record.get("structure")),
+        record.get("width") or 0,
+        record.get("seed") or 0,
+    )
+
+
+def _cell(value: Any) -> Any:
+    """None is empty; a float has the digits that tell it apart."""
+    return "" if value is None else repr(value) if isinstance(value, float) else value
+
+
+def _value(key: str, cell: str | None) -> Any:
+    """The inverse of `_cell`."""
+    if cell is None or cell == "":
+        return None
+    if key in _TEXT:
+        return cell
+    if key in _NUMBERS:
+        return int(float(cell))
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities by None, which JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        return None
+    return value

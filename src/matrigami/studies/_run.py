@@ -1,0 +1,322 @@
+"""Running a study: worker processes that share the runs through the file system, and what is left when they end."""
+
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from matrigami.studies._config import RunConfig
+from matrigami.studies._lock import hold, is_held
+from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
+from matrigami.studies._record import Record, read_json, write_json, write_results
+from matrigami.studies._size import RunSize, run_size
+from matrigami.studies._spec import Study
+from matrigami.studies._worker import ATTEMPTS, FINISHED, Job, main, read_status, run_folder, write_status
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study left: a record of each run that ended, and how many ended how."""
+
+    records: tuple[Record, ...]
+    total: int
+    failed: int
+    crashed: int
+    interrupted: bool
+
+    @property
+    def left(self) -> int:
+        """Runs without a result."""
+        return self.total - len(self.records)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, biggest first, with their sizes."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+    sizes: Mapping[str, RunSize]
+
+    @property
+    def work(self) -> dict[str, float]:
+        """Multiply-adds of each run, with what an example costs besides the model."""
+        return {run: size.examples * (size.macs + OVERHEAD_MACS) for run, size in self.sizes.items()}
+
+
+def plan_study(study: Study) -> Plan:
+    """Build every model once, to know its size and that it can be built.
+
+    Raises:
+        ValueError: If a structure does not fit a width.
+    """
+    known: dict[RunConfig, RunSize] = {}
+    sizes = {}
+    for config in study.configs:
+        key = replace(config, seed=0)  # the seed does not change the size
+        known[key] = sizes[config.id] = known.get(key) or run_size(config)
+    plan = Plan(study.name, study.configs, sizes)
+    work = plan.work
+    return Plan(study.name, tuple(sorted(study.configs, key=lambda c: -work[c.id])), sizes)
+
+
+def default_workers() -> int:
+    """One process of one thread for each core that this process may use."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, len(list(cores)))
+
+
+def run_study(
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    data_dir: Path | None = None,
+    report: Callable[[Snapshot], None] = lambda _: None,
+) -> Outcome:
+    """Train what a study lacks, and write `results.csv`.
+
+    Runs that ended are not repeated, interrupted ones go on from their last checkpoint; several calls on the same folder share the work.
+    SIGINT and SIGTERM make the workers write a checkpoint and end; a second SIGINT kills them.
+
+    Args:
+        plan: From `plan_study`.
+        out: Folder of the study; made if absent.
+        workers: Number of processes; by default one for each core (an accelerator: 1).
+        threads: Threads of each process; by default the cores shared out.
+        device: Where to train.
+        data_dir: Folder of the data sets.
+        report: Called twice a second with the state.
+
+    Returns:
+        The records of all runs of the plan that ended, also in earlier calls.
+
+    Raises:
+        ValueError: If a number is out of range, or the folder cannot be written.
+    """
+    workers, threads = _shares(workers, threads, device)
+    prepare(plan, out)
+    write_json(out / "env.json", environment(device, workers, threads))
+    job = Job(out, plan.configs, data_dir, device, threads)
+    clock = Clock(plan.work, _fractions(plan, out), time.monotonic())
+    with _signals() as asked:
+        _supervise(job, workers, asked, lambda: report(snapshot(plan, out, clock)))
+    outcome = collect(plan, out, interrupted=asked.is_set())
+    write_results(out / "results.csv", outcome.records)
+    return outcome
+
+
+def prepare(plan: Plan, out: Path) -> None:
+    """Make the folders; queue anew what crashed or was running when its process was killed.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
+    try:
+        for config in plan.configs:
+            folder = run_folder(out, config)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "config.json").exists():
+                write_json(folder / "config.json", config.to_json())
+            _requeue(out, config)
+        runs = [{"config": c.to_json(), "size": plan.sizes[c.id]._asdict()} for c in plan.configs]
+        write_json(out / "study.json", {"name": plan.name, "runs": runs})
+    except OSError as error:
+        raise ValueError(
+            f"A study was asked for in the folder {out}.\nIt cannot be written: {error.strerror} ({error.filename}).\n"
+            "Give --out a folder that you may write to, on a disk with space."
+        ) from error
+
+
+def collect(plan: Plan, out: Path, *, interrupted: bool = False) -> Outcome:
+    """The records of the runs that ended."""
+    states = {config.id: (config, read_status(out, config)) for config in plan.configs}
+    records = [_record(config, state, plan.sizes[config.id]) for config, state in states.values() if _ended(state)]
+    kinds = [state["status"] for _, state in states.values()]
+    return Outcome(tuple(records), len(states), kinds.count("failed"), kinds.count("crashed"), interrupted)
+
+
+def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
+    """The state now."""
+    states = {config.id: read_status(out, config) for config in plan.configs}
+    kinds = [state["status"] for state in states.values()]
+    ended = [state["record"] for state in states.values() if state["status"] == "done"]
+    failed = kinds.count("failed") + kinds.count("crashed")
+    eta = clock.remaining({run: float(state["fraction"]) for run, state in states.items()}, time.monotonic())
+    return Snapshot(len(kinds), len(ended) + failed, failed, kinds.count("running"), eta, best_of(ended))
+
+
+def load_plan(out: Path) -> Plan:
+    """The plan of a study folder, as its last `run_study` wrote it.
+
+    Raises:
+        ValueError: If the folder holds no study.
+    """
+    stored = read_json(out / "study.json")
+    if stored is None:
+        raise ValueError(f"The study in {out} was asked for.\nThe folder has no study.json.\nRun `matrigami study run` with --out {out} first.")
+    configs = tuple(RunConfig.from_json(run["config"]) for run in stored["runs"])
+    sizes = [RunSize(**run["size"]) for run in stored["runs"]]
+    return Plan(stored["name"], configs, {c.id: size for c, size in zip(configs, sizes, strict=True)})
+
+
+def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """The state of each run: `id`, `dataset`, `structure`, `width`, `seed`, `macs`, `status`, `fraction`, `cause`."""
+    states = []
+    for c in plan.configs:
+        state = read_status(out, c)
+        status = "interrupted" if state["status"] == "running" and not is_held(run_folder(out, c)) else state["status"]
+        known = {"id": c.id, "dataset": c.dataset, "structure": c.structure, "width": c.width, "seed": c.seed}
+        cause = state.get("cause") or state.get("record", {}).get("cause")
+        states.append(known | {"macs": plan.sizes[c.id].macs, "status": status, "fraction": state["fraction"], "cause": cause})
+    return states
+
+
+def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
+    """Versions, machine and command line."""
+    packages = ("matrigami", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "workers": workers,
+        "threads": threads,
+    }
+
+
+def _shares(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
+    """Processes, and threads of each."""
+    cores = default_workers()
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"A study with {name} = {value} was asked for.\nThis is out of range.\nGive at least 1.")
+    if workers is None:
+        workers = 1 if device != "cpu" else max(1, cores // (threads or 1))
+    return workers, threads or max(1, cores // workers)
+
+
+def _supervise(job: Job, workers: int, asked: threading.Event, report: Callable[[], None]) -> None:
+    """Keep `workers` processes at work until all have ended; replace one that dies."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+
+    def start() -> BaseProcess:
+        process = context.Process(target=main, args=(job, stop, os.getpid()))
+        process.start()
+        return process
+
+    pending = sum(not _ended(read_status(job.out, config)) for config in job.configs)
+    alive = [start() for _ in range(min(workers, pending))]
+    try:
+        while alive:
+            time.sleep(_POLL_SECONDS)
+            if asked.is_set():
+                stop.set()
+            dead = [process for process in alive if not process.is_alive()]
+            lost = [config for process in dead if process.exitcode for config in _bury(job, process)]
+            alive = [process for process in alive if process.is_alive()] + [start() for _ in lost if not stop.is_set()]
+            report()
+    finally:
+        for process in alive:
+            process.kill()
+
+
+def _bury(job: Job, process: BaseProcess) -> Iterator[RunConfig]:
+    """The run that a process left behind: queued again, or given up after some attempts."""
+    for config in job.configs:
+        state = read_status(job.out, config)
+        if state["status"] != "running" or state.get("pid") != process.pid:
+            continue
+        attempts = int(state.get("attempts", 0)) + 1
+        if attempts < ATTEMPTS:
+            write_status(job.out, config, "queued", fraction=state["fraction"], attempts=attempts)
+        else:
+            cause = f"its process ended with code {process.exitcode} (negative: a signal; -9 is often lack of memory)"
+            write_status(job.out, config, "crashed", fraction=1.0, cause=cause)
+        yield config
+
+
+def _requeue(out: Path, config: RunConfig) -> None:
+    """A run that crashed gets another chance; one that was cut short keeps its checkpoint."""
+    state = read_status(out, config)
+    if state["status"] in ("crashed", "running") and not is_held(run_folder(out, config)):
+        with hold(run_folder(out, config)) as held:
+            if held:
+                fraction = state.get("fraction", 0.0) if state["status"] == "running" else 0.0
+                write_status(out, config, "queued", fraction=fraction)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second SIGINT raises KeyboardInterrupt."""
+    asked = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Record:
+    """The record of a run that ended; one that crashed has its configuration and its cause."""
+    known = {key: value for key, value in config.to_json().items() if key in ("dataset", "model", "structure", "width", "seed", "lr")}
+    base = known | {"id": config.id, "params": size.params, "macs": size.macs}
+    if state["status"] == "crashed":
+        return base | {"status": "crashed", "cause": state.get("cause", "unknown")}
+    return base | state["record"] | {"status": state["status"]}
+
+
+def _ended(state: Mapping[str, Any]) -> bool:
+    """Whether a run has a result, good or bad."""
+    return state["status"] in (*FINISHED, "crashed")
+
+
+def _fractions(plan: Plan, out: Path) -> dict[str, float]:
+    """Finished part of each run."""
+    return {config.id: float(read_status(out, config)["fraction"]) for config in plan.configs}
+
+
+def _version(package: str) -> str | None:
+    """Installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """Name of the processor."""
+    try:
+        lines: Sequence[str] = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = ()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

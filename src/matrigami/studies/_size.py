@@ -1,0 +1,60 @@
+"""How big a run is, known before it is trained."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from matrigami.studies._config import RunConfig
+from matrigami.studies._models import Shape, build_model
+from matrigami.studies._tasks import load_task
+
+PUBLISHED = {
+    "cifar10": (Shape(3, 32, 10), 50_000),
+    "cifar100": (Shape(3, 32, 100), 50_000),
+    "fashion_mnist": (Shape(1, 28, 10), 60_000),
+}
+"""Shape and training examples of the data sets that have to be fetched, so that a study can be planned without them."""
+
+
+class RunSize(NamedTuple):
+    """Parameters, multiply-adds of one forward pass of one example, and examples seen in training."""
+
+    params: int
+    macs: int
+    examples: int
+
+
+def run_size(config: RunConfig) -> RunSize:
+    """Size of a run, from its model.
+
+    Raises:
+        ValueError: If the structure does not fit the width.
+
+    Examples:
+        >>> config = RunConfig("cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=2, batch_size=1024)
+        >>> run_size(config)
+        RunSize(params=603236, macs=591872, examples=100000)
+    """
+    shape, samples = PUBLISHED[config.dataset] if config.dataset in PUBLISHED else _loaded(config)
+    try:
+        model = build_model(config, shape)
+    except ValueError as error:
+        lines = str(error).splitlines()
+        raise ValueError("\n".join([f"{config.structure} at width {config.width} on {config.dataset}: {lines[0]}", *lines[1:]])) from error
+    return RunSize(sum(p.numel() for p in model.parameters()), model.macs(), config.epochs * samples)
+
+
+def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:
+    """Read each data set once, so that a missing or damaged one is known before anything is written.
+
+    Raises:
+        ValueError: If a data set is missing or damaged.
+    """
+    for config in {config.dataset: config for config in configs}.values():
+        load_task(config, data_dir)
+
+
+def _loaded(config: RunConfig) -> tuple[Shape, int]:
+    """Shape and examples of a task whose data are always at hand."""
+    task = load_task(config)
+    return task.shape, task.examples

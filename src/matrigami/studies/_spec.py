@@ -1,0 +1,196 @@
+"""A study as a TOML file: tasks x structures x widths x seeds, expanded into runs.
+
+    [study]
+    name = "cifar100_small"
+    [task]                          # or several [[task]]; a task may override any key of [train] and [model]
+    dataset = "cifar100"
+    [model]
+    name = "mlp"
+    [train]
+    lr = 3e-3
+    epochs = 20
+    batch_size = 1024
+    seeds = [0]
+    [[structure]]
+    name = "btt(rank=1)"
+    widths = [128, 256, 512]
+    repeat_widths = [256]           # these widths also run with [train] repeat_seeds, by default [1]
+"""
+
+import ast
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from matrigami.studies._config import RunConfig
+from matrigami.structures import parse
+
+_SEEDS = ("seeds", "repeat_seeds", "repeat_widths")
+_RUN = tuple(f.name for f in fields(RunConfig) if f.name not in ("dataset", "model", "structure", "width", "seed"))
+_KEYS = {
+    "study": ("name", "description"),
+    "task": ("dataset", "seeds", "repeat_seeds", *_RUN),
+    "model": ("name", *_RUN),
+    "train": ("seeds", "repeat_seeds", *_RUN),
+    "structure": ("name", "widths", "datasets", *_SEEDS, *_RUN),
+}
+"""Keys of each table."""
+
+_REQUIRED = {"study": ("name",), "task": ("dataset",), "structure": ("name", "widths")}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A name and the runs that make it up, in the order of the file, each once."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+    description: str = ""
+
+    def only(self, structure: str) -> "Study":
+        """The runs of one structure.
+
+        Raises:
+            ValueError: If the study has none.
+        """
+        wanted = canonical_structure(structure)
+        configs = tuple(c for c in self.configs if c.structure == wanted)
+        if not configs:
+            names = list(dict.fromkeys(c.structure for c in self.configs))
+            raise ValueError(
+                f"Study {self.name!r} was asked for the runs of {wanted!r}.\n"
+                f"Its structures are {', '.join(names)}.\nDid you mean {_nearest(wanted, names)!r}?"
+            )
+        return Study(self.name, configs, self.description)
+
+
+def canonical_structure(text: str) -> str:
+    """One spelling of a structure.
+
+    Examples:
+        >>> canonical_structure(" btt( rank = 2 )"), canonical_structure("dense()")
+        ('btt(rank=2)', 'dense')
+    """
+    parse(text)
+    return ast.unparse(ast.parse(text.strip(), mode="eval")).removesuffix("()")
+
+
+def preset_names() -> list[str]:
+    """Names of the studies that ship with the library."""
+    folder = resources.files("matrigami.studies") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> Study:
+    """A study that ships with the library.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if name not in preset_names():
+        raise ValueError(
+            f"Preset {name!r} was asked for.\nPresets are {', '.join(preset_names())}.\n"
+            f"Did you mean {_nearest(name, preset_names())!r}?"
+        )
+    text = (resources.files("matrigami.studies") / "presets" / f"{name}.toml").read_text("utf-8")
+    return parse_spec(text, f"preset {name}")
+
+
+def load_spec(path: str | Path) -> Study:
+    """A study file.
+
+    Raises:
+        ValueError: If the file cannot be read, is not TOML, or has an unknown, missing or invalid entry.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Study file {path} was asked for.\nIt cannot be read: {error}.\n"
+            "Give the path of a TOML file, or one of `matrigami study presets`."
+        ) from error
+    return parse_spec(text, str(path))
+
+
+def parse_spec(text: str, origin: str = "the spec") -> Study:
+    """A study from TOML text.
+
+    Args:
+        text: The tables described at the top of this module.
+        origin: What to call the text in messages.
+
+    Raises:
+        ValueError: If the text is not TOML, or has an unknown, missing or invalid entry.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{origin} was read.\nIt is not valid TOML: {error}.\nMend that line.") from error
+    _check_names(origin, "tables", tables, tuple(_KEYS))
+    parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
+    for name in ("task", "structure"):
+        if not parts[name]:
+            raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
+    head, model, train = (parts[name][0] for name in ("study", "model", "train"))
+    settings = {"model": model.get("name", "mlp"), **_without(model, "name"), **train}
+    try:
+        runs = [run for task in parts["task"] for s in parts["structure"] for run in _runs(settings, task, s)]
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"{origin} was read.\nA setting is missing or of the wrong type: {error}.\n"
+            "Every run needs lr, epochs and batch_size, in [train], [[task]] or [[structure]]."
+        ) from error
+    return Study(head["name"], tuple({run.id: run for run in runs}.values()), head.get("description", ""))
+
+
+def _runs(settings: Mapping[str, Any], task: Mapping[str, Any], structure: Mapping[str, Any]) -> Iterator[RunConfig]:
+    """The runs of one structure on one task; what is nearer to the structure wins."""
+    if task["dataset"] not in structure.get("datasets", [task["dataset"]]):
+        return
+    own = _without(structure, "name", "widths", "datasets", "repeat_widths")
+    merged = {**settings, **task, **own, "structure": canonical_structure(structure["name"])}
+    seeds, again = merged.pop("seeds", [0]), merged.pop("repeat_seeds", [1])
+    for width in structure["widths"]:
+        repeats = again if width in structure.get("repeat_widths", []) else []
+        for seed in [*seeds, *repeats]:
+            yield RunConfig(**merged, width=width, seed=seed)
+
+
+def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
+    """One table or an array of tables as a list, with its keys checked."""
+    many = name in ("task", "structure")
+    tables = value if isinstance(value, list) else [value] if value or not many else []
+    if not many and isinstance(value, list):
+        raise ValueError(f"{origin} was read.\n[[{name}]] is given more than once.\nWrite one [{name}].")
+    for table in tables:
+        if not isinstance(table, dict):
+            raise ValueError(f"{origin} was read.\n{name!r} is not a table.\nWrite [{name}] and its keys below.")
+        _check_names(origin, f"keys of [{name}]", table, _KEYS[name])
+        for key in _REQUIRED.get(name, ()):
+            if key not in table:
+                raise ValueError(f"{origin} was read.\n[{name}] has no {key!r}.\nAdd it.")
+    return tables
+
+
+def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse the first unknown name and suggest the nearest."""
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{origin} was read: it has {name!r} among the {what}.\nKnown are {', '.join(known)}.\n"
+                f"Did you mean {_nearest(name, known)!r}?"
+            )
+
+
+def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """The most similar known name."""
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+
+
+def _without(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy that lacks some keys."""
+    return {key: value for key, value in table.items() if key not in keys}

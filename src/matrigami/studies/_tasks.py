@@ -1,0 +1,281 @@
+"""What a study trains on: labelled images in memory, or a random teacher network with unlimited data.
+
+A task draws all random choices of an epoch at once (`plan`), from one generator, and turns slices of that plan into batches.
+So an epoch is a function of the generator's state at its start, whatever the device, and a run resumes in its middle.
+
+Shapes: b = examples in a batch, n = examples in an epoch, f = features, o = outputs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from matrigami.studies._augment import Crops, crop_table, draw_crops, draw_mixing, resample
+from matrigami.studies._config import RunConfig
+from matrigami.studies._datasets import IMAGE_SETS, Images, Split, load_images
+from matrigami.studies._models import Shape
+
+SHUFFLE_SEED = 2024
+"""Seed of the fixed permutation of the pixels: the same in every run."""
+
+TEST_BATCH = 2000
+
+
+class Plan(NamedTuple):
+    """The random choices of one epoch: order of the examples or fresh inputs, crops, a mixing weight for each batch."""
+
+    order: Tensor
+    crops: Crops | None
+    mixing: list[float]
+
+
+class Batch(NamedTuple):
+    """Inputs, targets, and for a mixture the targets of its second part and the weight of the first."""
+
+    inputs: Float[Tensor, "b f"]
+    targets: Tensor
+    others: Tensor | None = None
+    weight: float = 1.0
+
+
+class Score(NamedTuple):
+    """Loss to minimise, and sums over the batch: of the loss and of the error (a count or a relative square)."""
+
+    loss: Float[Tensor, ""]
+    loss_sum: Float[Tensor, ""]
+    error_sum: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTask:
+    """Classification of images.
+
+    The train error of a mixture counts, batch by batch, the better of the hits on its two sets of labels, as the published
+    study does. Pixels are normalised by the mean and deviation of each channel of the training set.
+
+    Args:
+        train: Training images.
+        test: Test images.
+        classes: Number of classes.
+        augment: Random resized crops and flips.
+        mixup: Parameter of the Beta distribution of the mixing weight; 0 for none.
+        label_smoothing: Share of the target that is spread over all classes.
+        shuffle_pixels: One fixed permutation of all features.
+        device: Where images are kept and batches are made.
+    """
+
+    train: Images
+    test: Images
+    classes: int
+    augment: bool = False
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
+    shuffle_pixels: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        """Move the images, and prepare what every batch needs."""
+        mean, std = _channel_statistics(self.train.pixels)
+        order = _feature_order(self.shape, self.shuffle_pixels)
+        channel = order // self.shape.side % self.shape.channels
+        scale = 1 / std[channel]
+        parts = {name: _to(getattr(self, name), self.device) for name in ("train", "test")}
+        prepared = {"_order": order, "_scale": scale, "_shift": -mean[channel] * scale, "_table": crop_table(self.shape.side)}
+        for name, value in {**parts, **{k: t.to(self.device) for k, t in prepared.items()}}.items():
+            object.__setattr__(self, name, value)  # the class is frozen
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the task."""
+        _, side, channels, _ = self.train.pixels.shape
+        return Shape(channels, side, self.classes)
+
+    @property
+    def examples(self) -> int:
+        """Training examples in an epoch."""
+        return len(self.train.labels)
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+        """Draw an epoch."""
+        n = self.examples
+        order = torch.randperm(n, generator=generator)
+        crops = draw_crops(n, self.shape.side, generator) if self.augment else None
+        mixing = draw_mixing(-(-n // batch_size), self.mixup, generator)
+        moved = None if crops is None else Crops(*[t.to(self.device) for t in crops])
+        return Plan(order.to(self.device), moved, mixing)
+
+    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+        """Examples `start` to `start + size` of an epoch."""
+        chosen = plan.order[start : start + size]
+        pixels, labels = (t.index_select(0, chosen) for t in self.train)
+        if plan.crops is None:
+            x = pixels.float()
+        else:
+            x = resample(pixels, Crops(*[t[start : start + size] for t in plan.crops]), self._table)
+        x, weight = self._features(x), plan.mixing[start // size]
+        if self.mixup == 0:
+            return Batch(x, labels)
+        return Batch(torch.lerp(x, x.roll(1, 0), 1 - weight), labels, labels.roll(1), weight)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        for pixels, labels in zip(*[t.split(TEST_BATCH) for t in self.test], strict=True):
+            yield Batch(self._features(pixels.float()), labels)
+
+    def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
+        """Cross-entropy, and wrong classes."""
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
+        guess = outputs.argmax(1)
+        hits = (guess == batch.targets).sum()
+        if batch.others is not None:
+            other = F.cross_entropy(outputs, batch.others, label_smoothing=smoothing)
+            loss = batch.weight * loss + (1 - batch.weight) * other
+            hits = torch.maximum(hits, (guess == batch.others).sum())
+        return Score(loss, loss.detach() * len(guess), len(guess) - hits)
+
+    def _features(self, x: Float[Tensor, "b s c s"]) -> Float[Tensor, "b f"]:
+        """Normalised features in the order (channel, row, column), or shuffled."""
+        return torch.addcmul(self._shift, x.flatten(1).index_select(1, self._order), self._scale)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherTask:
+    """Regression onto a fixed random ReLU network of Gaussian inputs; every example is fresh.
+
+    Outputs of the teacher have mean 0 and variance 1, so that the loss is relative to predicting the mean; the error is the
+    same number in percent. Source: Potapczynski et al. (2024), arXiv:2410.02117.
+
+    Args:
+        width: Hidden features of the teacher.
+        layers: Its layers.
+        samples: Examples in an epoch.
+        inputs: Features of an example.
+        device: Where batches are made.
+    """
+
+    width: int
+    layers: int
+    samples: int
+    inputs: int = 8
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        """Draw the teacher and the test set, the same in every run."""
+        generator = torch.Generator().manual_seed(0)
+        sizes = [self.inputs, *[self.width] * (self.layers - 1), 1]
+        weights = [torch.randn(n, m, generator=generator) * (2 / n) ** 0.5 for n, m in zip(sizes, sizes[1:], strict=False)]
+        object.__setattr__(self, "_weights", [W.to(self.device) for W in weights])
+        object.__setattr__(self, "_statistics", (0.0, 1.0))
+        y = self._teach(torch.randn(4 * TEST_BATCH, self.inputs, generator=generator).to(self.device))
+        object.__setattr__(self, "_statistics", (float(y.mean()), float(y.std())))
+        x = torch.randn(4 * TEST_BATCH, self.inputs, generator=generator).to(self.device)
+        object.__setattr__(self, "_test", Batch(x, self._teach(x)))
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the task."""
+        return Shape(self.inputs, 1, 1)
+
+    @property
+    def examples(self) -> int:
+        """Training examples in an epoch."""
+        return self.samples
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
+        """Draw an epoch."""
+        return Plan(torch.randn(self.samples, self.inputs, generator=generator).to(self.device), None, [])
+
+    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+        """Examples `start` to `start + size` of an epoch."""
+        x = plan.order[start : start + size]
+        return Batch(x, self._teach(x))
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        for x, y in zip(self._test.inputs.split(TEST_BATCH), self._test.targets.split(TEST_BATCH), strict=True):
+            yield Batch(x, y)
+
+    def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
+        """Mean square error, and its sum."""
+        loss = F.mse_loss(outputs, batch.targets)
+        total = loss.detach() * len(outputs)
+        return Score(loss, total, total)
+
+    @torch.no_grad()
+    def _teach(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b 1"]:
+        """Outputs of the teacher."""
+        *hidden, last = self._weights
+        for W in hidden:
+            x = F.relu(x @ W)
+        mean, std = self._statistics
+        return (x @ last - mean) / std
+
+
+Task = ImageTask | TeacherTask
+
+TEACHERS: dict[str, tuple[int, int]] = {"teacher": (1024, 6), "teacher_small": (128, 4)}
+"""Width and layers of each teacher: the published one, and one that costs little more than its students."""
+
+TASKS: tuple[str, ...] = (*IMAGE_SETS, *TEACHERS)
+"""Names of all tasks."""
+
+SAMPLES_PER_EPOCH = 50_000
+"""Examples in an epoch of a task with unlimited data, unless the run says otherwise."""
+
+
+def load_task(config: RunConfig, data_dir: str | Path | None = None, device: torch.device | str = "cpu") -> Task:
+    """The task of a run, with its data in memory.
+
+    Args:
+        config: The run.
+        data_dir: Data folder; by default `$MATRIGAMI_DATA`, else `~/.cache/matrigami`.
+        device: Where batches are made.
+
+    Raises:
+        ValueError: If there is no such task, or its data are missing or damaged.
+    """
+    device = torch.device(device)
+    if config.dataset in TEACHERS:
+        width, layers = TEACHERS[config.dataset]
+        return TeacherTask(width, layers, config.samples_per_epoch or SAMPLES_PER_EPOCH, device=device)
+    if config.dataset not in IMAGE_SETS:
+        raise ValueError(f"Task {config.dataset!r} was asked for.\nKnown are {', '.join(TASKS)}.\nCheck `dataset` of [task].")
+    split: Split = load_images(config.dataset, data_dir)
+    return ImageTask(
+        *split,
+        augment=config.augment,
+        mixup=config.mixup,
+        label_smoothing=config.label_smoothing,
+        shuffle_pixels=config.shuffle_pixels,
+        device=device,
+    )
+
+
+def _channel_statistics(pixels: UInt8[Tensor, "n s c s"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and standard deviation of each channel, from its histogram."""
+    levels = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(channel.flatten().int(), minlength=256) for channel in pixels.unbind(2)]).double()
+    total = counts.sum(1)
+    mean = counts @ levels / total
+    return mean.float(), (counts @ levels.square() / total - mean.square()).sqrt().clamp_min(1e-6).float()
+
+
+def _feature_order(shape: Shape, shuffled: bool) -> Int64[Tensor, " f"]:
+    """For each feature, where it is in (row, channel, column): channel by channel, or shuffled."""
+    s, c = shape.side, shape.channels
+    order = torch.arange(shape.features).view(s, c, s).transpose(0, 1).flatten()
+    if not shuffled:
+        return order
+    return order[torch.randperm(shape.features, generator=torch.Generator().manual_seed(SHUFFLE_SEED))]
+
+
+def _to(images: Images, device: torch.device) -> Images:
+    """Images on a device."""
+    return Images(images.pixels.to(device), images.labels.to(device))

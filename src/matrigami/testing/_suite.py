@@ -1,0 +1,84 @@
+"""Run the laws and say which one breaks, for what, at which size."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from matrigami.operators import LinearOperator, Structure
+from matrigami.testing._operator_laws import OPERATOR_LAWS
+from matrigami.testing._structure_laws import STRUCTURE_LAWS, refuses_in_one_voice
+
+Size = tuple[int, int]
+
+SIZES: tuple[Size, ...] = (
+    (1, 1),
+    (1, 5),
+    (5, 1),
+    (4, 6),
+    (6, 4),
+    (6, 6),
+    (7, 7),
+    (7, 3),
+    (12, 8),
+    (9, 16),
+    (16, 16),
+)
+"""Rows and columns: one, primes, squares, rectangles both ways, sizes that do not factor."""
+
+
+def check_operator(A: LinearOperator, laws: Iterable[Callable[..., None]] = OPERATOR_LAWS) -> None:
+    """Check that every rule of a value agrees with `A.dense()`.
+
+    Args:
+        A: A single matrix (no batch axes) in double precision.
+        laws: The laws to check; all of them by default.
+
+    Raises:
+        AssertionError: If a law is broken; the message names the law and the value.
+
+    Examples:
+        >>> from matrigami import DiagonalMatrix
+        >>> check_operator(DiagonalMatrix(torch.tensor([1.0, 2.0], dtype=torch.float64)))
+    """
+    for law in laws:
+        _enforce(law, repr(A), A)
+
+
+def check_structure(recipe: Structure, sizes: Iterable[Size] | None = None) -> None:
+    """Check a structure: its values against their dense matrices, its `init` and its projection.
+
+    A size that the recipe refuses must be refused by `init` and `project` alike, with a `ValueError` of at most three
+    lines; at least one size must be accepted.
+
+    Args:
+        recipe: The structure, e.g. `Monarch(blocks=2)`.
+        sizes: Rows and columns to try; `SIZES` by default.
+
+    Raises:
+        AssertionError: If a law is broken; the message names the law, the recipe and the size.
+
+    Examples:
+        >>> from matrigami import Diagonal
+        >>> check_structure(Diagonal(), sizes=[(2, 3), (3, 3)])
+    """
+    tried = tuple(SIZES if sizes is None else sizes)
+    accepted = [size for size in tried if not refuses_in_one_voice(recipe, *size)]
+    if not accepted:
+        raise AssertionError(f"{recipe} refuses all of the sizes {tried}")
+    for m, n in accepted:
+        where = f"{recipe} at {m}x{n}"
+        for law in STRUCTURE_LAWS:
+            _enforce(law, where, recipe, m, n)
+        A = recipe.init(m, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for law in OPERATOR_LAWS:
+            _enforce(law, where, A)
+
+
+def _enforce(law: Callable[..., None], where: str, *subject: Any) -> None:
+    """Call a law; whatever it raises becomes a report of the breach."""
+    try:
+        law(*subject)
+    except Exception as error:
+        reason = str(error) if isinstance(error, AssertionError) else f"raised {error!r}"
+        raise AssertionError(f"{where} breaks the law {law.__name__!r}: {reason}") from error
