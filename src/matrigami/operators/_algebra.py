@@ -129,7 +129,7 @@ class TransposedMatrix(LinearOperator):
         """Pull `X` back through the product with the operator."""
         batch = torch.broadcast_shapes(self.shape[:-2], X.shape[:-2])
         point = X.new_zeros(*batch, self.shape[-2], X.shape[-1])
-        _, pull = torch.func.vjp(self.operator.matmat, point)
+        _, pull = torch.func.vjp(self.operator.matmat, point)  # pyright: ignore[reportAssignmentType]
         return pull(X.expand(*batch, *X.shape[-2:]))[0]
 
     @property

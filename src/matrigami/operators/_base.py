@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import singledispatch
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, overload
 
 import torch
 from jaxtyping import Inexact
@@ -62,9 +62,13 @@ class LinearOperator(ABC):
         """Where the entries are."""
         return next(_leaves(self)).device
 
+    @overload
+    def __matmul__(self, X: Tensor) -> Tensor: ...
+    @overload
+    def __matmul__(self, X: "LinearOperator") -> "LinearOperator": ...
     def __matmul__(self, X: "Tensor | LinearOperator") -> "Tensor | LinearOperator":
         """`A @ X` as `torch.matmul`: a vector, a (batched) matrix, or another operator."""
-        rows = X.shape[-2] if len(X.shape) > 1 else X.shape[0] if len(X.shape) else None
+        rows = X.shape[-2:][0] if X.shape else None
         if rows != self.shape[-1]:
             raise ValueError(
                 f"{type(self).__name__} @ X was asked for a matrix of {_size(self.shape)},\n"
@@ -210,19 +214,22 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{stack + ' of ' if stack else ''}{shape[-2]}x{shape[-1]}"
 
 
-def _is_node(part: Any) -> bool:
-    """Whether a field holds tensors (a child) or describes a layout (context)."""
-    return isinstance(part, Tensor | LinearOperator) or (
-        isinstance(part, tuple) and bool(part) and all(map(_is_node, part))
-    )
+PLAIN = (bool, int, float, str, type(None), torch.dtype, ...)
+"""Types of fields that describe a layout."""
+
+
+def _is_layout(annotation: Any) -> bool:
+    """Whether a field describes a layout; by its annotation, as a leaf of a PyTree may be anything."""
+    parts = get_args(annotation)
+    return all(map(_is_layout, parts)) if parts else annotation in PLAIN
 
 
 def _flatten(A: LinearOperator) -> tuple[list[Any], Any]:
-    """Children and context of a PyTree node."""
-    parts = {field.name: getattr(A, field.name) for field in fields(A)}
-    children = [name for name, part in parts.items() if _is_node(part)]
-    rest = tuple((name, part) for name, part in parts.items() if name not in children)
-    return [parts[name] for name in children], (tuple(children), rest)
+    """Children (tensors and operators) and context (the layout) of a PyTree node."""
+    layout = {field.name: _is_layout(field.type) for field in fields(A)}
+    children = [name for name, plain in layout.items() if not plain]
+    rest = tuple((name, getattr(A, name)) for name, plain in layout.items() if plain)
+    return [getattr(A, name) for name in children], (tuple(children), rest)
 
 
 class _Unflatten:

@@ -10,6 +10,7 @@ Shapes: m = rows, n = columns, k = right-hand sides, batch = a stack of matrices
 
 from collections.abc import Callable
 from functools import singledispatch, update_wrapper
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -75,6 +76,7 @@ class Question(Generic[P, R]):
     """A `singledispatch` function that asks first whether its matrix is square."""
 
     def __init__(self, default: Callable[P, R]) -> None:
+        self.__name__ = default.__name__
         self.rules = singledispatch(default)
         self.register = self.rules.register
         self.dispatch = self.rules.dispatch
@@ -320,7 +322,7 @@ def to_scipy(A: LinearOperator) -> "ScipyOperator":
     Raises:
         ValueError: If `A` is a stack of matrices.
     """
-    from scipy.sparse.linalg import LinearOperator as Scipy  # noqa: PLC0415 - heavy, and optional to most users
+    from scipy.sparse.linalg import aslinearoperator  # noqa: PLC0415 - heavy, and rarely needed
 
     if len(A.shape) > 2:
         raise ValueError(
@@ -335,12 +337,13 @@ def to_scipy(A: LinearOperator) -> "ScipyOperator":
             (operator @ torch.as_tensor(X, dtype=A.dtype, device=A.device)).detach().cpu().numpy()
         )
 
-    dtype = torch.empty(0, dtype=A.dtype).numpy().dtype
-    return Scipy(
-        A.shape,
-        matvec=product(A),
-        rmatvec=product(A.T),
-        matmat=product(A),
-        rmatmat=product(A.T),
-        dtype=dtype,
+    forward, backward = product(A), product(A.T)
+    protocol = SimpleNamespace(
+        shape=A.shape,
+        dtype=torch.empty(0, dtype=A.dtype).numpy().dtype,
+        matvec=forward,
+        rmatvec=backward,
+        matmat=forward,
+        rmatmat=backward,
     )
+    return aslinearoperator(protocol)

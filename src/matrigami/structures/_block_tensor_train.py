@@ -55,7 +55,7 @@ class BlockTensorTrainMatrix(LinearOperator):
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        m, n = (math.prod(C.shape[axis] for C in self.cores) for axis in (-3, -2))
+        m, n = (math.prod([C.shape[axis] for C in self.cores]) for axis in (-3, -2))
         return (*self.cores[0].shape[:-6], m, n)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
@@ -251,12 +251,7 @@ def _(A: BlockTensorTrainMatrix) -> tuple[Fan, ...]:
 
 @add.register
 def _(A: BlockTensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    same = (
-        isinstance(B, BlockTensorTrainMatrix)
-        and len(A.cores) == len(B.cores) == 2
-        and _layout(A) == _layout(B)
-    )
-    if not same:
+    if not isinstance(B, BlockTensorTrainMatrix) or len(A.cores) != 2 or _layout(A) != _layout(B):
         return add.dispatch(LinearOperator)(A, B)
     (A1, A2), (B1, B2) = A.cores, B.cores
     return BlockTensorTrainMatrix(

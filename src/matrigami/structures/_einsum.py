@@ -148,7 +148,7 @@ class Einsum(Structure):
         """The seven exponents; of given sizes, logarithms in base `n`, `m` and `min(m, n)`."""
         if self.theta is not None:
             return tuple(map(float, self.theta))
-        alpha, beta, gamma, delta, eps, phi, rho = self.dims or ()
+        alpha, beta, gamma, delta, eps, phi, rho = self.dims or (1,) * 7
         n, m = alpha * beta * gamma, delta * eps * phi
         logs = [
             math.log(d) / math.log(b) if b > 1 else 0.0

@@ -183,7 +183,7 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
         recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
         for _ in range(RESTARTS)
     ]
-    best = starts[0]
+    best: LinearOperator = starts[0]
     for start in starts:
         best = min(
             best,

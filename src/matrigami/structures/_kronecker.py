@@ -76,7 +76,7 @@ class KroneckerMatrix(LinearOperator):
         """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
         n1, n2 = self.left.shape[-1], self.right.shape[-1]
         Y = X.unflatten(-2, (n1, n2))
-        right_first, left_first = _orders(*self.factors)
+        right_first, left_first = _orders(self.left, self.right)
         if right_first <= left_first:
             return _along_rows(self.left, _along_columns(self.right, Y)).flatten(-3, -2)
         return _along_columns(self.right, _along_rows(self.left, Y)).flatten(-3, -2)
@@ -154,15 +154,19 @@ def _nested(factors: Sequence[Tensor | LinearOperator]) -> KroneckerMatrix:
     return KroneckerMatrix(left, rest[0] if len(rest) == 1 else _nested(rest))
 
 
-def _orders(L: LinearOperator, R: LinearOperator) -> tuple[int, int]:
+def _orders(L: Tensor | LinearOperator, R: Tensor | LinearOperator) -> tuple[int, int]:
     """Multiply-adds with the right factor first, and with the left factor first."""
     (m1, n1), (m2, n2) = L.shape[-2:], R.shape[-2:]
     l, r = _macs(L), _macs(R)
     return r * n1 + l * m2, l * n2 + r * m1
 
 
-def _macs(F: LinearOperator) -> int:
+def _macs(F: Tensor | LinearOperator) -> int:
     """Multiply-adds of one product with one matrix of a stack."""
+    if isinstance(F, KroneckerMatrix):
+        return min(_orders(F.left, F.right))
+    if isinstance(F, Tensor):  # without a dispatch, which torch.compile cannot trace
+        return F.shape[-2] * F.shape[-1]
     return cost(F).macs // max(math.prod(F.shape[:-2]), 1)
 
 
@@ -178,6 +182,13 @@ def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
         return F.expand(*F.shape[:-3], X.shape[-3], *F.shape[-2:]) @ X
     tall = X.movedim(-3, -2)
     return (F @ tall.flatten(-2, -1)).unflatten(-1, tall.shape[-2:]).movedim(-2, -3)
+
+
+def _times(F: Tensor | LinearOperator, G: Tensor | LinearOperator) -> Tensor | LinearOperator:
+    """The product of two factors; of two tensors, a tensor."""
+    if isinstance(F, Tensor) and isinstance(G, Tensor):
+        return F @ G
+    return operator(F) @ operator(G)
 
 
 def _square(A: KroneckerMatrix) -> bool:
@@ -201,14 +212,11 @@ def _(
 
 @hadamard.register
 def _(A: KroneckerMatrix, B: LinearOperator | Tensor) -> LinearOperator:
-    same = isinstance(B, KroneckerMatrix) and all(
+    if isinstance(B, KroneckerMatrix) and all(
         F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True)
-    )
-    return (
-        KroneckerMatrix(*map(hadamard, A.factors, B.factors))
-        if same
-        else hadamard.dispatch(object)(A, B)
-    )
+    ):
+        return KroneckerMatrix(*map(hadamard, A.factors, B.factors))
+    return hadamard.dispatch(object)(A, B)
 
 
 @fans.register
@@ -230,7 +238,8 @@ def _(A: KroneckerMatrix, B: LinearOperator) -> LinearOperator:
         F.shape[-1] == G.shape[-2] for F, G in zip(A.factors, B.factors, strict=True)
     ):
         return KroneckerMatrix(
-            *[F @ G for F, G in zip((A.left, A.right), (B.left, B.right), strict=True)]
+            _times(A.left, B.left),
+            _times(A.right, B.right),
         )
     return compose.dispatch(LinearOperator)(A, B)
 

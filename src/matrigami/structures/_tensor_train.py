@@ -53,7 +53,7 @@ class TensorTrainMatrix(LinearOperator):
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        m, n = (math.prod(C.shape[axis] for C in self.cores) for axis in (-3, -2))
+        m, n = (math.prod([C.shape[axis] for C in self.cores]) for axis in (-3, -2))
         return (*self.cores[0].shape[:-4], m, n)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
