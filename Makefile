@@ -6,8 +6,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready
 PYTHON  ?=
-FIND    := for p in "$(PYTHON)" python3.13 python3.12 python3.11 python3.14 python3 python; do \
-             test -n "$$p" && "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+TRIED   := $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
+FIND    := for p in $(TRIED); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
              { echo "$$p"; break; }; done
 OUT     ?= runs/demo
 INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
@@ -23,7 +23,7 @@ setup: $(STAMP)  ## make .venv and install into it (once)
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$($(FIND)); test -n "$$python" || { printf '%s\n' \
-	  "No Python 3.11 or newer was found; python3 is $$(python3 --version 2>&1)." 'matrigami needs at least 3.11.' \
+	  "No Python 3.11 or newer was found (tried: $(TRIED))." 'matrigami needs at least 3.11.' \
 	  'Install it, or say where it is: make setup PYTHON=/path/to/python3.12' >&2; exit 2; }; \
 	echo "Setting up $(VENV) with $$($$python --version). pip will now fetch, unless it has them already:"; \
 	echo '  torch, numpy, scipy, safetensors, click, jaxtyping, matplotlib, scikit-learn and the test tools,'; \

@@ -283,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = " ".join(
         ["python -m benchmarks.layers", *(sys.argv[1:] if arguments is None else arguments)]
     )
-    about = {"command": command, "setting": setting, "batch": str(options.batch)} | machine()
+    about = {"command": command, "setting": setting, "batch": str(options.batch)}
+    about |= machine() | peers.versions()
     sections = {
         "Layers": layer_table(rows, options.batch),
         "BTT against two einsum calls (times faster)": einsum_table(rows),

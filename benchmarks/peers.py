@@ -1,7 +1,9 @@
 """Layers of other libraries, where they are installed."""
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +13,28 @@ from matrigami.operators import factorize
 
 def layers(d: int) -> dict[str, tuple[nn.Module, int]]:
     """The layers that can be built here, by name, with the multiply-adds of one vector."""
-    return {name: build(d) for name, (module, build) in PEERS.items() if not _failure(module)}
+    return {name: build(d) for name, (_, module, build) in PEERS.items() if not _failure(module)}
+
+
+def versions() -> dict[str, str]:
+    """The libraries that are here."""
+    return {
+        package: version(package) for package, module, _ in PEERS.values() if not _failure(module)
+    }
 
 
 def missing() -> list[str]:
     """One line for each library that cannot be imported."""
-    failures = {module: _failure(module) for module, _ in PEERS.values()}
-    return [f"Skipped {module}: {reason}." for module, reason in failures.items() if reason]
+    failures = {package: _failure(module) for package, module, _ in PEERS.values()}
+    return [f"Skipped {package}: {reason}." for package, reason in failures.items() if reason]
 
 
 def _failure(module: str) -> str:
     """Why a module cannot be imported; empty if it can."""
     try:
-        import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(module)
     except (ImportError, OSError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
@@ -71,12 +82,13 @@ def _cola(d: int) -> tuple[nn.Module, int]:
     return _Operator(d), d * sum(factorize(d, 2))
 
 
-PEERS: dict[str, tuple[str, Callable[[int], tuple[nn.Module, int]]]] = {
-    "tensorly-torch TT, r=8": ("tltorch", _tensorly),
+PEERS: dict[str, tuple[str, str, Callable[[int], tuple[nn.Module, int]]]] = {
+    "tensorly-torch TT, r=8": ("tensorly-torch", "tltorch", _tensorly),
     "torch-structured Monarch, 16 blocks": (
+        "torch-structured",
         "torch_structured.monarch.monarch_linear",
         _torch_structured,
     ),
-    "CoLA Kronecker": ("cola.ops", _cola),
+    "CoLA Kronecker": ("cola-ml", "cola.ops", _cola),
 }
-"""Name of the row: what to import, and how to build the layer."""
+"""Name of the row: the package, what to import, and how to build the layer."""

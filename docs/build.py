@@ -5,7 +5,9 @@ MkDocs calls the functions named `on_...`; nothing is fetched, then or when a pa
 
 import html
 import inspect
+import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     if name == "structures.md":
         markdown = markdown.replace("<!-- table -->", _table())
         return markdown.replace("<!-- each -->", _sections())
-    return markdown
+    return markdown.replace("<!-- settings -->", _settings()) if name == "studies.md" else markdown
 
 
 def on_page_content(content: str, *, page: Any, config: Any, files: Any) -> str:
@@ -65,6 +67,20 @@ def _sections() -> str:
         text = inspect.getdoc(inspect.getmodule(type(recipe))) or ""
         parts.append(f"### {type(recipe).__name__} {{ #{name} }}\n\n{text}\n")
     return "\n".join(parts)
+
+
+def _settings() -> str:
+    """Meaning and default of each setting of a run that has one."""
+    from matrigami.studies import RunConfig  # noqa: PLC0415 - as above
+
+    text = inspect.getdoc(RunConfig) or ""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for field in fields(RunConfig):
+        if field.default is not MISSING:
+            meaning = re.search(rf"^ +{field.name}: (.*)$", text, re.MULTILINE)
+            default = "–" if field.default is None else f"`{json.dumps(field.default)}`"
+            rows.append(f"| `{field.name}` | {default} | {meaning[1] if meaning else ''} |")
+    return "\n".join(rows)
 
 
 def _short(recipe: Any) -> str:

@@ -8,7 +8,9 @@ import contextlib
 import doctest
 import io
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -36,7 +38,6 @@ def run_doctest(code: str, name: str, line: int, names: dict[str, Any]) -> None:
     test = doctest.DocTestParser().get_doctest(code, names, name, name, line)
     report = io.StringIO()
     result = doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.write, clear_globs=False)
-    names.update(test.globs)
     assert result.failed == 0, report.getvalue()
 
 
@@ -56,7 +57,9 @@ def run_program(code: str, output: str | None, name: str, line: int, names: dict
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)  # as a reader has it
-    names: dict[str, Any] = {"__name__": "__main__"}
+    module = ModuleType(f"page_{page.stem.lower()}")  # so that its classes pickle
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = vars(module)
     for line, code, output in blocks(page):
         torch.manual_seed(0)
         if ">>>" in code:

@@ -135,7 +135,8 @@ def test_largest_eigenpairs(indefinite):
 
 
 def test_stochastic_lanczos_covers_the_truth(definite):
-    found = stochastic_lanczos(definite, torch.log, probes=400, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    found = stochastic_lanczos(definite, torch.log, probes=400, generator=generator)
     exact = torch.logdet(definite.matrix)
     assert (found.value - exact).abs() < 3 * found.error
     assert found.error < 0.01 * exact
@@ -212,7 +213,8 @@ def test_large_diagonal_and_trace_are_exact():
 
 @pytest.mark.usefixtures("by_products")
 def test_what_a_large_matrix_cannot_answer_is_an_error():
-    A = mg.LowRankMatrix(random(8, 2), random(8, 2)) + mg.LowRankMatrix(random(8, 1), random(8, 1).flip(0))
+    U, u = random(8, 2), random(8, 1)
+    A = mg.LowRankMatrix(U, U) + mg.LowRankMatrix(u, u.flip(0))
     wide = A @ mg.DiagonalMatrix(torch.arange(1.0, 9.0))
     with pytest.raises(ValueError, match="not symmetric"):
         mg.logdet(wide)

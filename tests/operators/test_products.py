@@ -135,7 +135,11 @@ def test_direct_sum_of_squares_answers_block_by_block():
     assert_close(mg.inverse(P).dense(), torch.linalg.inv(exact))
     assert isinstance(P @ P, DirectSumMatrix)
     assert_close((P @ P).dense(), exact @ exact)
-    assert_close(mg.power(mg.direct_sum(S @ S.mT), 0.5).dense() @ mg.power(mg.direct_sum(S @ S.mT), 0.5).dense(), S @ S.mT)
+    assert_close(
+        mg.power(mg.direct_sum(S @ S.mT), 0.5).dense()
+        @ mg.power(mg.direct_sum(S @ S.mT), 0.5).dense(),
+        S @ S.mT,
+    )
 
 
 def test_wrong_products_are_refused():

@@ -1,6 +1,7 @@
 """The group of all verbs, and how its errors leave the process.
 
-Exit codes: 0 fine, 1 something failed while it ran, 2 wrong usage or environment, 130 interrupted with its state kept.
+Exit codes: 0 fine, 1 something failed while it ran, 2 wrong usage or environment, 130 interrupted
+with its state kept.
 """
 
 import sys
@@ -11,7 +12,10 @@ import click
 
 VERBS = {
     "data": ("matrigami.cli._data:data", "Fetch the data sets of the studies."),
-    "study": ("matrigami.cli._study:study", "Compare structures at equal compute: run, fit, plot, report."),
+    "study": (
+        "matrigami.cli._study:study",
+        "Compare structures at equal compute: run, fit, plot, report.",
+    ),
     "version": ("matrigami.cli._version:version", "Print the version."),
 }
 """Each verb: where its command is, and its line in the overview. A new verb is one file and one line here."""
@@ -37,7 +41,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
 
 
-def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     """`--version`."""
     if value:
         from matrigami import __version__
@@ -47,7 +51,14 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version and exit.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
 def group() -> None:
     """Structured matrices: studies of how well they learn at equal compute.
 

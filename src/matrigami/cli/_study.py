@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
+as_json = click.option(
+    "--json", "json_", is_flag=True, help="Print one JSON object instead of a table."
+)
 
 
 @click.group()
@@ -30,14 +32,36 @@ def study() -> None:
 
 @study.command()
 @click.argument("spec", required=False, type=FILE)
-@click.option("--preset", metavar="NAME", help="A study that ships with the library; see `matrigami study presets`.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the study; a second call goes on where the first ended.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes. [default: one for each core]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of each worker. [default: cores / workers]")
-@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0.")
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="A study that ships with the library; see `matrigami study presets`.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the study; a second call goes on where the first ended.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes. [default: one for each core]"
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of each worker. [default: cores / workers]",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
+)
 @click.option("--only", metavar="STRUCTURE", help="Only the runs of one structure.")
-@click.option("--dry-run", is_flag=True, help="Print the runs with their sizes; train and write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the runs with their sizes; train and write nothing."
+)
 @as_json
 def run(
     spec: Path | None,
@@ -53,7 +77,8 @@ def run(
 ) -> int:
     """Train what a study lacks, then fit, plot and report.
 
-    SPEC is a TOML file; or give --preset. Finished runs are skipped, interrupted ones resume from their last checkpoint.
+    SPEC is a TOML file; or give --preset. Finished runs are skipped, interrupted ones resume from
+    their last checkpoint.
 
     \b
     Example:
@@ -66,14 +91,27 @@ def run(
         _echo_plan(plan, json_)
         return 0
     if out is None:
-        raise click.UsageError("--out is missing: the folder that the study is written to. Or give --dry-run.")
+        raise click.UsageError(
+            "--out is missing: the folder that the study is written to. Or give --dry-run."
+        )
     _check_device(device)
     check_data(plan.configs, data_dir)
     line = ProgressLine()
-    outcome = run_study(plan, out, workers=workers, threads=threads, device=device, data_dir=data_dir, report=line.show)
+    outcome = run_study(
+        plan,
+        out,
+        workers=workers,
+        threads=threads,
+        device=device,
+        data_dir=data_dir,
+        report=line.show,
+    )
     line.end()
     if outcome.interrupted and outcome.left:
-        _say(f"Interrupted with {outcome.left} of {outcome.total} runs to go; their state is kept. Go on with:\n  {_command()}")
+        _say(
+            f"Interrupted with {outcome.left} of {outcome.total} runs to go; their state is "
+            f"kept. Go on with:\n  {_command()}"
+        )
         return 130
     return _present(out, outcome, json_)
 
@@ -95,10 +133,27 @@ def status(folder: Path, json_: bool) -> int:
     if json_:
         click.echo(json.dumps({"study": plan.name, "runs": states}, indent=1))
         return 0
-    rows = [[s["id"], s["dataset"], s["structure"], s["width"], s["seed"], f"{s['macs']:.2e}", s["status"], f"{100 * s['fraction']:.0f} %", s["cause"] or ""] for s in states]
-    _echo_table(["run", "dataset", "structure", "width", "seed", "MACs", "status", "done", "cause"], rows)
+    rows = [
+        [
+            s["id"],
+            s["dataset"],
+            s["structure"],
+            s["width"],
+            s["seed"],
+            f"{s['macs']:.2e}",
+            s["status"],
+            f"{100 * s['fraction']:.0f} %",
+            s["cause"] or "",
+        ]
+        for s in states
+    ]
+    _echo_table(
+        ["run", "dataset", "structure", "width", "seed", "MACs", "status", "done", "cause"], rows
+    )
     kinds = [s["status"] for s in states]
-    click.echo(f"{plan.name}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))))
+    click.echo(
+        f"{plan.name}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    )
     return 0
 
 
@@ -125,7 +180,9 @@ def fit(folder: Path, json_: bool) -> int:
 
 @study.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--reference", type=FILE, help="CSV with published points, drawn with hollow markers.")
+@click.option(
+    "--reference", type=FILE, help="CSV with published points, drawn with hollow markers."
+)
 def plot(folder: Path, reference: Path | None) -> int:
     """Draw fig/scaling, fig/time and fig/exponents from results.csv.
 
@@ -166,7 +223,9 @@ def presets() -> int:
     from matrigami.studies import load_preset, preset_names
 
     studies = [(name, load_preset(name)) for name in preset_names()]
-    _echo_table(["preset", "runs", "what"], [[name, len(s.configs), s.description] for name, s in studies])
+    _echo_table(
+        ["preset", "runs", "what"], [[name, len(s.configs), s.description] for name, s in studies]
+    )
     return 0
 
 
@@ -190,7 +249,13 @@ class ProgressLine:
             return
         text = text[: shutil.get_terminal_size().columns - 1]
         shown = click.style(text, fg="red" if snapshot.failed else "cyan") if self.color else text
-        click.echo(f"\r\x1b[2K{shown}" if self.color else f"\r{text:<{shutil.get_terminal_size().columns - 1}}", err=True, nl=False)
+        click.echo(
+            f"\r\x1b[2K{shown}"
+            if self.color
+            else f"\r{text:<{shutil.get_terminal_size().columns - 1}}",
+            err=True,
+            nl=False,
+        )
 
     def end(self) -> None:
         """Leave the line."""
@@ -203,7 +268,10 @@ def _load(spec: Path | None, preset: str | None, only: str | None) -> "Study":
     from matrigami.studies import load_preset, load_spec
 
     if (spec is None) == (preset is None):
-        raise click.UsageError("Give a study: either a SPEC.toml or --preset NAME (`matrigami study presets` lists them).")
+        raise click.UsageError(
+            "Give a study: either a SPEC.toml or --preset NAME (`matrigami study presets` "
+            "lists them)."
+        )
     study_ = load_spec(spec) if spec else load_preset(str(preset))
     return study_.only(only) if only else study_
 
@@ -216,7 +284,10 @@ def _check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"Training on --device {device} was asked for.\nIt is not there: {reason}\nUse --device cpu, or install a torch build for it.") from error
+        raise ValueError(
+            f"Training on --device {device} was asked for.\nIt is not there: {reason}\n"
+            "Use --device cpu, or install a torch build for it."
+        ) from error
 
 
 def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
@@ -227,12 +298,29 @@ def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
     write_fit(out / "fit.json", result)
     paths = [out / "results.csv", out / "fit.json", *_figures(out)]
     if json_:
-        counts = {"total": outcome.total, "failed": outcome.failed, "crashed": outcome.crashed, "left": outcome.left}
-        click.echo(json.dumps({**json.loads((out / "fit.json").read_text("utf-8")), "runs": counts, "files": list(map(str, paths))}, indent=1))
+        counts = {
+            "total": outcome.total,
+            "failed": outcome.failed,
+            "crashed": outcome.crashed,
+            "left": outcome.left,
+        }
+        click.echo(
+            json.dumps(
+                {
+                    **json.loads((out / "fit.json").read_text("utf-8")),
+                    "runs": counts,
+                    "files": list(map(str, paths)),
+                },
+                indent=1,
+            )
+        )
     else:
         _echo_fit(result)
         click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
-        click.echo(f"\nNext: open {out / 'report.html'}, or compare with published points:\n  matrigami study plot {out} --reference FILE.csv")
+        click.echo(
+            f"\nNext: open {out / 'report.html'}, or compare with published points:\n"
+            f"  matrigami study plot {out} --reference FILE.csv"
+        )
     _echo_failures(outcome)
     return 1 if outcome.crashed or outcome.left else 0
 
@@ -242,7 +330,10 @@ def _figures(out: Path) -> list[Path]:
     try:
         from matrigami.plots import plot_study, write_report
     except ModuleNotFoundError as error:
-        _say(f"No figures: {error.name} is not installed. `pip install matrigami[plots]`, then `matrigami study report {out}`.")
+        _say(
+            f"No figures: {error.name} is not installed. `pip install matrigami[plots]`, then "
+            f"`matrigami study report {out}`."
+        )
         return []
     figures = plot_study(out, command=_command())
     return [write_report(out, command=_command()), *figures]
@@ -256,20 +347,33 @@ def _echo_failures(outcome: "Outcome") -> None:
     if bad:
         _say(f"{outcome.failed} runs failed, {outcome.crashed} crashed:")
     for r in bad:
-        _say(f"  {r['status']}: {r['dataset']} {r['structure']} width {r['width']} seed {r['seed']}: {r.get('cause')}")
+        _say(
+            f"  {r['status']}: {r['dataset']} {r['structure']} width {r['width']} seed "
+            f"{r['seed']}: {r.get('cause')}"
+        )
 
 
 def _echo_plan(plan: "Plan", json_: bool) -> None:
     """The runs, biggest first."""
     rows: list[dict[str, Any]] = [
-        {"id": c.id, "dataset": c.dataset, "structure": c.structure, "width": c.width, "seed": c.seed, **plan.sizes[c.id]._asdict()} for c in plan.configs
+        {
+            "id": c.id,
+            "dataset": c.dataset,
+            "structure": c.structure,
+            "width": c.width,
+            "seed": c.seed,
+            **plan.sizes[c.id]._asdict(),
+        }
+        for c in plan.configs
     ]
     if json_:
         click.echo(json.dumps({"study": plan.name, "runs": rows}, indent=1))
         return
     _echo_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
     total = sum(size.macs * size.examples for size in plan.sizes.values())
-    click.echo(f"{plan.name}: {len(rows)} runs, {total:.2e} MACs of forward passes; nothing was trained.")
+    click.echo(
+        f"{plan.name}: {len(rows)} runs, {total:.2e} MACs of forward passes; nothing was trained."
+    )
 
 
 def _echo_fit(result: dict[str, Any]) -> None:
@@ -285,9 +389,14 @@ def _echo_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-    right = [all(isinstance(row[i], int | float) or str(row[i])[:1].isdigit() for row in rows) for i in range(len(header))]
+    right = [
+        all(isinstance(row[i], int | float) or str(row[i])[:1].isdigit() for row in rows)
+        for i in range(len(header))
+    ]
     for line in [header, *cells]:
-        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        padded = [
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)
+        ]
         click.echo("  ".join(padded).rstrip())
 
 

@@ -60,7 +60,7 @@ from matrigami.operators._projection import (
     project,
     truncated_svd,
 )
-from matrigami.operators._sizes import draw, factorize, padded_size, resolve_rank
+from matrigami.operators._sizes import draw, factorize, padded_size, resolve_blocks, resolve_rank
 
 __all__ = [
     "Cost",
@@ -108,6 +108,7 @@ __all__ = [
     "positive",
     "power",
     "project",
+    "resolve_blocks",
     "resolve_rank",
     "scale",
     "slogdet",

@@ -60,6 +60,36 @@ def resolve_rank(rank: float, full: int, what: str) -> int:
     return math.ceil(rank * full) if fraction else int(rank)
 
 
+def resolve_blocks(blocks: float, m: int, n: int, what: str) -> int:
+    """A number of equal blocks given as such, or as a fraction of full, `min(m, n)`.
+
+    Args:
+        blocks: An int of at least 1, or a float in (0, 1]: then the largest number of blocks that divides both
+            sizes and is at most that fraction of full.
+        m: Rows.
+        n: Columns.
+        what: What asked, for the message.
+
+    Raises:
+        ValueError: If the number is not of either kind.
+
+    Examples:
+        >>> resolve_blocks(4, 16, 64, "Monarch"), resolve_blocks(0.3, 24, 36, "Monarch")
+        (4, 6)
+    """
+    fraction = isinstance(blocks, float)
+    if not (0 < blocks <= 1 if fraction else blocks >= 1):
+        raise ValueError(
+            f"{what} was asked for {blocks} blocks.\n"
+            "That is no number of blocks.\n"
+            "Give an int of at least 1, or a fraction of full above 0.0 and up to 1.0."
+        )
+    if not fraction:
+        return int(blocks)
+    most = max(int(blocks * min(m, n)), 1)
+    return max(b for b in range(1, most + 1) if m % b == 0 and n % b == 0)
+
+
 def draw(A: Value, generator: torch.Generator | None = None) -> Value:
     """A value like `A` with Gaussian entries, scaled tensor by tensor as `fans(A)` says."""
     tensors = [

@@ -23,6 +23,7 @@ from matrigami.operators import (
     inverse,
     power,
     project,
+    resolve_blocks,
     slogdet,
     solve,
     svdvals,
@@ -67,14 +68,14 @@ class BlockDiagonalMatrix(LinearOperator):
 
 @dataclass(frozen=True)
 class BlockDiagonal(Structure):
-    """Block-diagonal matrices with `blocks` equal blocks.
+    """Block-diagonal matrices with `blocks` equal blocks: a number, or a fraction of `min(m, n)`.
 
     Examples:
         >>> BlockDiagonal(blocks=2).init(4, 6)
         BlockDiagonalMatrix(4x6, 12 parameters)
     """
 
-    blocks: int
+    blocks: float
 
     def init(
         self,
@@ -97,13 +98,14 @@ class BlockDiagonal(Structure):
 
     def _shape(self, m: int, n: int) -> tuple[int, int, int]:
         """Blocks, rows and columns of one block."""
-        if self.blocks < 1 or m % self.blocks or n % self.blocks:
+        c = resolve_blocks(self.blocks, m, n, str(self))
+        if m % c or n % c:
             raise ValueError(
                 f"{self} was asked for a {m}x{n} matrix.\n"
-                f"{self.blocks} equal blocks do not fit it.\n"
+                f"{c} equal blocks do not fit it.\n"
                 f"The number of blocks should divide both {m} and {n}."
             )
-        return self.blocks, m // self.blocks, n // self.blocks
+        return c, m // c, n // c
 
 
 @fans.register

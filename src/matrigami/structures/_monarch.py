@@ -31,6 +31,7 @@ from matrigami.operators import (
     inverse,
     padded_size,
     project,
+    resolve_blocks,
     resolve_rank,
     scale,
     slogdet,
@@ -85,7 +86,7 @@ class Monarch(Structure):
     """Monarch matrices with `blocks x blocks` tiles.
 
     Args:
-        blocks: Number of input and of output blocks.
+        blocks: Number of input and of output blocks, or a fraction of `min(m, n)`.
         rank: Rank of a tile, an int or a fraction of full; by default the largest for which both
             factors have square or smaller blocks, `ceil(min(m, n) / blocks^2)`, as in Dao et al.
             (2022).
@@ -98,7 +99,7 @@ class Monarch(Structure):
         MonarchMatrix(16x16, 128 parameters)
     """
 
-    blocks: int
+    blocks: float
     rank: float | None = None
     interleaved: bool = True
     pad: bool = False
@@ -118,16 +119,15 @@ class Monarch(Structure):
             ValueError: If the blocks do not divide the size (unless `pad`), or the rank is out of
                 range.
         """
-        M, N, r = self._sizes(m, n)
-        b = self.blocks
+        M, N, b, r = self._sizes(m, n)
         left = torch.empty(b, M // b, b, r, dtype=dtype, device=device)
         right = torch.empty(b, r, b, N // b, dtype=dtype, device=device)
         return cropped(draw(MonarchMatrix(left, right, self.interleaved), generator), m, n)
 
-    def _sizes(self, m: int, n: int) -> tuple[int, int, int]:
-        """Padded rows and columns, and the rank of a tile."""
-        b = self.blocks
-        if b < 1 or ((m % b or n % b) and not self.pad):
+    def _sizes(self, m: int, n: int) -> tuple[int, int, int, int]:
+        """Padded rows and columns, the number of blocks and the rank of a tile."""
+        b = resolve_blocks(self.blocks, m, n, str(self))
+        if (m % b or n % b) and not self.pad:
             raise ValueError(
                 f"{self} was asked for a {m}x{n} matrix.\n"
                 f"{b} blocks do not divide it.\n"
@@ -136,7 +136,7 @@ class Monarch(Structure):
         M, N = padded_size(m, b), padded_size(n, b)
         full = min(M, N) // b
         rank = max(math.ceil(full / b), 1) if self.rank is None else self.rank
-        return M, N, resolve_rank(rank, full, str(self))
+        return M, N, b, resolve_rank(rank, full, str(self))
 
 
 def _monarch(train: BlockTensorTrainMatrix) -> MonarchMatrix:
@@ -188,8 +188,7 @@ def _(A: MonarchMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*ba
 @project.register
 def _(recipe: Monarch, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     m, n = W.shape[-2:]
-    M, N, r = recipe._sizes(m, n)
-    b = recipe.blocks
+    M, N, b, r = recipe._sizes(m, n)
     D = torch.nn.functional.pad(W, (0, N - n, 0, M - m))
     if recipe.interleaved:
         D = D.unflatten(-2, (M // b, b)).transpose(-3, -2).flatten(-3, -2)

@@ -1,12 +1,27 @@
 """Scaling studies: which structure gives the lowest error for a given amount of computation."""
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies._fit import METRICS, PowerLaw, fit_power_law, fit_results, fit_tables, frontier, write_fit
+from matrigami.studies._fit import (
+    METRICS,
+    PowerLaw,
+    fit_power_law,
+    fit_results,
+    fit_tables,
+    frontier,
+    write_fit,
+)
 from matrigami.studies._progress import Snapshot
 from matrigami.studies._record import COLUMNS, file_hash, read_results, write_atomic, write_results
 from matrigami.studies._run import Outcome, Plan, load_plan, plan_study, run_states, run_study
 from matrigami.studies._size import RunSize, check_data, run_size
-from matrigami.studies._spec import Study, canonical_structure, load_preset, load_spec, parse_spec, preset_names
+from matrigami.studies._spec import (
+    Study,
+    canonical_structure,
+    load_preset,
+    load_spec,
+    parse_spec,
+    preset_names,
+)
 from matrigami.studies._train import Interrupted, train_run
 
 __all__ = [

@@ -1,9 +1,10 @@
 """Random resized crops, flips and mixup, for a whole batch at once.
 
-A crop that is resized by bilinear interpolation and perhaps mirrored is a linear map of the rows and one of the columns:
-`Y = R X C.T`. Both matrices are looked up in a table of all crops, so that a batch costs two batched products.
-The draws are those of He et al.'s usual recipe (area 8 % to 100 %, aspect 3/4 to 4/3), mixup is that of Zhang et al.
-(2018), arXiv:1710.09412, with one weight for each batch.
+A crop that is resized by bilinear interpolation and perhaps mirrored is a linear map of the rows
+and one of the columns: `Y = R X C.T`. Both matrices are looked up in a table of all crops, so that
+a batch costs two batched products. The draws are those of He et al.'s usual recipe (area 8 % to 100
+%, aspect 3/4 to 4/3), mixup is that of Zhang et al. (2018), arXiv:1710.09412, with one weight for
+each batch.
 
 Shapes: n = examples, b = examples in a batch, s = side in pixels, c = channels.
 """
@@ -29,9 +30,10 @@ class Crops(NamedTuple):
 
 
 def crop_table(side: int, device: torch.device | str | None = None) -> Float[Tensor, "k s s"]:
-    """The matrices that resize `x[start : start + size]` to `side`, for every start and size, then mirrored.
+    """The matrices that resize `x[start : start + size]` to `side`, then the same mirrored.
 
-    Entry `(size - 1) * side + start`, plus `side**2` for the mirrored one; pixels are areas, edges are clamped.
+    Entry `(size - 1) * side + start`, plus `side**2` for the mirrored one; pixels are areas, edges
+    are clamped.
 
     Examples:
         >>> crop_table(2)[2]
@@ -47,9 +49,16 @@ def crop_table(side: int, device: torch.device | str | None = None) -> Float[Ten
 
 
 def draw_crops(n: int, side: int, generator: torch.Generator) -> Crops:
-    """Random crops and flips; a shape that does not fit is drawn again, up to ten times, then the whole is taken."""
-    area = torch.empty(n, TRIES).uniform_(*AREA, generator=generator) * side**2
-    ratio = torch.empty(n, TRIES).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1]), generator=generator).exp()
+    """Random crops and flips.
+
+    A shape that does not fit is drawn again, up to ten times in all; then the whole is taken.
+    """
+    area = torch.empty(n, TRIES, dtype=torch.float32).uniform_(*AREA, generator=generator) * side**2
+    ratio = (
+        torch.empty(n, TRIES, dtype=torch.float32)
+        .uniform_(math.log(ASPECT[0]), math.log(ASPECT[1]), generator=generator)
+        .exp()
+    )
     width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (width >= 1) & (width <= side) & (height >= 1) & (height <= side)
     first = fits.long().argmax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in one safetensors file: tensors, and all else as JSON in its header; nothing is pickled."""
+"""Checkpoints of a run in one safetensors file: tensors, and JSON in its header; no pickle."""
 
 import json
 from collections.abc import Mapping
@@ -34,10 +34,18 @@ def save_checkpoint(
         position: What else it needs, as JSON knows it.
         generator_state: State of its generator at the start of the epoch.
     """
-    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    tensors = {
+        f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()
+    }
     for i, moments in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
-        tensors |= {f"optimizer.{i}.{name}": t.detach().cpu().contiguous() for name, t in moments.items()}
-    header = {"id": config.id, "position": json.dumps(dict(position)), "trained": str(optimizer is None).lower()}
+        tensors |= {
+            f"optimizer.{i}.{name}": t.detach().cpu().contiguous() for name, t in moments.items()
+        }
+    header = {
+        "id": config.id,
+        "position": json.dumps(dict(position)),
+        "trained": str(optimizer is None).lower(),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**tensors, _GENERATOR: generator_state}, header))
 
@@ -64,12 +72,17 @@ def load_checkpoint(
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"Checkpoint {path} was to be read.\nIt is damaged: {error}.\nDelete it to start the run anew.") from error
+        raise ValueError(
+            f"Checkpoint {path} was to be read.\nIt is damaged: {error}.\n"
+            "Delete it to start the run anew."
+        ) from error
     if header.get("id") != config.id:
         raise ValueError(
-            f"Checkpoint {path} was to be read for run {config.id}.\nIt belongs to run {header.get('id')}.\n"
+            f"Checkpoint {path} was to be read for run {config.id}.\n"
+            f"It belongs to run {header.get('id')}.\n"
             "Give each run its own folder."
         )
     model.load_state_dict(_below("model", tensors))
@@ -83,4 +96,8 @@ def load_checkpoint(
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of one part."""
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+    return {
+        name.removeprefix(f"{prefix}."): t
+        for name, t in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }

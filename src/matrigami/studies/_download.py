@@ -1,7 +1,4 @@
-"""Fetch a data set: resume what was begun, take only the expected files, check every one.
-
-Shapes: none; this module knows files only.
-"""
+"""Fetch a data set: resume what was begun, take only the expected files, check every one."""
 
 import shutil
 import tarfile
@@ -10,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from http import HTTPStatus
 from http.client import HTTPException
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -19,13 +17,19 @@ from matrigami.studies._sources import SOURCES, Source
 Tell = Callable[[str, int, int | None], None]
 """Told while bytes arrive: file name, bytes so far, bytes in all if known."""
 
+Stream = IO[bytes] | BufferedIOBase
+
 BLOCK = 1 << 18
 TRIES = 5
 TIMEOUT = 60.0
 
 
 def get_dataset(
-    name: str, to: str | Path | None = None, *, at_hand: Path | None = None, tell: Tell | None = None
+    name: str,
+    to: str | Path | None = None,
+    *,
+    at_hand: Path | None = None,
+    tell: Tell | None = None,
 ) -> list[Path]:
     """Put the files of a data set into the data folder.
 
@@ -40,7 +44,8 @@ def get_dataset(
 
     Raises:
         ValueError: If the data set is unknown, or a file is missing or damaged.
-        OSError: If the folder cannot be written, or the network fails; what has arrived is kept for the next call.
+        OSError: If the folder cannot be written, or the network fails; what has arrived is kept for
+            the next call.
     """
     if name not in SOURCES:
         raise ValueError(
@@ -111,13 +116,11 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         with part.open("ab" if resumed else "wb") as file:
-            have = _receive(response, file, have, total, lambda n: tell(part.stem, n, total))
+            have = _receive(response, file, have, lambda n: tell(part.stem, n, total))
     return total is None or have == total
 
 
-def _receive(
-    response: IO[bytes], file: IO[bytes], have: int, total: int | None, tell: Callable[[int], None]
-) -> int:
+def _receive(response: Stream, file: Stream, have: int, tell: Callable[[int], None]) -> int:
     """Write what arrives; the size of the file at the end."""
     while block := response.read(BLOCK):
         file.write(block)
@@ -131,7 +134,7 @@ def _download_all(source: Source, folder: Path, tell: Tell) -> None:
     below = folder / source.folder
     for url in source.urls:
         path = below / url.rpartition("/")[2]
-        if not path.exists() or path.name not in source.files:
+        if not path.exists():
             download(url, path, tell)
         if path.name not in source.files:
             _unpack(source, path, folder)
@@ -150,7 +153,8 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
                     _store(content, path)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(
-            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {error}.\nDelete it and get it again."
+            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {error}.\n"
+            "Delete it and get it again."
         ) from error
 
 
@@ -168,7 +172,7 @@ def _copy(source: Source, at_hand: Path, folder: Path) -> None:
             _store(content, folder / source.folder / file)
 
 
-def _store(content: IO[bytes], path: Path) -> None:
+def _store(content: Stream, path: Path) -> None:
     """Write aside and rename."""
     aside = path.with_name(f"{path.name}.part")
     with aside.open("wb") as file:

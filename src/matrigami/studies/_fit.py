@@ -1,6 +1,7 @@
 """Scaling laws: exponents, the frontier, and who is better at equal compute, with intervals.
 
-Sources: `error = c * MACs^-a` by least squares in log-log coordinates as in Qiu et al. (2024), arXiv:2406.06248; percentile intervals
+Sources: `error = c * MACs^-a` by least squares in log-log coordinates as in Qiu et al. (2024),
+arXiv:2406.06248; percentile intervals
 by resampling residuals, Efron and Tibshirani (1993), chapter 9.
 """
 
@@ -17,12 +18,16 @@ METRICS = ("train_error", "test_error")
 """The errors that laws are fitted to, in percent."""
 
 METHOD = (
-    "Law: least squares of log error on log MACs over all runs; an error of 0 counts as half the smallest positive one of its dataset. "
+    "Law: least squares of log error on log MACs over all runs; an error of 0 counts as half "
+    "the smallest positive one of its dataset. "
     "Common compute: geometric middle of the range of MACs that all structures cover. "
-    "Error there: linear interpolation in log-log coordinates between the two nearest sizes of the structure's own curve, mean over seeds; "
+    "Error there: linear interpolation in log-log coordinates between the two nearest sizes "
+    "of the structure's own curve, mean over seeds; "
     "outside its range its law is used, and the structure is named in `extrapolated`. "
-    "Intervals: 95 % percentile bootstrap; the residuals are the differences between seeds at equal size, pooled over the structures of the dataset, "
-    "or, where no size has two seeds, the distances from the laws. Neighbours are a tie if the interval of their log ratio holds 0."
+    "Intervals: 95 % percentile bootstrap; the residuals are the differences between seeds at "
+    "equal size, pooled over the structures of the dataset, "
+    "or, where no size has two seeds, the distances from the laws. Neighbours are a tie if "
+    "the interval of their log ratio holds 0."
 )
 """How the numbers of `fit.json` come about; stored with them."""
 
@@ -61,7 +66,8 @@ def fit_power_law(macs: Sequence[float], errors: Sequence[float]) -> PowerLaw:
         errors: Error of each run, positive.
 
     Returns:
-        The law; its standard error is None with fewer than 3 points, and all is None with a single size.
+        The law; its standard error is None with fewer than 3 points, and all is None with a single
+        size.
 
     Examples:
         >>> law = fit_power_law([1e4, 1e5, 1e6], [40.0, 20.0, 10.0])
@@ -80,7 +86,9 @@ def fit_power_law(macs: Sequence[float], errors: Sequence[float]) -> PowerLaw:
     return PowerLaw(-slope, error, float(np.exp(y.mean() - slope * x.mean())), r_squared, len(x))
 
 
-def fit_results(records: Sequence[Record], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def fit_results(
+    records: Sequence[Record], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
     """Laws, frontier and ranking of each dataset.
 
     Args:
@@ -89,11 +97,15 @@ def fit_results(records: Sequence[Record], *, resamples: int = 2000, seed: int =
         seed: Seed of the bootstrap.
 
     Returns:
-        What `fit.json` holds: `datasets[name]` with `structures`, `frontier`, `ranking`, `common_macs`, `range`; and the method.
+        What `fit.json` holds: `datasets[name]` with `structures`, `frontier`, `ranking`,
+        `common_macs`, `range`; and the method.
     """
     good = [r for r in records if r.get("status") == "done"]
     datasets = list(dict.fromkeys(str(r["dataset"]) for r in good))
-    fits = {name: _fit_dataset([r for r in good if r["dataset"] == name], resamples, seed) for name in datasets}
+    fits = {
+        name: _fit_dataset([r for r in good if r["dataset"] == name], resamples, seed)
+        for name in datasets
+    }
     return {"method": METHOD, "resamples": resamples, "seed": seed, "datasets": fits}
 
 
@@ -111,7 +123,11 @@ def frontier(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     Returns:
         Structure, width, MACs and error of each point, by ascending MACs.
     """
-    points = sorted((x, y, name, width) for name, c in curves.items() for x, y, width in zip(c.x.tolist(), c.y.tolist(), c.widths, strict=True))
+    points = sorted(
+        (x, y, name, width)
+        for name, c in curves.items()
+        for x, y, width in zip(c.x.tolist(), c.y.tolist(), c.widths, strict=True)
+    )
     hull: list[tuple[float, float, str, int]] = []
     for p in points:
         while len(hull) > 1 and _turn(hull[-2], hull[-1], p) <= 0:
@@ -119,7 +135,10 @@ def frontier(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
         hull.append(p)
     lowest = min((y for _, y, _, _ in hull), default=0.0)
     end = next((i for i, p in enumerate(hull) if p[1] == lowest), -1)
-    return [{"structure": n, "width": w, "macs": round(np.exp(x)), "error": float(np.exp(y))} for x, y, n, w in hull[: end + 1]]
+    return [
+        {"structure": n, "width": w, "macs": round(np.exp(x)), "error": float(np.exp(y))}
+        for x, y, n, w in hull[: end + 1]
+    ]
 
 
 def _turn(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> float:
@@ -140,14 +159,30 @@ def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[s
     for metric in METRICS:
         logs = _log_errors(groups, metric)
         curves = {name: _curve(groups[name], logs[name]) for name in groups}
-        fitted = {name: fit_power_law([r["macs"] for r in groups[name]], np.exp(logs[name]).tolist()) for name in groups}
+        fitted = {
+            name: fit_power_law([r["macs"] for r in groups[name]], np.exp(logs[name]).tolist())
+            for name in groups
+        }
         for name, law in fitted.items():
             laws[name][metric] = asdict(law)
         fronts[metric] = frontier(curves)
         pool = _residuals(groups, logs, fitted)
         rankings[metric] = _rank(curves, fitted, pool, macs, resamples, seed)
-    outside = [name for name, group in groups.items() if not min(r["macs"] for r in group) <= macs * (1 + 1e-9) or not max(r["macs"] for r in group) >= macs * (1 - 1e-9)]
-    return {"common_macs": macs, "range": [low, high], "overlap": low <= high, "extrapolated": outside, "structures": laws, "frontier": fronts, "ranking": rankings}
+    outside = [
+        name
+        for name, group in groups.items()
+        if not min(r["macs"] for r in group) <= macs * (1 + 1e-9)
+        or not max(r["macs"] for r in group) >= macs * (1 - 1e-9)
+    ]
+    return {
+        "common_macs": macs,
+        "range": [low, high],
+        "overlap": low <= high,
+        "extrapolated": outside,
+        "structures": laws,
+        "frontier": fronts,
+        "ranking": rankings,
+    }
 
 
 def _log_errors(groups: Mapping[str, Sequence[Record]], metric: str) -> dict[str, np.ndarray]:
@@ -168,7 +203,11 @@ def _curve(group: Sequence[Record], logs: np.ndarray) -> Curve:
     return Curve(np.log(sizes), means, np.array([int((macs == m).sum()) for m in sizes]), widths)
 
 
-def _residuals(groups: Mapping[str, Sequence[Record]], logs: Mapping[str, np.ndarray], laws: Mapping[str, PowerLaw]) -> np.ndarray:
+def _residuals(
+    groups: Mapping[str, Sequence[Record]],
+    logs: Mapping[str, np.ndarray],
+    laws: Mapping[str, PowerLaw],
+) -> np.ndarray:
     """The pool of the bootstrap, each residual inflated for the means or lines that were fitted to it."""
     between, around = [], []
     for name, group in groups.items():
@@ -184,10 +223,20 @@ def _residuals(groups: Mapping[str, Sequence[Record]], logs: Mapping[str, np.nda
     return np.concatenate(chosen) if chosen else np.zeros(0)
 
 
-def _rank(curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw], pool: np.ndarray, macs: float, resamples: int, seed: int) -> list[dict[str, Any]]:
+def _rank(
+    curves: Mapping[str, Curve],
+    laws: Mapping[str, PowerLaw],
+    pool: np.ndarray,
+    macs: float,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
     """Structures by ascending error at `macs`."""
     generator = np.random.default_rng(seed)
-    samples = {name: _samples(c, laws[name], pool, np.log(macs), resamples, generator) for name, c in curves.items()}
+    samples = {
+        name: _samples(c, laws[name], pool, np.log(macs), resamples, generator)
+        for name, c in curves.items()
+    }
     order = sorted(samples, key=lambda name: samples[name][0])
     entries: list[dict[str, Any]] = []
     for i, name in enumerate(order):
@@ -199,11 +248,26 @@ def _rank(curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw], pool: np.nd
             tie = bool(low <= 0 <= high)
         tied_before = bool(entries) and entries[-1]["tie_with_next"] is True
         rank = entries[-1]["rank"] if tied_before else i + 1
-        entries.append({"rank": rank, "structure": name, "error": float(np.exp(value)), "interval": interval, "tie_with_next": tie})
+        entries.append(
+            {
+                "rank": rank,
+                "structure": name,
+                "error": float(np.exp(value)),
+                "interval": interval,
+                "tie_with_next": tie,
+            }
+        )
     return entries
 
 
-def _samples(curve: Curve, law: PowerLaw, pool: np.ndarray, x: float, resamples: int, generator: np.random.Generator) -> tuple[float, np.ndarray]:
+def _samples(
+    curve: Curve,
+    law: PowerLaw,
+    pool: np.ndarray,
+    x: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> tuple[float, np.ndarray]:
     """Log error at log MACs `x`, and its bootstrap samples."""
     weights, offset = _weights(curve, law, x)
     value = float(weights @ curve.y + offset)
@@ -222,7 +286,9 @@ def _weights(curve: Curve, law: PowerLaw, x: float) -> tuple[np.ndarray, float]:
     inside = curve.x[0] - 1e-9 <= x <= curve.x[-1] + 1e-9
     if inside:
         right = int(np.clip(np.searchsorted(curve.x, x), 1, len(curve.x) - 1))
-        share = float(np.clip((x - curve.x[right - 1]) / (curve.x[right] - curve.x[right - 1]), 0, 1))
+        share = float(
+            np.clip((x - curve.x[right - 1]) / (curve.x[right] - curve.x[right - 1]), 0, 1)
+        )
         weights[right - 1], weights[right] = 1 - share, share
         return weights, 0.0
     dx = curve.x - curve.x.mean()
@@ -247,8 +313,20 @@ def _rows(fit: Mapping[str, Any], metric: str) -> list[list[Any]]:
     for i, entry in enumerate(entries):
         tied = entry["tie_with_next"] or (i > 0 and entries[i - 1]["tie_with_next"])
         law = fit["structures"][entry["structure"]][metric]
-        low_high = "–" if entry["interval"] is None else "{:.2f} – {:.2f}".format(*entry["interval"])
-        rows.append([f"{entry['rank']}{' tie' if tied else ''}", entry["structure"], f"{entry['error']:.2f}", low_high, _plus_minus(law), _two(law["r_squared"]), law["points"]])
+        low_high = (
+            "–" if entry["interval"] is None else "{:.2f} – {:.2f}".format(*entry["interval"])
+        )
+        rows.append(
+            [
+                f"{entry['rank']}{' tie' if tied else ''}",
+                entry["structure"],
+                f"{entry['error']:.2f}",
+                low_high,
+                _plus_minus(law),
+                _two(law["r_squared"]),
+                law["points"],
+            ]
+        )
     return rows
 
 

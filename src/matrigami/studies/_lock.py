@@ -1,6 +1,7 @@
 """One process at a time on one run folder.
 
-The lock is the kernel's (`flock`): it goes away with the process that holds it, also after `kill -9`, so that there are
+The lock is the kernel's (`flock`): it goes away with the process that holds it, also after `kill
+-9`, so that there are
 no stale locks to take over and no clocks or process ids to compare.
 """
 

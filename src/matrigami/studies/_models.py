@@ -1,8 +1,8 @@
-"""The networks of the scaling study: a residual MLP and a vision transformer, with any structure in their linear layers.
+"""The networks of the study: a residual MLP and a vision transformer of structured layers.
 
-Both follow the published protocol: pre-norm residual blocks that start as the identity (the last linear layer of each
-block is zero), a head that starts at zero and is always dense. Sources: Qiu et al. (2024), arXiv:2406.06248; for the MLP,
-Bachmann et al. (2023), arXiv:2306.13575.
+Both follow the published protocol: pre-norm residual blocks that start as the identity (the last
+linear layer of each block is zero), a head that starts at zero and is always dense. Sources: Qiu et
+al. (2024), arXiv:2406.06248; for the MLP, Bachmann et al. (2023), arXiv:2306.13575.
 
 Shapes: b = examples, f = features of an example, w = width, t = tokens.
 """
@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,6 +22,9 @@ from matrigami.studies._config import RunConfig
 INPUT_LAYER = "embed"
 """Name of the layer that reads the data, in every model."""
 
+DTYPE = torch.float32
+"""Type of all parameters, whatever the default of the session is."""
+
 Layer = StructuredLinear | nn.Linear
 
 Linear = Callable[..., Layer]
@@ -30,7 +32,7 @@ Linear = Callable[..., Layer]
 
 
 class Shape(NamedTuple):
-    """What a task shows to a model: channels and side of an image (a vector has side 1), and the outputs it asks for."""
+    """Channels and side of an image (a vector has side 1), and the outputs asked for."""
 
     channels: int
     side: int
@@ -53,7 +55,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
         """Add the block's branch."""
-        return x + self.reduce(F.gelu(self.expand(self.norm(x))))
+        return x + self.reduce(nn.functional.gelu(self.expand(self.norm(x))))
 
 
 class MLP(nn.Module):
@@ -68,7 +70,9 @@ class MLP(nn.Module):
         head: Makes the last layer.
     """
 
-    def __init__(self, shape: Shape, width: int, depth: int, linear: Linear, outer: Linear, head: Linear) -> None:
+    def __init__(
+        self, shape: Shape, width: int, depth: int, linear: Linear, outer: Linear, head: Linear
+    ) -> None:
         super().__init__()
         self.width = width
         self.embed = outer(shape.features, width)
@@ -77,7 +81,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b outputs"]:
         """Outputs of a batch."""
-        x = F.gelu(self.embed(x))
+        x = nn.functional.gelu(self.embed(x))
         for block in self.blocks:
             x = block(x)
         return self.head(x)
@@ -88,7 +92,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """`x + out(softmax(q k' 8 / d) v)` over `d` features a head; queries and keys are normalised."""
+    """`x + out(softmax(q k' 8 / d) v)` over `d` features a head, with `q`, `k` normalised."""
 
     def __init__(self, width: int, heads: int, linear: Linear) -> None:
         super().__init__()
@@ -102,8 +106,13 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
         """Add the block's branch."""
         h = self.norm(x)
-        q, k, v = (layer(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, scale=8 / q.shape[-1])
+        q, k, v = (
+            layer(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        y = nn.functional.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, scale=8 / q.shape[-1]
+        )
         return x + self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -140,17 +149,25 @@ class ViT(nn.Module):
         super().__init__()
         if shape.side % patch or width % heads:
             raise ValueError(
-                f"A ViT of width {width} with {heads} heads and patches of {patch} pixels was asked for images of {shape.side} pixels.\n"
-                "The patches do not tile the image, or the heads do not divide the width.\n"
+                f"A ViT of width {width}, {heads} heads, patches of {patch} pixels was asked for.\n"
+                f"They do not tile {shape.side} pixels, or the heads do not divide the width.\n"
                 "Give a patch that divides the side, and a width that is a multiple of the heads."
             )
         self.width, self.patch, self.shape = width, patch, shape
         self.tokens = (shape.side // patch) ** 2 + 1
         inputs = shape.channels * patch**2
-        self.patch_norm, self.embed, self.embed_norm = nn.LayerNorm(inputs), outer(inputs, width), nn.LayerNorm(width)
-        self.class_token = nn.Parameter(torch.randn(1, 1, width, generator=generator))
-        self.positions = nn.Parameter(torch.randn(1, self.tokens, width, generator=generator))
-        pairs = [(Attention(width, heads, linear), ResidualBlock(width, linear)) for _ in range(depth)]
+        self.patch_norm, self.embed, self.embed_norm = (
+            nn.LayerNorm(inputs),
+            outer(inputs, width),
+            nn.LayerNorm(width),
+        )
+        self.class_token = nn.Parameter(torch.randn(1, 1, width, generator=generator, dtype=DTYPE))
+        self.positions = nn.Parameter(
+            torch.randn(1, self.tokens, width, generator=generator, dtype=DTYPE)
+        )
+        pairs = [
+            (Attention(width, heads, linear), ResidualBlock(width, linear)) for _ in range(depth)
+        ]
         self.blocks = nn.ModuleList([block for pair in pairs for block in pair])
         self.norm = nn.LayerNorm(width)
         self.head = head(width, shape.outputs, zero_init=True)
@@ -158,7 +175,11 @@ class ViT(nn.Module):
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b outputs"]:
         """Outputs of a batch of flattened images (channels, rows, columns)."""
         n, p = self.shape.side // self.patch, self.patch
-        x = x.reshape(-1, self.shape.channels, n, p, n, p).permute(0, 2, 4, 3, 5, 1).reshape(len(x), n * n, -1)
+        x = (
+            x.reshape(-1, self.shape.channels, n, p, n, p)
+            .permute(0, 2, 4, 3, 5, 1)
+            .reshape(len(x), n * n, -1)
+        )
         x = self.embed_norm(self.embed(self.patch_norm(x)))
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions
         for block in self.blocks:
@@ -166,10 +187,17 @@ class ViT(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
     def macs(self) -> int:
-        """Multiply-adds of one forward pass of one example: linear layers for each token, and attention."""
-        attention = sum(2 * self.tokens**2 * self.width for block in self.blocks if isinstance(block, Attention))
+        """Multiply-adds of one forward pass of one example: linear layers and attention."""
+        attention = sum(
+            2 * self.tokens**2 * self.width for block in self.blocks if isinstance(block, Attention)
+        )
         once, patches = _macs(self.head), _macs(self.embed)
-        return self.tokens * (_all_macs(self) - once - patches) + (self.tokens - 1) * patches + once + attention
+        return (
+            self.tokens * (_all_macs(self) - once - patches)
+            + (self.tokens - 1) * patches
+            + once
+            + attention
+        )
 
 
 Model = MLP | ViT
@@ -187,23 +215,28 @@ def build_model(config: RunConfig, shape: Shape, generator: torch.Generator | No
         ValueError: If the model is unknown, or the structure does not fit its sizes.
 
     Examples:
-        >>> config = RunConfig("cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=1, batch_size=1024)
+        >>> config = RunConfig(
+        ...     "cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=1, batch_size=1024
+        ... )
         >>> build_model(config, Shape(channels=3, side=32, outputs=100)).macs()
         591872
     """
-
     linear = partial(_linear, config.structure, generator)
     dense = partial(_linear, "dense", generator)
     outer = linear if config.structured_layers == "all" else dense
     if config.model == "mlp":
-        return MLP(shape, config.width, config.depth, linear, outer, dense)
+        return MLP(shape, config.width, config.depth, linear, outer, dense).to(DTYPE)
     if config.model == "vit":
-        return ViT(shape, config.width, config.depth, config.patch, config.heads, linear, outer, dense, generator)
-    raise ValueError(f"Model {config.model!r} was asked for.\nThere are two: mlp, vit.\nChange `name` of [model].")
+        sizes = (config.width, config.depth, config.patch, config.heads)
+        return ViT(shape, *sizes, linear, outer, dense, generator).to(DTYPE)
+    raise ValueError(
+        f"Model {config.model!r} was asked for.\nThere are two: mlp, vit.\n"
+        "Change `name` of [model]."
+    )
 
 
 def optimizer_groups(model: Model, config: RunConfig) -> list[dict[str, Any]]:
-    """Parameter groups with the learning rate of each factor; the layer that reads the data has its own scale."""
+    """A learning rate for each factor; the input layer has its own scale."""
     inputs = {id(p) for p in model.get_submodule(INPUT_LAYER).parameters()}
     groups = []
     for group in param_groups(model, config.lr, base_width=config.base_width, fixed=[INPUT_LAYER]):
@@ -227,10 +260,16 @@ def _linear(
     recipe = parse(structure)
     if not isinstance(recipe, Dense):
         return StructuredLinear(
-            inputs, outputs, recipe, bias=bias, zero_init=zero_init, generator=generator
+            inputs,
+            outputs,
+            recipe,
+            bias=bias,
+            zero_init=zero_init,
+            dtype=DTYPE,
+            generator=generator,
         )
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
-    weight = recipe.init(outputs, inputs, generator=generator).dense()
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, dtype=DTYPE)
+    weight = recipe.init(outputs, inputs, generator=generator, dtype=DTYPE).dense()
     layer.weight.data.copy_(torch.zeros_like(weight) if zero_init else weight)
     if bias:
         nn.init.zeros_(layer.bias)

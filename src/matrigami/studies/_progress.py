@@ -28,7 +28,11 @@ class Snapshot:
         """
         parts = [f"{self.finished}/{self.total} runs"]
         parts += [f"{self.failed} failed"] if self.failed else []
-        parts += [f"eta {duration(self.eta)}"] if self.eta is not None and self.finished < self.total else []
+        parts += (
+            [f"eta {duration(self.eta)}"]
+            if self.eta is not None and self.finished < self.total
+            else []
+        )
         parts += [f"best {self.best}"] if self.best else []
         return " · ".join(parts)
 
@@ -86,7 +90,8 @@ def best_of(records: Sequence[Mapping[str, Any]]) -> str:
             best[dataset] = record
     several = len(best) > 1
     return ", ".join(
-        f"{dataset + ': ' if several else ''}{r['structure']} {r['train_error']:.1f} %@{compact(r['macs'])} MACs"
+        f"{dataset + ': ' if several else ''}{r['structure']} {r['train_error']:.1f} "
+        f"%@{compact(r['macs'])} MACs"
         for dataset, r in best.items()
     )
 

@@ -55,7 +55,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """One JSON document, whole or absent; what is not finite is null."""
-    write_atomic(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(
+        path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -92,7 +94,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         ) from error
     missing = set(COLUMNS[:14]) - set(rows[0]) if rows else set()
     if missing:
-        raise ValueError(f"The results {path} were asked for.\nColumns are missing: {sorted(missing)}.\nWrite them anew with `matrigami study run`.")
+        raise ValueError(
+            f"The results {path} were asked for.\nColumns are missing: {sorted(missing)}.\n"
+            "Write them anew with `matrigami study run`."
+        )
     return [{key: _value(key, cell) for key, cell in row.items()} for row in rows]
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -15,13 +16,22 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from matrigami import __version__
 from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
 from matrigami.studies._record import Record, read_json, write_json, write_results
 from matrigami.studies._size import RunSize, run_size
 from matrigami.studies._spec import Study
-from matrigami.studies._worker import ATTEMPTS, FINISHED, Job, main, read_status, run_folder, write_status
+from matrigami.studies._worker import (
+    ATTEMPTS,
+    FINISHED,
+    Job,
+    main,
+    read_status,
+    run_folder,
+    write_status,
+)
 
 _POLL_SECONDS = 0.5
 
@@ -53,7 +63,9 @@ class Plan:
     @property
     def work(self) -> dict[str, float]:
         """Multiply-adds of each run, with what an example costs besides the model."""
-        return {run: size.examples * (size.macs + OVERHEAD_MACS) for run, size in self.sizes.items()}
+        return {
+            run: size.examples * (size.macs + OVERHEAD_MACS) for run, size in self.sizes.items()
+        }
 
 
 def plan_study(study: Study) -> Plan:
@@ -74,7 +86,9 @@ def plan_study(study: Study) -> Plan:
 
 def default_workers() -> int:
     """One process of one thread for each core that this process may use."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     return max(1, len(list(cores)))
 
 
@@ -90,7 +104,8 @@ def run_study(
 ) -> Outcome:
     """Train what a study lacks, and write `results.csv`.
 
-    Runs that ended are not repeated, interrupted ones go on from their last checkpoint; several calls on the same folder share the work.
+    Runs that ended are not repeated, interrupted ones go on from their last checkpoint; several
+    calls on the same folder share the work.
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second SIGINT kills them.
 
     Args:
@@ -137,7 +152,8 @@ def prepare(plan: Plan, out: Path) -> None:
         write_json(out / "study.json", {"name": plan.name, "runs": runs})
     except OSError as error:
         raise ValueError(
-            f"A study was asked for in the folder {out}.\nIt cannot be written: {error.strerror} ({error.filename}).\n"
+            f"A study was asked for in the folder {out}.\n"
+            f"It cannot be written: {error.strerror} ({error.filename}).\n"
             "Give --out a folder that you may write to, on a disk with space."
         ) from error
 
@@ -145,9 +161,15 @@ def prepare(plan: Plan, out: Path) -> None:
 def collect(plan: Plan, out: Path, *, interrupted: bool = False) -> Outcome:
     """The records of the runs that ended."""
     states = {config.id: (config, read_status(out, config)) for config in plan.configs}
-    records = [_record(config, state, plan.sizes[config.id]) for config, state in states.values() if _ended(state)]
+    records = [
+        _record(config, state, plan.sizes[config.id])
+        for config, state in states.values()
+        if _ended(state)
+    ]
     kinds = [state["status"] for _, state in states.values()]
-    return Outcome(tuple(records), len(states), kinds.count("failed"), kinds.count("crashed"), interrupted)
+    return Outcome(
+        tuple(records), len(states), kinds.count("failed"), kinds.count("crashed"), interrupted
+    )
 
 
 def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
@@ -156,8 +178,12 @@ def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
     kinds = [state["status"] for state in states.values()]
     ended = [state["record"] for state in states.values() if state["status"] == "done"]
     failed = kinds.count("failed") + kinds.count("crashed")
-    eta = clock.remaining({run: float(state["fraction"]) for run, state in states.items()}, time.monotonic())
-    return Snapshot(len(kinds), len(ended) + failed, failed, kinds.count("running"), eta, best_of(ended))
+    eta = clock.remaining(
+        {run: float(state["fraction"]) for run, state in states.items()}, time.monotonic()
+    )
+    return Snapshot(
+        len(kinds), len(ended) + failed, failed, kinds.count("running"), eta, best_of(ended)
+    )
 
 
 def load_plan(out: Path) -> Plan:
@@ -168,10 +194,15 @@ def load_plan(out: Path) -> Plan:
     """
     stored = read_json(out / "study.json")
     if stored is None:
-        raise ValueError(f"The study in {out} was asked for.\nThe folder has no study.json.\nRun `matrigami study run` with --out {out} first.")
+        raise ValueError(
+            f"The study in {out} was asked for.\nThe folder has no study.json.\n"
+            f"Run `matrigami study run` with --out {out} first."
+        )
     configs = tuple(RunConfig.from_json(run["config"]) for run in stored["runs"])
     sizes = [RunSize(**run["size"]) for run in stored["runs"]]
-    return Plan(stored["name"], configs, {c.id: size for c, size in zip(configs, sizes, strict=True)})
+    return Plan(
+        stored["name"], configs, {c.id: size for c, size in zip(configs, sizes, strict=True)}
+    )
 
 
 def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
@@ -179,20 +210,38 @@ def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
     states = []
     for c in plan.configs:
         state = read_status(out, c)
-        status = "interrupted" if state["status"] == "running" and not is_held(run_folder(out, c)) else state["status"]
-        known = {"id": c.id, "dataset": c.dataset, "structure": c.structure, "width": c.width, "seed": c.seed}
+        status = (
+            "interrupted"
+            if state["status"] == "running" and not is_held(run_folder(out, c))
+            else state["status"]
+        )
+        known = {
+            "id": c.id,
+            "dataset": c.dataset,
+            "structure": c.structure,
+            "width": c.width,
+            "seed": c.seed,
+        }
         cause = state.get("cause") or state.get("record", {}).get("cause")
-        states.append(known | {"macs": plan.sizes[c.id].macs, "status": status, "fraction": state["fraction"], "cause": cause})
+        states.append(
+            known
+            | {
+                "macs": plan.sizes[c.id].macs,
+                "status": status,
+                "fraction": state["fraction"],
+                "cause": cause,
+            }
+        )
     return states
 
 
 def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
     """Versions, machine and command line."""
-    packages = ("matrigami", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+    packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["matrigami", *sys.argv[1:]]),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {"matrigami": __version__} | {name: _version(name) for name in packages},
         "platform": platform.platform(terse=True),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -207,7 +256,10 @@ def _shares(workers: int | None, threads: int | None, device: str) -> tuple[int,
     cores = default_workers()
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
-            raise ValueError(f"A study with {name} = {value} was asked for.\nThis is out of range.\nGive at least 1.")
+            raise ValueError(
+                f"A study with {name} = {value} was asked for.\nThis is out of range.\n"
+                "Give at least 1."
+            )
     if workers is None:
         workers = 1 if device != "cpu" else max(1, cores // (threads or 1))
     return workers, threads or max(1, cores // workers)
@@ -231,8 +283,12 @@ def _supervise(job: Job, workers: int, asked: threading.Event, report: Callable[
             if asked.is_set():
                 stop.set()
             dead = [process for process in alive if not process.is_alive()]
-            lost = [config for process in dead if process.exitcode for config in _bury(job, process)]
-            alive = [process for process in alive if process.is_alive()] + [start() for _ in lost if not stop.is_set()]
+            lost = [
+                config for process in dead if process.exitcode for config in _bury(job, process)
+            ]
+            alive = [process for process in alive if process.is_alive()] + [
+                start() for _ in lost if not stop.is_set()
+            ]
             report()
     finally:
         for process in alive:
@@ -287,7 +343,11 @@ def _signals() -> Iterator[threading.Event]:
 
 def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Record:
     """The record of a run that ended; one that crashed has its configuration and its cause."""
-    known = {key: value for key, value in config.to_json().items() if key in ("dataset", "model", "structure", "width", "seed", "lr")}
+    known = {
+        key: value
+        for key, value in config.to_json().items()
+        if key in ("dataset", "model", "structure", "width", "seed", "lr")
+    }
     base = known | {"id": config.id, "params": size.params, "macs": size.macs}
     if state["status"] == "crashed":
         return base | {"status": "crashed", "cause": state.get("cause", "unknown")}

@@ -31,7 +31,9 @@ def run_size(config: RunConfig) -> RunSize:
         ValueError: If the structure does not fit the width.
 
     Examples:
-        >>> config = RunConfig("cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=2, batch_size=1024)
+        >>> config = RunConfig(
+        ...     "cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=2, batch_size=1024
+        ... )
         >>> run_size(config)
         RunSize(params=603236, macs=591872, examples=100000)
     """
@@ -40,8 +42,17 @@ def run_size(config: RunConfig) -> RunSize:
         model = build_model(config, shape)
     except ValueError as error:
         lines = str(error).splitlines()
-        raise ValueError("\n".join([f"{config.structure} at width {config.width} on {config.dataset}: {lines[0]}", *lines[1:]])) from error
-    return RunSize(sum(p.numel() for p in model.parameters()), model.macs(), config.epochs * samples)
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{config.structure} at width {config.width} on {config.dataset}: {lines[0]}",
+                    *lines[1:],
+                ]
+            )
+        ) from error
+    return RunSize(
+        sum(p.numel() for p in model.parameters()), model.macs(), config.epochs * samples
+    )
 
 
 def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:

@@ -1,20 +1,21 @@
 """A study as a TOML file: tasks x structures x widths x seeds, expanded into runs.
 
-    [study]
-    name = "cifar100_small"
-    [task]                          # or several [[task]]; a task may override any key of [train] and [model]
-    dataset = "cifar100"
-    [model]
-    name = "mlp"
-    [train]
-    lr = 3e-3
-    epochs = 20
-    batch_size = 1024
-    seeds = [0]
-    [[structure]]
-    name = "btt(rank=1)"
-    widths = [128, 256, 512]
-    repeat_widths = [256]           # these widths also run with [train] repeat_seeds, by default [1]
+[study]
+name = "cifar100_small"
+[task]                          # or several [[task]]; a task may override any key of [train] and
+[model]
+dataset = "cifar100"
+[model]
+name = "mlp"
+[train]
+lr = 3e-3
+epochs = 20
+batch_size = 1024
+seeds = [0]
+[[structure]]
+name = "btt(rank=1)"
+widths = [128, 256, 512]
+repeat_widths = [256]           # these widths also run with [train] repeat_seeds, by default [1]
 """
 
 import ast
@@ -26,11 +27,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from matrigami.studies._config import RunConfig
 from matrigami.structures import parse
+from matrigami.studies._config import RunConfig
 
 _SEEDS = ("seeds", "repeat_seeds", "repeat_widths")
-_RUN = tuple(f.name for f in fields(RunConfig) if f.name not in ("dataset", "model", "structure", "width", "seed"))
+_RUN = tuple(
+    f.name
+    for f in fields(RunConfig)
+    if f.name not in ("dataset", "model", "structure", "width", "seed")
+)
 _KEYS = {
     "study": ("name", "description"),
     "task": ("dataset", "seeds", "repeat_seeds", *_RUN),
@@ -82,7 +87,9 @@ def canonical_structure(text: str) -> str:
 def preset_names() -> list[str]:
     """Names of the studies that ship with the library."""
     folder = resources.files("matrigami.studies") / "presets"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_preset(name: str) -> Study:
@@ -104,7 +111,8 @@ def load_spec(path: str | Path) -> Study:
     """A study file.
 
     Raises:
-        ValueError: If the file cannot be read, is not TOML, or has an unknown, missing or invalid entry.
+        ValueError: If the file cannot be read, is not TOML, or has an unknown, missing or invalid
+            entry.
     """
     try:
         text = Path(path).read_text("utf-8")
@@ -129,7 +137,9 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{origin} was read.\nIt is not valid TOML: {error}.\nMend that line.") from error
+        raise ValueError(
+            f"{origin} was read.\nIt is not valid TOML: {error}.\nMend that line."
+        ) from error
     _check_names(origin, "tables", tables, tuple(_KEYS))
     parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
     for name in ("task", "structure"):
@@ -138,16 +148,25 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
     head, model, train = (parts[name][0] for name in ("study", "model", "train"))
     settings = {"model": model.get("name", "mlp"), **_without(model, "name"), **train}
     try:
-        runs = [run for task in parts["task"] for s in parts["structure"] for run in _runs(settings, task, s)]
+        runs = [
+            run
+            for task in parts["task"]
+            for s in parts["structure"]
+            for run in _runs(settings, task, s)
+        ]
     except (TypeError, KeyError) as error:
         raise ValueError(
             f"{origin} was read.\nA setting is missing or of the wrong type: {error}.\n"
             "Every run needs lr, epochs and batch_size, in [train], [[task]] or [[structure]]."
         ) from error
-    return Study(head["name"], tuple({run.id: run for run in runs}.values()), head.get("description", ""))
+    return Study(
+        head["name"], tuple({run.id: run for run in runs}.values()), head.get("description", "")
+    )
 
 
-def _runs(settings: Mapping[str, Any], task: Mapping[str, Any], structure: Mapping[str, Any]) -> Iterator[RunConfig]:
+def _runs(
+    settings: Mapping[str, Any], task: Mapping[str, Any], structure: Mapping[str, Any]
+) -> Iterator[RunConfig]:
     """The runs of one structure on one task; what is nearer to the structure wins."""
     if task["dataset"] not in structure.get("datasets", [task["dataset"]]):
         return
@@ -165,10 +184,14 @@ def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
     many = name in ("task", "structure")
     tables = value if isinstance(value, list) else [value] if value or not many else []
     if not many and isinstance(value, list):
-        raise ValueError(f"{origin} was read.\n[[{name}]] is given more than once.\nWrite one [{name}].")
+        raise ValueError(
+            f"{origin} was read.\n[[{name}]] is given more than once.\nWrite one [{name}]."
+        )
     for table in tables:
         if not isinstance(table, dict):
-            raise ValueError(f"{origin} was read.\n{name!r} is not a table.\nWrite [{name}] and its keys below.")
+            raise ValueError(
+                f"{origin} was read.\n{name!r} is not a table.\nWrite [{name}] and its keys below."
+            )
         _check_names(origin, f"keys of [{name}]", table, _KEYS[name])
         for key in _REQUIRED.get(name, ()):
             if key not in table:
@@ -181,7 +204,8 @@ def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[
     for name in given:
         if name not in known:
             raise ValueError(
-                f"{origin} was read: it has {name!r} among the {what}.\nKnown are {', '.join(known)}.\n"
+                f"{origin} was read: it has {name!r} among the {what}.\n"
+                f"Known are {', '.join(known)}.\n"
                 f"Did you mean {_nearest(name, known)!r}?"
             )
 

@@ -1,25 +1,26 @@
-"""What a study trains on: labelled images in memory, or a random teacher network with unlimited data.
+"""What a study trains on: labelled images in memory, or a random teacher with unlimited data.
 
-A task draws all random choices of an epoch at once (`plan`), from one generator, and turns slices of that plan into batches.
-So an epoch is a function of the generator's state at its start, whatever the device, and a run resumes in its middle.
+A task draws all random choices of an epoch at once (`plan`), from one generator, and turns slices
+of that plan into batches. So an epoch is a function of the generator's state at its start, whatever
+the device, and a run resumes in its middle.
 
 Shapes: b = examples in a batch, n = examples in an epoch, f = features, o = outputs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from matrigami.studies._augment import Crops, crop_table, draw_crops, draw_mixing, resample
 from matrigami.studies._config import RunConfig
 from matrigami.studies._datasets import IMAGE_SETS, Images, Split, load_images
-from matrigami.studies._models import Shape
+from matrigami.studies._models import DTYPE, Shape
 
 SHUFFLE_SEED = 2024
 """Seed of the fixed permutation of the pixels: the same in every run."""
@@ -28,7 +29,7 @@ TEST_BATCH = 2000
 
 
 class Plan(NamedTuple):
-    """The random choices of one epoch: order of the examples or fresh inputs, crops, a mixing weight for each batch."""
+    """The random choices of one epoch: examples or fresh inputs, crops, a weight for each batch."""
 
     order: Tensor
     crops: Crops | None
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Inputs, targets, and for a mixture the targets of its second part and the weight of the first."""
+    """Inputs, targets; of a mixture also the second targets, and the weight of the first."""
 
     inputs: Float[Tensor, "b f"]
     targets: Tensor
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Loss to minimise, and sums over the batch: of the loss and of the error (a count or a relative square)."""
+    """Loss to minimise, and sums over the batch of loss and error (a count, or a square)."""
 
     loss: Float[Tensor, ""]
     loss_sum: Float[Tensor, ""]
@@ -56,8 +57,9 @@ class Score(NamedTuple):
 class ImageTask:
     """Classification of images.
 
-    The train error of a mixture counts, batch by batch, the better of the hits on its two sets of labels, as the published
-    study does. Pixels are normalised by the mean and deviation of each channel of the training set.
+    The train error of a mixture counts, batch by batch, the better of the hits on its two sets of
+    labels, as the published study does. Pixels are normalised by the mean and deviation of each
+    channel of the training set.
 
     Args:
         train: Training images.
@@ -86,7 +88,12 @@ class ImageTask:
         channel = order // self.shape.side % self.shape.channels
         scale = 1 / std[channel]
         parts = {name: _to(getattr(self, name), self.device) for name in ("train", "test")}
-        prepared = {"_order": order, "_scale": scale, "_shift": -mean[channel] * scale, "_table": crop_table(self.shape.side)}
+        prepared = {
+            "_order": order,
+            "_scale": scale,
+            "_shift": -mean[channel] * scale,
+            "_table": crop_table(self.shape.side),
+        }
         for name, value in {**parts, **{k: t.to(self.device) for k, t in prepared.items()}}.items():
             object.__setattr__(self, name, value)  # the class is frozen
 
@@ -131,11 +138,11 @@ class ImageTask:
     def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
         """Cross-entropy, and wrong classes."""
         smoothing = self.label_smoothing
-        loss = F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
+        loss = nn.functional.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
         guess = outputs.argmax(1)
         hits = (guess == batch.targets).sum()
         if batch.others is not None:
-            other = F.cross_entropy(outputs, batch.others, label_smoothing=smoothing)
+            other = nn.functional.cross_entropy(outputs, batch.others, label_smoothing=smoothing)
             loss = batch.weight * loss + (1 - batch.weight) * other
             hits = torch.maximum(hits, (guess == batch.others).sum())
         return Score(loss, loss.detach() * len(guess), len(guess) - hits)
@@ -149,8 +156,9 @@ class ImageTask:
 class TeacherTask:
     """Regression onto a fixed random ReLU network of Gaussian inputs; every example is fresh.
 
-    Outputs of the teacher have mean 0 and variance 1, so that the loss is relative to predicting the mean; the error is the
-    same number in percent. Source: Potapczynski et al. (2024), arXiv:2410.02117.
+    Outputs of the teacher have mean 0 and variance 1, so that the loss is relative to predicting
+    the mean; the error is the same number in percent. Source: Potapczynski et al. (2024),
+    arXiv:2410.02117.
 
     Args:
         width: Hidden features of the teacher.
@@ -170,12 +178,21 @@ class TeacherTask:
         """Draw the teacher and the test set, the same in every run."""
         generator = torch.Generator().manual_seed(0)
         sizes = [self.inputs, *[self.width] * (self.layers - 1), 1]
-        weights = [torch.randn(n, m, generator=generator) * (2 / n) ** 0.5 for n, m in zip(sizes, sizes[1:], strict=False)]
+        weights = [
+            torch.randn(n, m, generator=generator, dtype=DTYPE) * (2 / n) ** 0.5
+            for n, m in pairwise(sizes)
+        ]
         object.__setattr__(self, "_weights", [W.to(self.device) for W in weights])
         object.__setattr__(self, "_statistics", (0.0, 1.0))
-        y = self._teach(torch.randn(4 * TEST_BATCH, self.inputs, generator=generator).to(self.device))
+        y = self._teach(
+            torch.randn(4 * TEST_BATCH, self.inputs, generator=generator, dtype=DTYPE).to(
+                self.device
+            )
+        )
         object.__setattr__(self, "_statistics", (float(y.mean()), float(y.std())))
-        x = torch.randn(4 * TEST_BATCH, self.inputs, generator=generator).to(self.device)
+        x = torch.randn(4 * TEST_BATCH, self.inputs, generator=generator, dtype=DTYPE).to(
+            self.device
+        )
         object.__setattr__(self, "_test", Batch(x, self._teach(x)))
 
     @property
@@ -190,7 +207,13 @@ class TeacherTask:
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch."""
-        return Plan(torch.randn(self.samples, self.inputs, generator=generator).to(self.device), None, [])
+        return Plan(
+            torch.randn(self.samples, self.inputs, generator=generator, dtype=DTYPE).to(
+                self.device
+            ),
+            None,
+            [],
+        )
 
     def batch(self, plan: Plan, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
@@ -199,12 +222,14 @@ class TeacherTask:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test set."""
-        for x, y in zip(self._test.inputs.split(TEST_BATCH), self._test.targets.split(TEST_BATCH), strict=True):
+        for x, y in zip(
+            self._test.inputs.split(TEST_BATCH), self._test.targets.split(TEST_BATCH), strict=True
+        ):
             yield Batch(x, y)
 
     def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
         """Mean square error, and its sum."""
-        loss = F.mse_loss(outputs, batch.targets)
+        loss = nn.functional.mse_loss(outputs, batch.targets)
         total = loss.detach() * len(outputs)
         return Score(loss, total, total)
 
@@ -213,7 +238,7 @@ class TeacherTask:
         """Outputs of the teacher."""
         *hidden, last = self._weights
         for W in hidden:
-            x = F.relu(x @ W)
+            x = nn.functional.relu(x @ W)
         mean, std = self._statistics
         return (x @ last - mean) / std
 
@@ -221,7 +246,8 @@ class TeacherTask:
 Task = ImageTask | TeacherTask
 
 TEACHERS: dict[str, tuple[int, int]] = {"teacher": (1024, 6), "teacher_small": (128, 4)}
-"""Width and layers of each teacher: the published one, and one that costs little more than its students."""
+"""Width and layers of each teacher: the published one, and one that costs little more than its
+students."""
 
 TASKS: tuple[str, ...] = (*IMAGE_SETS, *TEACHERS)
 """Names of all tasks."""
@@ -230,7 +256,9 @@ SAMPLES_PER_EPOCH = 50_000
 """Examples in an epoch of a task with unlimited data, unless the run says otherwise."""
 
 
-def load_task(config: RunConfig, data_dir: str | Path | None = None, device: torch.device | str = "cpu") -> Task:
+def load_task(
+    config: RunConfig, data_dir: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Task:
     """The task of a run, with its data in memory.
 
     Args:
@@ -244,9 +272,14 @@ def load_task(config: RunConfig, data_dir: str | Path | None = None, device: tor
     device = torch.device(device)
     if config.dataset in TEACHERS:
         width, layers = TEACHERS[config.dataset]
-        return TeacherTask(width, layers, config.samples_per_epoch or SAMPLES_PER_EPOCH, device=device)
+        return TeacherTask(
+            width, layers, config.samples_per_epoch or SAMPLES_PER_EPOCH, device=device
+        )
     if config.dataset not in IMAGE_SETS:
-        raise ValueError(f"Task {config.dataset!r} was asked for.\nKnown are {', '.join(TASKS)}.\nCheck `dataset` of [task].")
+        raise ValueError(
+            f"Task {config.dataset!r} was asked for.\nKnown are {', '.join(TASKS)}.\n"
+            "Check `dataset` of [task]."
+        )
     split: Split = load_images(config.dataset, data_dir)
     return ImageTask(
         *split,
@@ -258,13 +291,19 @@ def load_task(config: RunConfig, data_dir: str | Path | None = None, device: tor
     )
 
 
-def _channel_statistics(pixels: UInt8[Tensor, "n s c s"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+def _channel_statistics(
+    pixels: UInt8[Tensor, "n s c s"],
+) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Mean and standard deviation of each channel, from its histogram."""
     levels = torch.arange(256, dtype=torch.float64)
-    counts = torch.stack([torch.bincount(channel.flatten().int(), minlength=256) for channel in pixels.unbind(2)]).double()
+    counts = torch.stack(
+        [torch.bincount(channel.flatten().int(), minlength=256) for channel in pixels.unbind(2)]
+    ).double()
     total = counts.sum(1)
     mean = counts @ levels / total
-    return mean.float(), (counts @ levels.square() / total - mean.square()).sqrt().clamp_min(1e-6).float()
+    return mean.float(), (counts @ levels.square() / total - mean.square()).sqrt().clamp_min(
+        1e-6
+    ).float()
 
 
 def _feature_order(shape: Shape, shuffled: bool) -> Int64[Tensor, " f"]:
@@ -273,7 +312,9 @@ def _feature_order(shape: Shape, shuffled: bool) -> Int64[Tensor, " f"]:
     order = torch.arange(shape.features).view(s, c, s).transpose(0, 1).flatten()
     if not shuffled:
         return order
-    return order[torch.randperm(shape.features, generator=torch.Generator().manual_seed(SHUFFLE_SEED))]
+    return order[
+        torch.randperm(shape.features, generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    ]
 
 
 def _to(images: Images, device: torch.device) -> Images:

@@ -1,14 +1,15 @@
 """One training loop for every task and model: AdamW, cosine to zero, checkpoints, metrics.
 
-All random numbers come from two generators seeded by the run: one for the initial weights, one whose state at the start of
-an epoch determines the epoch. A checkpoint is a single safetensors file, written aside and renamed; a run that resumes from
-it repeats the uninterrupted one bit by bit.
+All random numbers come from two generators seeded by the run: one for the initial weights, one
+whose state at the start of an epoch determines the epoch. A checkpoint is a single safetensors
+file, written aside and renamed; a run that resumes from it repeats the uninterrupted one bit by
+bit.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,22 +62,36 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Stopwatch:
-    """Wall and processor time of the training steps, added to a position."""
+class _Clock:
+    """Time of the training steps, added to a position, and what is due at intervals."""
 
-    def __init__(self, position: Position) -> None:
-        self.position, self.started = position, (time.perf_counter(), time.process_time())
+    def __init__(self, position: Position, checkpoint_seconds: float) -> None:
+        self.position, self.checkpoint_seconds = position, checkpoint_seconds
+        self.reported = self.saved = time.monotonic()
+        self.skip()
 
     def lap(self) -> None:
         """Add the time since the last call."""
-        now = (time.perf_counter(), time.process_time())
-        self.position.seconds += now[0] - self.started[0]
-        self.position.cpu_seconds += now[1] - self.started[1]
-        self.started = now
+        wall, cpu = self.started
+        self.skip()
+        self.position.seconds += self.started[0] - wall
+        self.position.cpu_seconds += self.started[1] - cpu
 
     def skip(self) -> None:
         """Leave out the time since the last call."""
         self.started = (time.perf_counter(), time.process_time())
+
+    def report_due(self) -> bool:
+        """Whether to report now; if so, the interval begins again."""
+        due = time.monotonic() - self.reported >= REPORT_SECONDS
+        self.reported = time.monotonic() if due else self.reported
+        return due
+
+    def save_due(self) -> bool:
+        """Whether to write a checkpoint now; if so, the interval begins again."""
+        due = time.monotonic() - self.saved >= self.checkpoint_seconds
+        self.saved = time.monotonic() if due else self.saved
+        return due
 
 
 def train_run(
@@ -99,13 +114,16 @@ def train_run(
         stop: Asked at each step; true makes the run write a checkpoint and raise `Interrupted`.
 
     Returns:
-        The record: sizes, losses, errors in percent (train: mean of the last tenth of the epochs, at most ten, on augmented
-        data), seconds of training, and `status`, which is `failed` with a `cause` if the loss stopped being finite.
+        The record: sizes, losses, errors in percent (train: mean of the last tenth of the epochs,
+        at most ten, on augmented data), seconds of training, and `status`, which is `failed` with a
+        `cause` if the loss stopped being finite.
 
     Raises:
         Interrupted: If `stop` said so.
-        ValueError: If the task, the model or the structure is unknown or does not fit, or data are missing.
+        ValueError: If the task, the model or the structure is unknown or does not fit, or data are
+            missing.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     run = Run(config, Path(folder), load_task(config, data_dir, device), torch.device(device))
     run.resume()
     cause = None
@@ -128,7 +146,9 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, task: Task, device: torch.device) -> None:
         self.config, self.folder, self.task, self.device = config, folder, task, device
-        self.model: Model = build_model(config, task.shape, torch.Generator().manual_seed(2 * config.seed)).to(device)
+        self.model: Model = build_model(
+            config, task.shape, torch.Generator().manual_seed(2 * config.seed)
+        ).to(device)
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(self.model, config), weight_decay=config.weight_decay, fused=True
         )
@@ -147,14 +167,13 @@ class Run:
 
     def train(self, progress: Progress, stop: Callable[[], bool]) -> None:
         """Train to the end."""
-        watch = _Stopwatch(self.position)
+        clock = _Clock(self.position, self.config.checkpoint_seconds)
         for _ in range(self.position.epoch, self.config.epochs):
             self.generator.set_state(self.epoch_state)
             plan = self.task.plan(self.config.batch_size, self.generator)
-            self._epoch(plan, watch, progress, stop)
-            watch.lap()
+            self._epoch(plan, clock, progress, stop)
             self._finish_epoch()
-            watch.skip()
+            clock.skip()
         self.save()
 
     def record(self, cause: str | None = None) -> dict[str, Any]:
@@ -163,10 +182,16 @@ class Run:
         tail = history[-max(1, min(10, config.epochs // 10)) :]
         last = history[-1] if history else {}
         return {
-            **{name: getattr(config, name) for name in ("dataset", "model", "structure", "width", "seed", "lr")},
+            **{
+                name: getattr(config, name)
+                for name in ("dataset", "model", "structure", "width", "seed", "lr")
+            },
             "params": sum(p.numel() for p in self.model.parameters()),
             "macs": self.model.macs(),
-            **{name: sum(h[name] for h in tail) / len(tail) if tail else None for name in ("train_loss", "train_error")},
+            **{
+                name: sum(h[name] for h in tail) / len(tail) if tail else None
+                for name in ("train_loss", "train_error")
+            },
             **{name: last.get(name) for name in ("test_loss", "test_error")},
             "seconds": self.position.seconds,
             "cpu_seconds": self.position.cpu_seconds,
@@ -183,31 +208,36 @@ class Run:
         finished = self.position.epoch == self.config.epochs
         optimizer = None if finished else self.optimizer
         save_checkpoint(
-            self.folder / CHECKPOINT, self.config, self.model, optimizer, vars(self.position), self.epoch_state
+            self.folder / CHECKPOINT,
+            self.config,
+            self.model,
+            optimizer,
+            vars(self.position),
+            self.epoch_state,
         )
 
-    def _epoch(self, plan: Plan, watch: _Stopwatch, progress: Progress, stop: Callable[[], bool]) -> None:
+    def _epoch(
+        self, plan: Plan, clock: _Clock, progress: Progress, stop: Callable[[], bool]
+    ) -> None:
         """The rest of one epoch."""
         at, n = self.position, self.task.examples
         sums = torch.tensor([at.loss_sum, at.error_sum], dtype=torch.float64, device=self.device)
-        reported = saved = time.monotonic()
         self.model.train()
         while at.start < n:
             self._step(plan, sums)
             at.start = min(at.start + self.config.batch_size, n)
-            stopping, now = stop(), time.monotonic()
-            if stopping or now - reported >= REPORT_SECONDS or at.start == n:
+            stopping, saving, reporting = stop(), clock.save_due(), clock.report_due()
+            if stopping or saving or reporting or at.start == n:
                 self._take_over(sums)
-                watch.lap()
+                clock.lap()
                 progress(self._fraction(), self._standing())
-                reported = now
-            if stopping or now - saved >= self.config.checkpoint_seconds:
-                self._take_over(sums)
+            if stopping or saving:
                 self.save()
-                watch.skip()
-                saved = now
+                clock.skip()
             if stopping:
-                raise Interrupted(f"Run {self.config.id} stopped in epoch {at.epoch + 1} of {self.config.epochs}.")
+                raise Interrupted(
+                    f"Run {self.config.id} stopped in epoch {at.epoch + 1} of {self.config.epochs}."
+                )
 
     def _step(self, plan: Plan, sums: Tensor) -> None:
         """One batch."""

@@ -63,12 +63,18 @@ def run_folder(out: Path, config: RunConfig) -> Path:
 
 def read_status(out: Path, config: RunConfig) -> dict[str, Any]:
     """State of a run; `queued` if it was never begun."""
-    return read_json(run_folder(out, config) / "status.json") or {"status": "queued", "fraction": 0.0}
+    return read_json(run_folder(out, config) / "status.json") or {
+        "status": "queued",
+        "fraction": 0.0,
+    }
 
 
 def write_status(out: Path, config: RunConfig, status: str, **more: Any) -> None:
     """Replace the state of a run."""
-    write_json(run_folder(out, config) / "status.json", {"status": status, "pid": os.getpid(), "time": time.time(), **more})
+    write_json(
+        run_folder(out, config) / "status.json",
+        {"status": status, "pid": os.getpid(), "time": time.time(), **more},
+    )
 
 
 def work(job: Job, stop: Callable[[], bool], train: Train = train_run) -> None:
@@ -78,7 +84,11 @@ def work(job: Job, stop: Callable[[], bool], train: Train = train_run) -> None:
         if stop():
             return
         with hold(run_folder(job.out, config)) as held:
-            if held and read_status(job.out, config)["status"] in ("queued", "running", "interrupted"):
+            if held and read_status(job.out, config)["status"] in (
+                "queued",
+                "running",
+                "interrupted",
+            ):
                 _train_one(job, config, stop, train)
 
 
@@ -92,9 +102,13 @@ def _train_one(job: Job, config: RunConfig, stop: Callable[[], bool], train: Tra
         nonlocal last
         if time.monotonic() - last >= _STATUS_SECONDS:
             last = time.monotonic()
-            write_status(job.out, config, "running", fraction=fraction, attempts=attempts, info=dict(info))
+            write_status(
+                job.out, config, "running", fraction=fraction, attempts=attempts, info=dict(info)
+            )
 
-    write_status(job.out, config, "running", fraction=before.get("fraction", 0.0), attempts=attempts)
+    write_status(
+        job.out, config, "running", fraction=before.get("fraction", 0.0), attempts=attempts
+    )
     try:
         record = train(
             config, folder, data_dir=job.data_dir, device=job.device, progress=progress, stop=stop
@@ -102,7 +116,7 @@ def _train_one(job: Job, config: RunConfig, stop: Callable[[], bool], train: Tra
     except Interrupted:
         fraction = read_status(job.out, config).get("fraction", 0.0)
         write_status(job.out, config, "interrupted", fraction=fraction, attempts=attempts)
-    except Exception as error:  # noqa: BLE001 - one run that breaks must not end the study
+    except Exception as error:
         write_atomic(folder / "error.txt", traceback.format_exc())
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         write_status(job.out, config, "crashed", fraction=1.0, cause=cause)
@@ -119,6 +133,8 @@ def main(job: Job, stop_event: Any, parent: int) -> None:
         nonlocal asked
         asked = True
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, ask)
     work(job, lambda: asked or stop_event.is_set() or os.getppid() != parent)

@@ -1,0 +1,6 @@
+"""Figures and reports; the only package that imports matplotlib."""
+
+from matrigami.plots._report import write_report
+from matrigami.plots._scaling import plot_study
+
+__all__ = ["plot_study", "write_report"]

@@ -1,0 +1,163 @@
+"""One HTML file with all of a study: it needs no network, no server and no other file."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
+from matrigami.studies import file_hash, fit_results, fit_tables, read_results, write_atomic
+
+SHOWN = (
+    "dataset",
+    "model",
+    "structure",
+    "width",
+    "seed",
+    "lr",
+    "params",
+    "macs",
+    "train_error",
+    "test_error",
+    "train_loss",
+    "test_loss",
+    "seconds",
+    "status",
+    "cause",
+)
+"""Columns of the table of runs."""
+
+_CAPTIONS = {
+    "scaling": "Error against multiply-adds. Left on the training stream, right on the test set, on one scale, so that the gap shows. Lines are fitted power laws.",
+    "time": "Measured seconds of training. What multiply-adds do not tell: narrow factors run at a lower rate.",
+    "exponents": "Exponents with one standard error. An exponent says how fast the error falls, not how low it is.",
+}
+
+
+def write_report(folder: Path, *, command: str = "") -> Path:
+    """Write `report.html` of a study folder.
+
+    Args:
+        folder: Holds `results.csv`; `study.json` and `env.json` are shown if they are there.
+        command: Command line to note in the figures.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the results are missing or hold no finished run.
+    """
+    records = read_results(folder / "results.csv")
+    if not (folder / "fig" / "scaling.svg").exists():
+        plot_study(folder, command=command)
+    study, environment = _load(folder / "study.json"), _load(folder / "env.json")
+    stored = _load(folder / "fit.json")
+    fit = stored if stored.get("datasets") else fit_results(records)
+    name = str(study.get("name", folder.name))
+    good = [r for r in records if r["status"] == "done"]
+    page = Template(
+        (resources.files("matrigami.plots") / "report.html").read_text("utf-8")
+    ).substitute(
+        title=html.escape(name),
+        summary=_summary(records),
+        ranking=_tables(fit),
+        method=html.escape(str(fit.get("method", ""))),
+        figures=_figures(folder, good, fit),
+        runs=_run_table(records),
+        settings=_mapping(_common_settings(study)),
+        environment=_mapping(
+            environment | {"results.csv SHA-256": file_hash(folder / "results.csv")}
+        ),
+    )
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs ended how."""
+    kinds = [str(r["status"]) for r in records]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    hours = sum(r["seconds"] or 0.0 for r in records) / 3600
+    return html.escape(f"{len(records)} runs ({counts}), {hours:.2f} hours of training.")
+
+
+def _tables(fit: Mapping[str, Any]) -> str:
+    """Ranking and laws."""
+    return "\n".join(
+        f"<h3>{html.escape(title)}</h3>\n{_table(header, rows)}"
+        for title, header, rows in fit_tables(fit)
+    )
+
+
+def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> str:
+    """The figures, inside the page."""
+    scaling = (folder / "fig" / "scaling.svg").read_bytes()
+    drawings = {
+        "scaling": scaling,
+        "time": render(time_figure(records), "svg", ""),
+        "exponents": render(exponents_figure(fit), "svg", ""),
+    }
+    parts = []
+    for name, content in drawings.items():
+        data = base64.b64encode(content).decode()
+        caption = html.escape(_CAPTIONS[name])
+        parts.append(
+            f'<figure id="{name}"><img alt="{caption}" src="data:image/svg+xml;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+        )
+    return "\n".join(parts)
+
+
+def _run_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """All runs, sortable."""
+    rows = [[_shown(key, r.get(key)) for key in SHOWN] for r in records]
+    return _table(list(SHOWN), rows, "sortable")
+
+
+def _shown(key: str, value: Any) -> str:
+    """A cell for people."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return (
+            f"{value:.4g}" if key == "lr" else f"{value:.3f}" if "loss" in key else f"{value:.2f}"
+        )
+    return str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
+    """An HTML table; cells that are numbers stand to the right."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    """One cell."""
+    text = str(value)
+    numeric = text[:1].isdigit() or (text[:1] == "-" and text[1:2].isdigit())
+    return f"<td{' class=number' if numeric else ''}>{html.escape(text)}</td>"
+
+
+def _mapping(values: Mapping[str, Any]) -> str:
+    """Names and values."""
+    flat = {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in values.items()}
+    return _table(["what", "value"], [[k, "" if v is None else v] for k, v in flat.items()])
+
+
+def _common_settings(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of the runs, with all the values it takes."""
+    runs = [run["config"] for run in study.get("runs", [])]
+    settings: dict[str, Any] = {}
+    for key in runs[0] if runs else ():
+        values = list(dict.fromkeys(str(run[key]) for run in runs))
+        settings[key] = ", ".join(values)
+    return settings
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -1,0 +1,149 @@
+"""The networks of the study: published sizes, layout, and learning rates."""
+
+import pytest
+import torch
+
+from matrigami.studies import RunConfig
+from matrigami.studies._models import Shape, build_model, optimizer_groups
+
+CIFAR100 = Shape(channels=3, side=32, outputs=100)
+
+
+def config(model="mlp", structure="btt(rank=1)", width=64, **changes):
+    options = {"seed": 0, "lr": 3e-3, "epochs": 1, "batch_size": 8} | changes
+    return RunConfig("cifar100", model, structure, width, **options)
+
+
+@pytest.mark.parametrize(
+    ("structure", "layers", "width", "macs", "params"),
+    [
+        ("dense", "all", 64, 301312, 302820),
+        ("dense", "all", 128, 799232, 802148),
+        ("btt(rank=1)", "all", 128, 104960, 107876),
+        ("btt(rank=1)", "all", 512, 591872, 603236),
+        ("monarch(blocks=4)", "all", 64, 87296, 88804),
+        ("monarch(blocks=4)", "all", 128, 238080, 240996),
+        ("monarch(blocks=4)", "all", 512, 2476032, 2487396),
+        ("lowrank", "hidden", 64, 218368, 219876),
+        ("lowrank", "hidden", 512, 1977344, 1988708),
+    ],
+)
+def test_mlp_has_the_published_sizes(structure, layers, width, macs, params):
+    model = build_model(
+        config(structure=structure, width=width, structured_layers=layers), CIFAR100
+    )
+    assert model.macs() == macs
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+@pytest.mark.parametrize(
+    ("structure", "width", "published_macs", "params"),
+    [("kronecker", 512, 591872, 81508), ("tt(rank=16)", 256, 3564544, 162404)],
+)
+def test_cheaper_contraction_order_saves_macs_not_parameters(
+    structure, width, published_macs, params
+):
+    """The published counts contract in one fixed order."""
+    model = build_model(config(structure=structure, width=width), CIFAR100)
+    assert model.macs() < published_macs
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_residual_stream_passes_and_the_head_is_zero_at_the_start():
+    model = build_model(config(), CIFAR100, torch.Generator().manual_seed(1))
+    x = torch.randn(4, 3072, dtype=torch.float32)
+    stream = torch.nn.functional.gelu(model.embed(x))
+    assert stream.std() > 0.01
+    assert torch.equal(model.blocks[0](stream), stream)
+    assert torch.equal(model(x), torch.zeros(4, 100, dtype=torch.float32))
+
+
+def test_mlp_equals_its_formula_in_dense_matrices():
+    shape = Shape(1, 4, 5)
+    model = build_model(config(width=16, depth=1), shape, torch.Generator().manual_seed(1))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(3, 16, dtype=torch.float32)
+    gelu, norm = torch.nn.functional.gelu, torch.nn.functional.layer_norm
+    block = model.blocks[0]
+    h = gelu(x @ model.embed.matrix().dense().T + model.embed.bias)
+    z = norm(h, (16,), block.norm.weight, block.norm.bias)
+    z = gelu(z @ block.expand.matrix().dense().T + block.expand.bias)
+    h = h + z @ block.reduce.matrix().dense().T + block.reduce.bias
+    expected = h @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vit_counts_tokens_and_attention():
+    model = build_model(config("vit", "dense", 64, depth=3), CIFAR100)
+    tokens, w = 17, 64
+    block = 4 * w * w + 8 * w * w
+    assert model.macs() == 16 * 192 * w + 3 * (tokens * block + 2 * tokens**2 * w) + w * 100
+
+
+def test_vit_sees_patches_of_the_image():
+    """A change of one pixel reaches one token."""
+    shape = Shape(3, 8, 4)
+    vit = build_model(config("vit", "dense", 16, patch=4, heads=2), shape, torch.Generator())
+    seen = []
+    vit.embed.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float32)
+    changed = image.clone()
+    changed[0, 1, 6, 1] += 1
+    for x in (image, changed):
+        assert vit(x.flatten(1)).shape == (1, 4)
+    moved = (seen[0] - seen[1]).abs().amax(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("structure", ["dense", "btt(rank=1)", "monarch(blocks=4)", "tt(rank=2)"])
+def test_vit_learns(structure):
+    torch.manual_seed(0)
+    shape = Shape(1, 8, 2)
+    run = config("vit", structure, 16, depth=1, patch=4, heads=4)
+    vit = build_model(run, shape, torch.Generator().manual_seed(0))
+    x = torch.randn(32, 64, dtype=torch.float32)
+    y = (x[:, 0] > 0).long()
+    optimizer = torch.optim.AdamW(optimizer_groups(vit, run))
+    losses = []
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(vit(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < 0.35
+
+
+def test_learning_rates_follow_structure_width_and_input_scale():
+    """BTT of rank 1: `(n / f) / 2`, over `width / base_width` except for the input layer."""
+    run = config(width=256)
+    model = build_model(run, CIFAR100)
+    rates = {id(p): g["lr"] for g in optimizer_groups(model, run) for p in g["params"]}
+    names = dict(model.named_parameters())
+    assert len(rates) == len(names)
+
+    def rate(name):
+        return rates[id(names[name])] / run.lr
+
+    assert rate("blocks.0.expand.cores_0") == pytest.approx(256 / 16 / 2 * 64 / 256)
+    assert rate("head.weight") == pytest.approx(64 / 256)
+    assert rate("blocks.0.norm.weight") == rate("head.bias") == 1
+    assert rate("embed.cores_0") == pytest.approx(0.1 * 3072 / 32 / 2)
+    assert rate("embed.bias") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "cnn"}, "mlp, vit"),
+        ({"model": "vit", "patch": 5}, "patches of 5 pixels"),
+        ({"structure": "bttt"}, "Did you mean 'btt'"),
+        ({"structure": "lowrank(rank=999)"}, "rank 999"),
+    ],
+)
+def test_refused_in_three_lines(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(config(**changes), CIFAR100)
+    assert len(str(caught.value).splitlines()) == 3
