@@ -64,7 +64,7 @@ from matrigami.structures import (
 
 __version__ = "0.1.0"
 
-PACKAGES = ("cli", "krylov", "nn", "plots", "studies", "testing")
+PACKAGES = ("cli", "curvature", "krylov", "nn", "plots", "studies", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,194 @@
+"""Gauss-Newton matrices: `G = sum_b J.T H J` with the Jacobian `J` of the outputs.
+
+`H` is a curvature of the loss in the outputs.
+
+With the Hessian of the loss as `H` it is the generalised Gauss-Newton matrix, with the expected
+outer product of the output
+gradients the Fisher matrix (Schraudolph 2002; Martens 2020, arXiv:1412.1193). Each product is a
+forward and a reverse
+derivative of the model; nothing is stored but the sampled output gradients.
+
+Shapes: p = parameters in all, k = columns, N = examples of a batch, S = samples.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, jvp, vjp
+
+from matrigami.curvature._hessian import columnwise
+from matrigami.curvature._likelihood import output_curvature, sampled_gradient, terms
+from matrigami.curvature._objective import Batch, Loss, Objective, join, objective, split, trainable
+from matrigami.operators import LinearOperator
+
+OutputCurvature = Callable[[Objective, int, Tensor, Tensor], Tensor]
+"""`H u` for the outputs and the output tangent `u` of one batch, by its index."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GaussNewtonMatrix(LinearOperator):
+    """`sum_b weight_b J_b.T H_b J_b` at the given parameters, row-major in each of them."""
+
+    parameters: tuple[Float[Tensor, "..."], ...]
+    names: tuple[str, ...]
+    objective: Objective
+    curvature: OutputCurvature
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Parameters in all, twice."""
+        p = sum(t.numel() for t in self.parameters)
+        return p, p
+
+    def matmat(self, X: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
+        """Push each column forward, apply the output curvature, pull it back."""
+        at = dict(zip(self.names, self.parameters, strict=True))
+
+        def product(v: Tensor) -> Tensor:
+            """One column, over all batches."""
+            total = torch.zeros_like(v)
+            for i, ((inputs, _), weight) in enumerate(
+                zip(self.objective.batches, self.objective.weights, strict=True)
+            ):
+                model = lambda w: self.objective.outputs(w, inputs)  # noqa: B023, E731 - used at once
+                outputs, tangent = jvp(model, (at,), (split(v, at),))
+                _, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
+                total = total + weight * join(
+                    pull(self.curvature(self.objective, i, outputs, tangent))[0]
+                )
+            return total
+
+        return columnwise(product, X)
+
+    @property
+    def T(self) -> "GaussNewtonMatrix":
+        """Itself."""
+        return self
+
+    def dense(self) -> Float[Tensor, "p p"]:
+        """The matrix itself, column by column."""
+        return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+
+
+def ggn(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> GaussNewtonMatrix:
+    """The generalised Gauss-Newton matrix, `J.T (Hessian of the loss in the outputs) J`.
+
+    Positive semi-definite for a loss that is convex in the outputs; equal to the Hessian for a
+    linear model.
+
+    Args:
+        model: A model without random layers.
+        loss: Of outputs and targets, twice differentiable.
+        data: One batch `(inputs, targets)` or an iterable of batches.
+
+    Raises:
+        ValueError: If nothing is trainable, or the data are empty or hold NaN.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> ggn(model, nn.MSELoss(), (torch.tensor([[1.0, 2.0]]), torch.ones(1, 1))).dense()
+        tensor([[2., 4.],
+                [4., 8.]])
+    """
+    return _gauss_newton(model, objective(model, loss, data), _loss_hessian)
+
+
+def fisher(
+    model: nn.Module,
+    loss: Loss,
+    data: Iterable[Batch] | Batch,
+    *,
+    labels: int | Literal["exact", "empirical"] = "exact",
+    generator: torch.Generator | None = None,
+) -> GaussNewtonMatrix:
+    """The Fisher matrix of the likelihood that the loss stands for, scaled like the loss.
+
+    Args:
+        model: A model without random layers.
+        loss: `nn.CrossEntropyLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`.
+        data: One batch `(inputs, targets)` or an iterable of batches.
+        labels: `"exact"`: the expectation over the model's labels, equal to the generalised Gauss-
+            Newton matrix. A number: as many
+            labels drawn for each term, an unbiased estimate. `"empirical"`: the labels of the data,
+            which is neither.
+        generator: Source of drawn labels.
+
+    Raises:
+        ValueError: If the loss has no known likelihood, or `labels` is none of the above.
+    """
+    target = objective(model, loss, data)
+    at = trainable(model)
+    outputs = [target.outputs(at, inputs).detach() for inputs, _ in target.batches]
+    for f in outputs:
+        terms(loss, f)  # refuses a loss without a likelihood before anything is computed
+    if labels == "exact":
+        return _gauss_newton(model, target, _expected)
+    if labels == "empirical":
+        gradients = [
+            _empirical(loss, f, y)[None] for f, (_, y) in zip(outputs, target.batches, strict=True)
+        ]
+        return _gauss_newton(model, target, _Outer(tuple(gradients)))
+    if not isinstance(labels, int) or labels < 1:
+        raise ValueError(
+            f"fisher(labels={labels!r}) was asked for.\n"
+            "labels is 'exact', 'empirical' or a number of samples of at least 1."
+        )
+    generator = (
+        torch.Generator(outputs[0].device).manual_seed(0) if generator is None else generator
+    )
+    return _gauss_newton(
+        model, target, _Outer(tuple(_drawn(loss, f, labels, generator) for f in outputs))
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Outer:
+    """`H u = mean_s g_s <g_s, u>`, with an inner product for each example.
+
+    Gradients are `(S, N, ...)`, scaled by the root of the number of terms.
+    """
+
+    gradients: tuple[Tensor, ...]
+
+    def __call__(self, _target: Objective, i: int, _outputs: Tensor, tangent: Tensor) -> Tensor:
+        """Apply the outer products of one batch."""
+        g = self.gradients[i].flatten(2)
+        along = (g * tangent.flatten(1)).sum(-1, keepdim=True)
+        return (g * along).mean(0).view_as(tangent)
+
+
+def _gauss_newton(
+    model: nn.Module, target: Objective, curvature: OutputCurvature
+) -> GaussNewtonMatrix:
+    """The matrix at the parameters of the model."""
+    at = trainable(model)
+    return GaussNewtonMatrix(tuple(at.values()), tuple(at), target, curvature)
+
+
+def _loss_hessian(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -> Tensor:
+    """The Hessian of the loss in the outputs."""
+    targets = target.batches[i][1]
+    _, pull = vjp(grad(lambda f: target.loss(f, targets)), outputs)  # pyright: ignore[reportAssignmentType]
+    return pull(tangent)[0]
+
+
+def _expected(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001 - one signature for all
+    """The closed form of the likelihood."""
+    return output_curvature(target.loss, outputs, tangent)
+
+
+def _drawn(loss: Loss, outputs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """Gradients at drawn labels, `(S, N, ...)`."""
+    scale = terms(loss, outputs) ** -0.5
+    return torch.stack([sampled_gradient(loss, outputs, generator) * scale for _ in range(samples)])
+
+
+def _empirical(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Gradients at the labels of the data, one term at a time, scaled by the root of the terms."""
+    n = terms(loss, outputs)
+    gradient = grad(lambda f: loss(f, targets))(outputs) * n
+    return gradient * n**-0.5
