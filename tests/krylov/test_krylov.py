@@ -72,7 +72,7 @@ def test_columns_are_solved_independently(method, definite):
 
 @pytest.mark.parametrize("method", [cg, minres, gmres])
 def test_a_stack_is_solved_at_once(method, definite):
-    A = mg.DenseMatrix(torch.stack([definite.matrix, 2 * definite.matrix]))
+    A = mg.DenseMatrix(torch.stack([definite.entries, 2 * definite.entries]))
     B = random(N, 2)
     X = method(A, B.expand(2, N, 2)).X
     assert_close(X[0], 2 * X[1], atol=1e-8, rtol=0)
@@ -120,7 +120,7 @@ def test_lanczos_recurrence(indefinite):
     run = lanczos(indefinite, random(N, 2), 6)
     for column in range(2):
         Q = run.Q[..., column].mT
-        T = Q.mT @ indefinite.matrix @ Q
+        T = Q.mT @ indefinite.entries @ Q
         assert_close(Q.mT @ Q, torch.eye(6), atol=1e-12, rtol=0)
         assert_close(T.diagonal(), run.diagonal[column])
         assert_close(T.diagonal(1), run.off[column, :-1])
@@ -129,7 +129,7 @@ def test_lanczos_recurrence(indefinite):
 
 def test_largest_eigenpairs(indefinite):
     values, V = largest_eigenpairs(indefinite, 3)
-    exact = torch.linalg.eigvalsh(indefinite.matrix)
+    exact = torch.linalg.eigvalsh(indefinite.entries)
     assert_close(values, exact[exact.abs().argsort(descending=True)[:3]])
     assert_close(indefinite @ V.dense(), V.dense() * values, atol=1e-6, rtol=0)
 
@@ -137,7 +137,7 @@ def test_largest_eigenpairs(indefinite):
 def test_stochastic_lanczos_covers_the_truth(definite):
     generator = torch.Generator().manual_seed(0)
     found = stochastic_lanczos(definite, torch.log, probes=400, generator=generator)
-    exact = torch.logdet(definite.matrix)
+    exact = torch.logdet(definite.entries)
     assert (found.value - exact).abs() < 3 * found.error
     assert found.error < 0.01 * exact
 

@@ -9,7 +9,7 @@ import click
 
 @click.group()
 def data() -> None:
-    r"""Fetch the data sets of the studies.
+    """Fetch the data sets of the studies.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def data() -> None:
     help="An archive, or a folder with its files, that is already at hand; nothing is downloaded.",
 )
 def get(name: str, to: Path | None, at_hand: Path | None) -> None:
-    r"""Download a data set from its authors, check it and unpack it.
+    """Download a data set from its authors, check it and unpack it.
 
     A download that was interrupted continues where it ended.
 

@@ -18,24 +18,24 @@ VERBS = {
     ),
     "version": ("matrigami.cli._version:version", "Print the version."),
 }
-"""Each verb: where its command is, and its line in the overview. A new verb is one file and one line here."""
+"""Each verb: where its command is, and its line in the overview."""
 
 
 class LazyGroup(click.Group):
     """Imports the module of a verb when the verb is used, so that `--help` is immediate."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, _: click.Context) -> list[str]:
         """Names of the verbs."""
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb."""
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line and return its exit code; what the library refuses becomes a message, not a traceback."""
+    """Run one command line; what the library refuses becomes a message. Returns the exit code."""
     try:
         result: Any = group.main(args=args, prog_name="matrigami", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,17 +1,15 @@
 """`matrigami study`: run, follow and present a scaling study."""
 
 import json
-import os
-import shutil
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
+
 if TYPE_CHECKING:
-    from matrigami.studies import Outcome, Plan, Snapshot, Study
+    from matrigami.studies import Outcome, Plan, Study
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -108,9 +106,9 @@ def run(
     )
     line.end()
     if outcome.interrupted and outcome.left:
-        _say(
+        say(
             f"Interrupted with {outcome.left} of {outcome.total} runs to go; their state is "
-            f"kept. Go on with:\n  {_command()}"
+            f"kept. Go on with:\n  {command_line()}"
         )
         return 130
     return _present(out, outcome, json_)
@@ -147,7 +145,7 @@ def status(folder: Path, json_: bool) -> int:
         ]
         for s in states
     ]
-    _echo_table(
+    echo_table(
         ["run", "dataset", "structure", "width", "seed", "MACs", "status", "done", "cause"], rows
     )
     kinds = [s["status"] for s in states]
@@ -192,7 +190,7 @@ def plot(folder: Path, reference: Path | None) -> int:
     """
     from matrigami.plots import plot_study
 
-    for path in plot_study(folder, command=_command(), reference=reference):
+    for path in plot_study(folder, command=command_line(), reference=reference):
         click.echo(path)
     return 0
 
@@ -208,7 +206,7 @@ def report(folder: Path) -> int:
     """
     from matrigami.plots import write_report
 
-    click.echo(write_report(folder, command=_command()))
+    click.echo(write_report(folder, command=command_line()))
     return 0
 
 
@@ -223,44 +221,10 @@ def presets() -> int:
     from matrigami.studies import load_preset, preset_names
 
     studies = [(name, load_preset(name)) for name in preset_names()]
-    _echo_table(
+    echo_table(
         ["preset", "runs", "what"], [[name, len(s.configs), s.description] for name, s in studies]
     )
     return 0
-
-
-class ProgressLine:
-    """The state of a study on stderr: rewritten on a terminal, else a line every half minute."""
-
-    def __init__(self, seconds: float = 30.0) -> None:
-        self.terminal, self.seconds, self.last, self.open = sys.stderr.isatty(), seconds, 0.0, False
-        self.color = self.terminal and "NO_COLOR" not in os.environ
-
-    def show(self, snapshot: "Snapshot") -> None:
-        """Draw the state, if it is time to."""
-        now = time.monotonic()
-        done = snapshot.finished == snapshot.total
-        if not self.terminal and now - self.last < self.seconds and not (done and self.open):
-            return
-        self.last, self.open = now, not done
-        text = snapshot.line()
-        if not self.terminal:
-            click.echo(text, err=True)
-            return
-        text = text[: shutil.get_terminal_size().columns - 1]
-        shown = click.style(text, fg="red" if snapshot.failed else "cyan") if self.color else text
-        click.echo(
-            f"\r\x1b[2K{shown}"
-            if self.color
-            else f"\r{text:<{shutil.get_terminal_size().columns - 1}}",
-            err=True,
-            nl=False,
-        )
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self.terminal:
-            click.echo("", err=True)
 
 
 def _load(spec: Path | None, preset: str | None, only: str | None) -> "Study":
@@ -330,24 +294,24 @@ def _figures(out: Path) -> list[Path]:
     try:
         from matrigami.plots import plot_study, write_report
     except ModuleNotFoundError as error:
-        _say(
+        say(
             f"No figures: {error.name} is not installed. `pip install matrigami[plots]`, then "
             f"`matrigami study report {out}`."
         )
         return []
-    figures = plot_study(out, command=_command())
-    return [write_report(out, command=_command()), *figures]
+    figures = plot_study(out, command=command_line())
+    return [write_report(out, command=command_line()), *figures]
 
 
 def _echo_failures(outcome: "Outcome") -> None:
     """How many runs have no result, and why."""
     bad = [r for r in outcome.records if r["status"] != "done"]
     if outcome.left:
-        _say(f"{outcome.left} runs are in the hands of another process.")
+        say(f"{outcome.left} runs are in the hands of another process.")
     if bad:
-        _say(f"{outcome.failed} runs failed, {outcome.crashed} crashed:")
+        say(f"{outcome.failed} runs failed, {outcome.crashed} crashed:")
     for r in bad:
-        _say(
+        say(
             f"  {r['status']}: {r['dataset']} {r['structure']} width {r['width']} seed "
             f"{r['seed']}: {r.get('cause')}"
         )
@@ -369,7 +333,7 @@ def _echo_plan(plan: "Plan", json_: bool) -> None:
     if json_:
         click.echo(json.dumps({"study": plan.name, "runs": rows}, indent=1))
         return
-    _echo_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+    echo_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
     total = sum(size.macs * size.examples for size in plan.sizes.values())
     click.echo(
         f"{plan.name}: {len(rows)} runs, {total:.2e} MACs of forward passes; nothing was trained."
@@ -382,31 +346,4 @@ def _echo_fit(result: dict[str, Any]) -> None:
 
     for title, header, rows in fit_tables(result):
         click.echo(f"\n{title}")
-        _echo_table(header, rows)
-
-
-def _echo_table(header: list[str], rows: list[list[Any]]) -> None:
-    """Columns, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-    right = [
-        all(isinstance(row[i], int | float) or str(row[i])[:1].isdigit() for row in rows)
-        for i in range(len(header))
-    ]
-    for line in [header, *cells]:
-        padded = [
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)
-        ]
-        click.echo("  ".join(padded).rstrip())
-
-
-def _say(text: str) -> None:
-    """To the person, not to the pipe."""
-    click.echo(text, err=True)
-
-
-def _command() -> str:
-    """The command line that was given."""
-    import shlex
-
-    return shlex.join(["matrigami", *sys.argv[1:]])
+        echo_table(header, rows)

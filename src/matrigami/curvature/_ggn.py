@@ -13,6 +13,7 @@ Shapes: p = parameters in all, k = columns, N = examples of a batch, S = samples
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -51,15 +52,12 @@ class GaussNewtonMatrix(LinearOperator):
         def product(v: Tensor) -> Tensor:
             """One column, over all batches."""
             total = torch.zeros_like(v)
-            for i, ((inputs, _), weight) in enumerate(
-                zip(self.objective.batches, self.objective.weights, strict=True)
-            ):
-                model = lambda w: self.objective.outputs(w, inputs)  # noqa: B023, E731 - used at once
+            for i, weight in enumerate(self.objective.weights):
+                model = partial(self.objective.outputs, inputs=self.objective.batches[i][0])
                 outputs, tangent = jvp(model, (at,), (split(v, at),))
                 _, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
-                total = total + weight * join(
-                    pull(self.curvature(self.objective, i, outputs, tangent))[0]
-                )
+                cotangent = self.curvature(self.objective, i, outputs, tangent)
+                total = total + weight * join(pull(cotangent)[0])
             return total
 
         return columnwise(product, X)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from matrigami.operators import (
     Cost,
+    Fan,
     LinearOperator,
     Structure,
     cost,
@@ -123,8 +124,10 @@ class StructuredLinear(nn.Module):
                 f"load_matrix was asked to take a {A!r}.\n"
                 f"This layer holds {list(ours.items())}.\nProject onto the layer's structure first."
             )
-        for name, t in given.items():
+        for (name, t), fan in zip(given.items(), self.fans, strict=True):
             self.get_parameter(name).data.copy_(t)
+            if self.rms_cap:  # a gain that undoes the cap
+                self.get_parameter(f"gain_{name}").data.copy_(_excess(t, fan))
         self._materialized = None
 
     def matrix(self) -> LinearOperator:
@@ -154,8 +157,8 @@ class StructuredLinear(nn.Module):
         """Hold the dense weight for few input vectors, if that is measured to be faster.
 
         With few vectors a structured product is bound by the number of its calls, not by
-        arithmetic. The dense weight is dropped by `train()` and by loading a state dict, and never
-        saved.
+        arithmetic. The dense weight is used only where no gradient is recorded; it is dropped by
+        `train()`, `to()` and loading a state dict, and never in the state dict.
 
         Args:
             tokens: Number of vectors at which to measure, and up to which the dense weight is used.
@@ -197,11 +200,12 @@ class StructuredLinear(nn.Module):
                 f"Its last axis should be {self.in_features}."
             )
         flat = x.reshape(-1, self.in_features)
-        if self._materialized is not None and len(flat) <= self._materialized[0]:
-            y = flat @ self._materialized[1].mT
+        held = None if torch.is_grad_enabled() else self._materialized
+        if held is not None and len(flat) <= held[0]:
+            y = flat @ held[1].mT
         else:
             y = self.matrix().matmat(flat.mT).mT  # tokens stay the fastest axis: no copies inside
-        y = y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias.to(y.dtype)  # as autocast left it
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -225,13 +229,22 @@ class StructuredLinear(nn.Module):
         for name, fan in zip(self.factor_names, self.fans, strict=True):
             t = getattr(self, name)
             if self.rms_cap:
-                rms = torch.sqrt(t.square().mean() + 1e-16)
-                t = t * getattr(self, f"gain_{name}") / (rms / fan.std).clamp_min(1.0)
+                t = t * getattr(self, f"gain_{name}") / _excess(t, fan)
             yield t
+
+    def _apply(self, *args: Any, **options: Any) -> "StructuredLinear":
+        """Another device or dtype invalidates the dense weight."""
+        self._materialized = None
+        return super()._apply(*args, **options)
 
     def _drop_materialized(self, *_: Any) -> None:
         """A loaded state invalidates the dense weight."""
         self._materialized = None
+
+
+def _excess(t: Tensor, fan: Fan) -> Tensor:
+    """How far the root mean square of a factor is above its initial value, at least 1."""
+    return (torch.sqrt(t.square().mean() + 1e-16) / fan.std).clamp_min(1.0)
 
 
 def _fastest(product: Any, repeats: int, device: torch.device) -> float:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from matrigami.nn._linear import StructuredLinear
 from matrigami.operators import Fan
 
+LAYERS = (StructuredLinear, nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Layers whose weight is scaled."""
+
 Rule = Callable[[Fan, int, int, int], float]
 """Multiplier of a factor: its fan, the layer's inputs and outputs, the number of factors."""
 
@@ -66,12 +69,14 @@ def param_groups(
         [(1.0, 1), (4.0, 2)]
     """
     shrink = _shrink(model, base_width, width)
-    unknown = set(fixed) - {name for name, _ in model.named_modules()}
+    unknown = set(fixed) - {
+        name for name, layer in model.named_modules() if isinstance(layer, LAYERS)
+    }
     if unknown:
         raise ValueError(
             f"param_groups(fixed=...) names {sorted(unknown)}.\n"
             "The model has no such layers.\n"
-            "Names are those of model.named_modules()."
+            "Names are those of linear layers and convolutions in model.named_modules()."
         )
     groups: dict[float, list[Tensor]] = {}
     seen: set[int] = set()
@@ -109,7 +114,7 @@ def _multipliers(module: nn.Module, rule: Rule) -> Iterator[tuple[nn.Parameter, 
         fans = {
             name: rule(fan, n, m, len(names)) for name, fan in zip(names, module.fans, strict=True)
         }
-    elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+    elif isinstance(module, LAYERS):
         fans = {"weight": 1.0}
     for name, p in module.named_parameters(recurse=False):
         yield p, fans.get(name, 1.0), name in fans

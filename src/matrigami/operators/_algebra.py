@@ -3,6 +3,7 @@
 Shapes: m = rows, n = columns, k = right-hand sides.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -318,12 +319,13 @@ def _(A: ProductMatrix) -> Cost:
 
 @cost.register
 def _(A: ScaledMatrix) -> Cost:
-    return cost(A.operator) + Cost(A.factor.numel(), A.shape[-2], A.factor.nbytes)
+    return cost(A.operator) + Cost(A.factor.numel(), math.prod(A.shape[:-1]), A.factor.nbytes)
 
 
 @cost.register
 def _(A: TransposedMatrix) -> Cost:
-    return cost(A.operator)
+    params, macs, stored = cost(A.operator)
+    return Cost(params, 2 * macs, stored)  # the product, and its pullback
 
 
 @fans.register

@@ -219,7 +219,7 @@ PLAIN = (bool, int, float, str, type(None), torch.dtype, ...)
 
 
 def _is_layout(annotation: Any) -> bool:
-    """Whether a field describes a layout; by its annotation, as a leaf of a PyTree may be anything."""
+    """Whether a field is layout, by its annotation: the leaves of a PyTree may be anything."""
     parts = get_args(annotation)
     return all(map(_is_layout, parts)) if parts else annotation in PLAIN
 

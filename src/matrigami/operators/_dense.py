@@ -22,25 +22,25 @@ class DenseMatrix(LinearOperator):
         tensor([3., 7.])
     """
 
-    matrix: Inexact[Tensor, "*batch m n"]
+    entries: Inexact[Tensor, "*batch m n"]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        return tuple(self.matrix.shape)
+        return tuple(self.entries.shape)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply a block of vectors."""
-        return self.matrix @ X
+        return self.entries @ X
 
     @property
     def T(self) -> "DenseMatrix":
         """The transpose."""
-        return DenseMatrix(self.matrix.mT)
+        return DenseMatrix(self.entries.mT)
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
-        return self.matrix
+        return self.entries
 
 
 def operator(A: LinearOperator | Tensor) -> LinearOperator:
@@ -51,19 +51,19 @@ def operator(A: LinearOperator | Tensor) -> LinearOperator:
 @add.register
 def _(A: DenseMatrix, B: LinearOperator) -> LinearOperator:
     if isinstance(B, DenseMatrix):
-        return DenseMatrix(A.matrix + B.matrix)
+        return DenseMatrix(A.entries + B.entries)
     return add.dispatch(LinearOperator)(A, B)
 
 
 @compose.register
 def _(A: DenseMatrix, B: LinearOperator) -> LinearOperator:
     if isinstance(B, DenseMatrix):
-        return DenseMatrix(A.matrix @ B.matrix)
+        return DenseMatrix(A.entries @ B.entries)
     return compose.dispatch(LinearOperator)(A, B)
 
 
 @scale.register
 def _(A: DenseMatrix, factor: float | Tensor) -> DenseMatrix:
     return DenseMatrix(
-        A.matrix * (factor[..., None, None] if isinstance(factor, Tensor) else factor)
+        A.entries * (factor[..., None, None] if isinstance(factor, Tensor) else factor)
     )

@@ -107,11 +107,12 @@ class Solve(Question[..., Any]):
         """Check the right-hand side too."""
         vector = B.ndim == 1
         X = B[:, None] if vector else B
-        if isinstance(A, LinearOperator) and A.shape[-1] == A.shape[-2] != X.shape[-2]:
+        rows = X.shape[-2] if X.ndim > 1 else None
+        if isinstance(A, LinearOperator) and A.shape[-1] == A.shape[-2] != rows:
             raise ValueError(
                 f"solve(A, B) was asked for a matrix of {A.shape[-2]}x{A.shape[-1]},\n"
                 f"but B has shape {tuple(B.shape)}.\n"
-                f"The {'first' if vector else 'second last'} axis of B should be {A.shape[-2]}."
+                f"The {'first' if B.ndim < 2 else 'second last'} axis of B should be {A.shape[-2]}."
             )
         Y = super().__call__(A, X)
         return Y[..., 0] if vector else Y

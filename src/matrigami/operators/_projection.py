@@ -26,6 +26,9 @@ STEPS = 200
 DIRECT = 2**22
 """Entries of the Jacobian up to which a step is solved directly: a few milliseconds, 32 MiB."""
 
+STALLED = 1e-5
+"""Relative decrease of the squared error in one step below which the fit ends."""
+
 CG_STEPS = 300
 """Most conjugate-gradient steps in one of them: exact for a few hundred parameters."""
 
@@ -37,7 +40,7 @@ class Metric:
     left: LinearOperator | None = None
     right: LinearOperator | None = None
 
-    def apply(self, X: Inexact[Tensor, "m n"]) -> Inexact[Tensor, "m n"]:
+    def apply(self, X: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
         """`left @ X @ right`."""
         X = X if self.left is None else self.left @ X
         return X if self.right is None else (self.right @ X.mT).mT
@@ -166,7 +169,7 @@ def least_squares_fit(
         if not new < error:
             damping *= 4
             continue
-        stalled = error - new <= 1e-10 * error
+        stalled = error - new <= STALLED * error
         x, error, damping = trial, new, damping / 3
         if stalled:
             break
@@ -194,7 +197,7 @@ def _step(
     if sum(t.numel() for t in x) * W.numel() <= DIRECT:
         return _direct(member, x, r, metric, damping)
     d, p, rho = [torch.zeros_like(t) for t in x], r, _dot(r, r)
-    target = 1e-20 * rho
+    target = 1e-6 * rho  # each step gains three digits of the gradient; more would be redone
     for _ in range(min(sum(t.numel() for t in x), CG_STEPS)):
         if rho <= target:
             break

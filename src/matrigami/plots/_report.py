@@ -32,9 +32,12 @@ SHOWN = (
 """Columns of the table of runs."""
 
 _CAPTIONS = {
-    "scaling": "Error against multiply-adds. Left on the training stream, right on the test set, on one scale, so that the gap shows. Lines are fitted power laws.",
-    "time": "Measured seconds of training. What multiply-adds do not tell: narrow factors run at a lower rate.",
-    "exponents": "Exponents with one standard error. An exponent says how fast the error falls, not how low it is.",
+    "scaling": "Error against multiply-adds. Left on the training stream, right on the test set, "
+    "on one scale, so that the gap shows. Lines are fitted power laws.",
+    "time": "Measured seconds of training. What multiply-adds do not tell: "
+    "narrow factors run at a lower rate.",
+    "exponents": "Exponents with one standard error. "
+    "An exponent says how fast the error falls, not how low it is.",
 }
 
 
@@ -106,7 +109,8 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
         data = base64.b64encode(content).decode()
         caption = html.escape(_CAPTIONS[name])
         parts.append(
-            f'<figure id="{name}"><img alt="{caption}" src="data:image/svg+xml;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+            f'<figure id="{name}"><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
         )
     return "\n".join(parts)
 
@@ -132,7 +136,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "")
     """An HTML table; cells that are numbers stand to the right."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    table = f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
+    return f'<div class="wide"><table class="{kind}">{table}</table></div>'
 
 
 def _cell(value: Any) -> str:

@@ -52,7 +52,7 @@ class Style(NamedTuple):
 
 
 def plot_study(folder: Path, *, command: str = "", reference: Path | None = None) -> list[Path]:
-    """Draw `fig/scaling.png`, `fig/scaling.svg`, `fig/time.png` and `fig/exponents.png` of a study folder.
+    """Draw the figures of a study: `fig/scaling.png` and `.svg`, `time.png`, `exponents.png`.
 
     Each file holds the command line and the hash of `results.csv` in its metadata.
 
@@ -93,8 +93,8 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
 
 
 def styles(records: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
-    """Colour and marker of each structure, in the order of their names."""
-    names = sorted({str(r["structure"]) for r in records})
+    """Colour and marker of each structure: dense is black, then in the order of their names."""
+    names = sorted({str(r["structure"]) for r in records}, key=lambda name: (name != "dense", name))
     return {
         name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(names)
@@ -106,7 +106,7 @@ def scaling_figure(
     fit: Mapping[str, Any],
     published: Sequence[Mapping[str, Any]] = (),
 ) -> Figure:
-    """Error against multiply-adds; train and test side by side on one scale; one row for each dataset.
+    """Error against multiply-adds; train and test side by side; one row for each dataset.
 
     Args:
         records: Finished runs.
@@ -127,7 +127,7 @@ def scaling_figure(
             ax.set_xlabel("multiply-adds of one forward pass of one example")
             _log_axes(ax)
         row[0].set_ylabel("error (%)")
-    _legend(figure, axes[0][0], len(datasets), bool(published))
+    _legend(figure, axes[0][0], bool(published))
     return figure
 
 
@@ -147,7 +147,7 @@ def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlabel("multiply-adds of one forward pass of one example")
         _log_axes(ax)
     axes[0].set_ylabel("seconds of training per million examples")
-    _legend(figure, axes[0], 1, hollow=False)
+    _legend(figure, axes[0], published=False)
     return figure
 
 
@@ -188,7 +188,7 @@ def exponents_figure(fit: Mapping[str, Any]) -> Figure:
 
 
 def read_reference(path: Path) -> list[dict[str, Any]]:
-    """Published points as `dataset, structure, macs, train_error, test_error`, with our names of the structures.
+    """Published points: `dataset, structure, macs, train_error, test_error`, names as here.
 
     Raises:
         ValueError: If a column is missing.
@@ -244,7 +244,6 @@ def _scatter(
             continue
         x, y = map(np.array, zip(*points, strict=True))
         law = PowerLaw(**laws[name][metric])
-        label = name if law.exponent is None else f"{name}  ({law.exponent:.3f})"
         ax.plot(
             x,
             y,
@@ -253,7 +252,7 @@ def _scatter(
             ms=6,
             mec="white",
             mew=0.5,
-            label=label if metric == "train_error" else None,
+            label=name,
         )
         if law.exponent is not None and law.prefactor is not None:
             ends = np.array([x.min(), x.max()])
@@ -283,33 +282,36 @@ def _groups(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Ma
 
 
 def _log_axes(ax: Axes) -> None:
-    """Logarithmic axes with plain numbers on the vertical one."""
+    """Logarithmic axes; plain numbers on the vertical one, 2e5 on the other."""
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    for axis, label in ((ax.xaxis, _compact), (ax.yaxis, "{:g}".format)):
+        low, high = axis.get_view_interval()
+        subs = (1.0,) if high > 300 * low else (1.0, 3.0) if high > 30 * low else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, label=label: label(value)))
+        axis.set_minor_formatter(NullFormatter())
     ax.grid(which="major", color="0.9")
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, ax: Axes, rows: int, hollow: bool) -> None:
+def _compact(value: float) -> str:
+    """200000 as 2e5."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _legend(figure: Figure, ax: Axes, published: bool) -> None:
     """One legend below all axes."""
     handles, labels = ax.get_legend_handles_labels()
-    title = (
-        "structure (exponent of the train error" + (", first row" if rows > 1 else "") + ")"
-        if "(0" in "".join(labels)
-        else None
-    )
-    title = f"{title or 'structure'}; hollow: published" if hollow else title
     figure.legend(
         handles,
         labels,
-        title=title,
+        title="hollow: published" if published else None,
         loc="outside lower center",
-        ncols=3,
+        ncols=min(6, len(labels)) or 1,
         frameon=False,
-        fontsize=9,
         title_fontsize=9,
+        fontsize=9,
     )

@@ -1,5 +1,6 @@
 """The structures: one file each, value, recipe, projection and rules."""
 
+import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
 from matrigami.operators import DenseMatrix, Structure
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix

@@ -51,7 +51,7 @@ def _(A: DenseMatrix) -> tuple[Fan, ...]:
 
 @inverse.register
 def _(A: DenseMatrix) -> DenseMatrix:
-    return DenseMatrix(torch.linalg.inv(A.matrix))
+    return DenseMatrix(torch.linalg.inv(A.entries))
 
 
 @project.register

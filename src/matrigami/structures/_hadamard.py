@@ -36,8 +36,11 @@ from matrigami.operators import (
 )
 from matrigami.structures._low_rank import LowRankMatrix
 
-RESTARTS = 4
-"""Random starts besides the square root; tried until a member is found exactly."""
+RESTARTS = 8
+"""Random starts besides the square root."""
+
+SCREENING = 12
+"""Steps from each start; the best of them goes on alone."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -172,7 +175,7 @@ def _(recipe: Hadamard, W: Float[Tensor, "*batch m n"]) -> HadamardMatrix:
 
 
 def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
-    """The best of several least-squares runs."""
+    """Least squares from the most promising of several starts."""
     m, n = W.shape
     r = resolve_rank(recipe.rank, min(m, n), str(recipe))
     U1, V1 = truncated_svd(W.abs().sqrt(), r)
@@ -183,13 +186,6 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
         recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
         for _ in range(RESTARTS)
     ]
-    best: LinearOperator = starts[0]
-    for start in starts:
-        best = min(
-            best,
-            least_squares_fit(start, W),
-            key=lambda A: float(torch.linalg.matrix_norm(W - A.dense())),
-        )
-        if torch.linalg.matrix_norm(W - best.dense()) <= 1e-6 * torch.linalg.matrix_norm(W):
-            break
-    return best
+    screened = [least_squares_fit(start, W, steps=SCREENING) for start in starts]
+    errors = [float(torch.linalg.matrix_norm(W - A.dense())) for A in screened]
+    return least_squares_fit(screened[errors.index(min(errors))], W)

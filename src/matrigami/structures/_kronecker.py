@@ -39,6 +39,7 @@ from matrigami.operators import (
     operator,
     power,
     project,
+    scale,
     slogdet,
     solve,
     svdvals,
@@ -69,8 +70,8 @@ class KroneckerMatrix(LinearOperator):
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        (*batch, m1, n1), (*_, m2, n2) = self.left.shape, self.right.shape
-        return (*batch, m1 * m2, n1 * n2)
+        (*a, m1, n1), (*b, m2, n2) = self.left.shape, self.right.shape
+        return (*torch.broadcast_shapes(a, b), m1 * m2, n1 * n2)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
@@ -244,6 +245,14 @@ def _(A: KroneckerMatrix, B: LinearOperator) -> LinearOperator:
     return compose.dispatch(LinearOperator)(A, B)
 
 
+@scale.register
+def _(A: KroneckerMatrix, factor: float | Tensor) -> KroneckerMatrix:
+    if isinstance(A.left, LinearOperator):
+        return KroneckerMatrix(scale(A.left, factor), A.right)
+    factor = factor[..., None, None] if isinstance(factor, Tensor) else factor
+    return KroneckerMatrix(A.left * factor, A.right)
+
+
 @solve.register
 def _(A: KroneckerMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     if not _square(A):
@@ -305,7 +314,11 @@ def _(A: KroneckerMatrix) -> Float[Tensor, "*batch d"]:
 def _(A: KroneckerMatrix, p: float) -> LinearOperator:
     if not _square(A):
         return power.dispatch(LinearOperator)(A, p)
-    return KroneckerMatrix(*[power(F, p) for F in A.factors])
+    L, R = A.factors
+    if not float(p).is_integer():  # two negative definite factors make a positive definite product
+        sign = torch.where(trace(L).detach() < 0, -1.0, 1.0).to(A.dtype)
+        L, R = scale(L, sign), scale(R, sign)
+    return KroneckerMatrix(power(L, p), power(R, p))
 
 
 @norm.register

@@ -151,7 +151,7 @@ def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> KroneckerSumMat
 
 @fans.register
 def _(A: KroneckerSumMatrix) -> tuple[Fan, ...]:
-    return tuple(fan._replace(last=False) for F in A.terms for fan in fans(F))
+    return tuple(fan for F in A.terms for fan in fans(F))
 
 
 @cost.register

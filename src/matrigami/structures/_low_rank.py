@@ -129,7 +129,9 @@ def _(A: LowRankMatrix, B: LinearOperator) -> LinearOperator:
 
 @compose.register
 def _(A: LowRankMatrix, B: LinearOperator) -> LinearOperator:
-    return LowRankMatrix(A.U, B.T @ A.V)
+    V = B.T @ A.V
+    batch = torch.broadcast_shapes(A.U.shape[:-2], V.shape[:-2])
+    return LowRankMatrix(A.U.expand(*batch, -1, -1), V)
 
 
 @scale.register

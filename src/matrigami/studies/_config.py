@@ -1,4 +1,4 @@
-"""One training run, fully resolved: what its identity, its folder and its record are derived from."""
+"""One training run, fully resolved: its identity, folder and record derive from this."""
 
 import hashlib
 import json

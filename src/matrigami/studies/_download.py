@@ -43,9 +43,9 @@ def get_dataset(
         The files, all checked.
 
     Raises:
-        ValueError: If the data set is unknown, or a file is missing or damaged.
-        OSError: If the folder cannot be written, or the network fails; what has arrived is kept for
-            the next call.
+        ValueError: If the data set is unknown, its files are missing or damaged, or the folder
+            cannot be written.
+        OSError: If the network fails; what has arrived is kept for the next call.
     """
     if name not in SOURCES:
         raise ValueError(
@@ -56,7 +56,13 @@ def get_dataset(
     paths = [folder / source.folder / file for file in source.files]
     if at_hand is None and _complete(source, folder):
         return paths
-    (folder / source.folder).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / source.folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name} was to be put into {folder}.\nIt cannot be written: {error.strerror}.\n"
+            "Choose another folder with --to."
+        ) from error
     if at_hand is None:
         _download_all(source, folder, tell or _silent)
     elif at_hand.is_dir():
@@ -152,8 +158,9 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
                 if content is not None and path is not None:
                     _store(content, path)
     except (tarfile.TarError, EOFError, OSError) as error:
+        cause = str(error).partition("\n")[0]
         raise ValueError(
-            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {error}.\n"
+            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {cause}.\n"
             "Delete it and get it again."
         ) from error
 

@@ -115,7 +115,7 @@ def write_fit(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def frontier(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    """The compute-optimal points: the descending part of the lower convex hull in log-log coordinates.
+    """The compute-optimal points: the descending part of the lower hull in log-log coordinates.
 
     Args:
         curves: The curve of each structure.
@@ -208,7 +208,7 @@ def _residuals(
     logs: Mapping[str, np.ndarray],
     laws: Mapping[str, PowerLaw],
 ) -> np.ndarray:
-    """The pool of the bootstrap, each residual inflated for the means or lines that were fitted to it."""
+    """The pool of the bootstrap; residuals are inflated for the mean or line fitted to them."""
     between, around = [], []
     for name, group in groups.items():
         macs = np.array([float(r["macs"]) for r in group])
@@ -296,7 +296,7 @@ def _weights(curve: Curve, law: PowerLaw, x: float) -> tuple[np.ndarray, float]:
 
 
 def fit_tables(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
-    """The ranking and the laws for people: title, header and rows of a table for each dataset and error."""
+    """Ranking and laws for people: title, header, rows for each dataset and kind of error."""
     tables = []
     header = ["rank", "structure", "error %", "95 % interval", "exponent", "R²", "runs"]
     for dataset, fit in result["datasets"].items():

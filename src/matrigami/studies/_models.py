@@ -268,11 +268,11 @@ def _linear(
             dtype=DTYPE,
             generator=generator,
         )
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, dtype=DTYPE)
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
     weight = recipe.init(outputs, inputs, generator=generator, dtype=DTYPE).dense()
-    layer.weight.data.copy_(torch.zeros_like(weight) if zero_init else weight)
+    layer.weight = nn.Parameter(torch.zeros_like(weight) if zero_init else weight)
     if bias:
-        nn.init.zeros_(layer.bias)
+        layer.bias = nn.Parameter(weight.new_zeros(outputs))
     return layer
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OVERHEAD_MACS = 300_000
-"""Time of an example that does not grow with the model (reading, augmentation, kernel calls), in multiply-adds."""
+"""What an example costs besides the model (reading, augmentation, calls), in multiply-adds."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,14 @@ COLUMNS = (
     "cause",
     "examples",
 )
-"""First columns of `results.csv`, in this order. Errors are in percent, MACs are of one forward pass of one example."""
+"""First columns of `results.csv`. Errors in percent; MACs of one forward pass of one example."""
 
 _NUMBERS = {"width": int, "seed": int, "params": int, "macs": int, "examples": int}
 _TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device"}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name in the same folder, then rename: a reader never sees half a file."""
+    """Write to a temporary name beside it, then rename: a reader never sees half a file."""
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -141,6 +142,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

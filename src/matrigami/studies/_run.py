@@ -1,4 +1,4 @@
-"""Running a study: worker processes that share the runs through the file system, and what is left when they end."""
+"""Running a study: worker processes that share the runs through the file system."""
 
 import multiprocessing
 import os
@@ -206,7 +206,7 @@ def load_plan(out: Path) -> Plan:
 
 
 def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
-    """The state of each run: `id`, `dataset`, `structure`, `width`, `seed`, `macs`, `status`, `fraction`, `cause`."""
+    """The state of each run: what it is, `macs`, `status`, `fraction` done, `cause` of an end."""
     states = []
     for c in plan.configs:
         state = read_status(out, c)
@@ -305,7 +305,7 @@ def _bury(job: Job, process: BaseProcess) -> Iterator[RunConfig]:
         if attempts < ATTEMPTS:
             write_status(job.out, config, "queued", fraction=state["fraction"], attempts=attempts)
         else:
-            cause = f"its process ended with code {process.exitcode} (negative: a signal; -9 is often lack of memory)"
+            cause = f"its process ended with code {process.exitcode} (-9 is often lack of memory)"
             write_status(job.out, config, "crashed", fraction=1.0, cause=cause)
         yield config
 

@@ -13,11 +13,11 @@ PUBLISHED = {
     "cifar100": (Shape(3, 32, 100), 50_000),
     "fashion_mnist": (Shape(1, 28, 10), 60_000),
 }
-"""Shape and training examples of the data sets that have to be fetched, so that a study can be planned without them."""
+"""Shape and training examples of data sets to fetch: a study can be planned without them."""
 
 
 class RunSize(NamedTuple):
-    """Parameters, multiply-adds of one forward pass of one example, and examples seen in training."""
+    """Parameters, multiply-adds of one forward pass of one example, training examples."""
 
     params: int
     macs: int
@@ -56,7 +56,7 @@ def run_size(config: RunConfig) -> RunSize:
 
 
 def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:
-    """Read each data set once, so that a missing or damaged one is known before anything is written.
+    """Read each data set once: a missing or damaged one is known before anything is written.
 
     Raises:
         ValueError: If a data set is missing or damaged.

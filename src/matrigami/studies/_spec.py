@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from matrigami.structures import parse
 from matrigami.studies._config import RunConfig
@@ -44,6 +44,17 @@ _KEYS = {
     "structure": ("name", "widths", "datasets", *_SEEDS, *_RUN),
 }
 """Keys of each table."""
+
+_TYPES = {
+    **{f.name: f.type for f in fields(RunConfig)},
+    **dict.fromkeys(("widths", *_SEEDS), list[int]),
+    "structured_layers": str,
+    "samples_per_epoch": int,
+    "datasets": list[str],
+    "description": str,
+    "name": str,
+}
+"""Type of the value of each key."""
 
 _REQUIRED = {"study": ("name",), "task": ("dataset",), "structure": ("name", "widths")}
 
@@ -147,18 +158,8 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
             raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
     head, model, train = (parts[name][0] for name in ("study", "model", "train"))
     settings = {"model": model.get("name", "mlp"), **_without(model, "name"), **train}
-    try:
-        runs = [
-            run
-            for task in parts["task"]
-            for s in parts["structure"]
-            for run in _runs(settings, task, s)
-        ]
-    except (TypeError, KeyError) as error:
-        raise ValueError(
-            f"{origin} was read.\nA setting is missing or of the wrong type: {error}.\n"
-            "Every run needs lr, epochs and batch_size, in [train], [[task]] or [[structure]]."
-        ) from error
+    pairs = [(task, structure) for task in parts["task"] for structure in parts["structure"]]
+    runs = [run for pair in pairs for run in _runs(settings, *pair)]
     return Study(
         head["name"], tuple({run.id: run for run in runs}.values()), head.get("description", "")
     )
@@ -173,6 +174,13 @@ def _runs(
     own = _without(structure, "name", "widths", "datasets", "repeat_widths")
     merged = {**settings, **task, **own, "structure": canonical_structure(structure["name"])}
     seeds, again = merged.pop("seeds", [0]), merged.pop("repeat_seeds", [1])
+    missing = [key for key in ("lr", "epochs", "batch_size") if key not in merged]
+    if missing:
+        raise ValueError(
+            f"Runs of {merged['structure']} on {task['dataset']} were asked for.\n"
+            f"Missing settings: {', '.join(missing)}.\n"
+            "Add them to [train], [[task]] or [[structure]]."
+        )
     for width in structure["widths"]:
         repeats = again if width in structure.get("repeat_widths", []) else []
         for seed in [*seeds, *repeats]:
@@ -193,6 +201,7 @@ def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
                 f"{origin} was read.\n{name!r} is not a table.\nWrite [{name}] and its keys below."
             )
         _check_names(origin, f"keys of [{name}]", table, _KEYS[name])
+        _check_types(origin, name, table)
         for key in _REQUIRED.get(name, ()):
             if key not in table:
                 raise ValueError(f"{origin} was read.\n[{name}] has no {key!r}.\nAdd it.")
@@ -208,6 +217,27 @@ def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[
                 f"Known are {', '.join(known)}.\n"
                 f"Did you mean {_nearest(name, known)!r}?"
             )
+
+
+def _check_types(origin: str, name: str, table: Mapping[str, Any]) -> None:
+    """Refuse the first value of a wrong type."""
+    for key, value in table.items():
+        if not _is(value, _TYPES[key]):
+            wanted = getattr(_TYPES[key], "__name__", "")
+            wanted = wanted if wanted != "list" else str(_TYPES[key])
+            raise ValueError(
+                f"{origin} was read: [{name}] has {key} = {value!r}.\n"
+                f"This is of the wrong type.\n{key} should be of type {wanted}."
+            )
+
+
+def _is(value: Any, type_: Any) -> bool:
+    """Whether a TOML value has a type; an integer will do for a float, but no boolean."""
+    if get_origin(type_) is list:
+        return isinstance(value, list) and all(_is(v, get_args(type_)[0]) for v in value)
+    if isinstance(value, bool) or type_ is bool:
+        return isinstance(value, bool) and type_ is bool
+    return isinstance(value, int | float if type_ is float else type_)
 
 
 def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -7,8 +7,8 @@ the device, and a run resumes in its middle.
 Shapes: b = examples in a batch, n = examples in an epoch, f = features, o = outputs.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,9 @@ SHUFFLE_SEED = 2024
 """Seed of the fixed permutation of the pixels: the same in every run."""
 
 TEST_BATCH = 2000
+
+TEACHER_TESTS = 8000
+"""Examples in the test set of a teacher, and for the mean and variance of its outputs."""
 
 
 class Plan(NamedTuple):
@@ -53,7 +56,6 @@ class Score(NamedTuple):
     error_sum: Float[Tensor, ""]
 
 
-@dataclass(frozen=True, eq=False)
 class ImageTask:
     """Classification of images.
 
@@ -72,41 +74,31 @@ class ImageTask:
         device: Where images are kept and batches are made.
     """
 
-    train: Images
-    test: Images
-    classes: int
-    augment: bool = False
-    mixup: float = 0.0
-    label_smoothing: float = 0.0
-    shuffle_pixels: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def __post_init__(self) -> None:
-        """Move the images, and prepare what every batch needs."""
-        mean, std = _channel_statistics(self.train.pixels)
-        order = _feature_order(self.shape, self.shuffle_pixels)
-        channel = order // self.shape.side % self.shape.channels
-        scale = 1 / std[channel]
-        parts = {name: _to(getattr(self, name), self.device) for name in ("train", "test")}
-        prepared = {
-            "_order": order,
-            "_scale": scale,
-            "_shift": -mean[channel] * scale,
-            "_table": crop_table(self.shape.side),
-        }
-        for name, value in {**parts, **{k: t.to(self.device) for k, t in prepared.items()}}.items():
-            object.__setattr__(self, name, value)  # the class is frozen
-
-    @property
-    def shape(self) -> Shape:
-        """Sizes of the task."""
-        _, side, channels, _ = self.train.pixels.shape
-        return Shape(channels, side, self.classes)
-
-    @property
-    def examples(self) -> int:
-        """Training examples in an epoch."""
-        return len(self.train.labels)
+    def __init__(
+        self,
+        train: Images,
+        test: Images,
+        classes: int,
+        *,
+        augment: bool = False,
+        mixup: float = 0.0,
+        label_smoothing: float = 0.0,
+        shuffle_pixels: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _, side, channels, _ = train.pixels.shape
+        self.shape = Shape(channels, side, classes)
+        self.examples = len(train.labels)
+        self.augment, self.mixup, self.label_smoothing = augment, mixup, label_smoothing
+        self.device = torch.device(device)
+        self._train, self._test = _to(train, self.device), _to(test, self.device)
+        mean, std = _channel_statistics(train.pixels)
+        order = _feature_order(self.shape, shuffle_pixels)
+        channel = order // side % channels
+        self._order = order.to(self.device)
+        self._scale = (1 / std[channel]).to(self.device)
+        self._shift = (-mean / std)[channel].to(self.device)
+        self._table = crop_table(side, self.device)
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
         """Draw an epoch."""
@@ -120,7 +112,7 @@ class ImageTask:
     def batch(self, plan: Plan, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         chosen = plan.order[start : start + size]
-        pixels, labels = (t.index_select(0, chosen) for t in self.train)
+        pixels, labels = (t.index_select(0, chosen) for t in self._train)
         if plan.crops is None:
             x = pixels.float()
         else:
@@ -132,7 +124,7 @@ class ImageTask:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test set."""
-        for pixels, labels in zip(*[t.split(TEST_BATCH) for t in self.test], strict=True):
+        for pixels, labels in zip(*[t.split(TEST_BATCH) for t in self._test], strict=True):
             yield Batch(self._features(pixels.float()), labels)
 
     def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
@@ -152,7 +144,6 @@ class ImageTask:
         return torch.addcmul(self._shift, x.flatten(1).index_select(1, self._order), self._scale)
 
 
-@dataclass(frozen=True, eq=False)
 class TeacherTask:
     """Regression onto a fixed random ReLU network of Gaussian inputs; every example is fresh.
 
@@ -168,52 +159,38 @@ class TeacherTask:
         device: Where batches are made.
     """
 
-    width: int
-    layers: int
-    samples: int
-    inputs: int = 8
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def __post_init__(self) -> None:
-        """Draw the teacher and the test set, the same in every run."""
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        samples: int,
+        *,
+        inputs: int = 8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shape, self.examples = Shape(inputs, 1, 1), samples
+        self.device = torch.device(device)
         generator = torch.Generator().manual_seed(0)
-        sizes = [self.inputs, *[self.width] * (self.layers - 1), 1]
+        sizes = [inputs, *[width] * (layers - 1), 1]
         weights = [
-            torch.randn(n, m, generator=generator, dtype=DTYPE) * (2 / n) ** 0.5
+            torch.randn(n, m, generator=generator, dtype=DTYPE) * math.sqrt(2 / n)
             for n, m in pairwise(sizes)
         ]
-        object.__setattr__(self, "_weights", [W.to(self.device) for W in weights])
-        object.__setattr__(self, "_statistics", (0.0, 1.0))
-        y = self._teach(
-            torch.randn(4 * TEST_BATCH, self.inputs, generator=generator, dtype=DTYPE).to(
-                self.device
-            )
+        self._weights = [W.to(self.device) for W in weights]
+        first, test = (
+            torch.randn(TEACHER_TESTS, inputs, generator=generator, dtype=DTYPE).to(self.device)
+            for _ in range(2)
         )
-        object.__setattr__(self, "_statistics", (float(y.mean()), float(y.std())))
-        x = torch.randn(4 * TEST_BATCH, self.inputs, generator=generator, dtype=DTYPE).to(
-            self.device
-        )
-        object.__setattr__(self, "_test", Batch(x, self._teach(x)))
-
-    @property
-    def shape(self) -> Shape:
-        """Sizes of the task."""
-        return Shape(self.inputs, 1, 1)
-
-    @property
-    def examples(self) -> int:
-        """Training examples in an epoch."""
-        return self.samples
+        self._mean, self._std = 0.0, 1.0
+        y = self._teach(first)
+        self._mean, self._std = float(y.mean()), float(y.std())
+        self._test = Batch(test, self._teach(test))
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch."""
-        return Plan(
-            torch.randn(self.samples, self.inputs, generator=generator, dtype=DTYPE).to(
-                self.device
-            ),
-            None,
-            [],
-        )
+        sizes = (self.examples, self.shape.features)
+        inputs = torch.randn(sizes, generator=generator, dtype=DTYPE)
+        return Plan(inputs.to(self.device), None, [])
 
     def batch(self, plan: Plan, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
@@ -222,10 +199,8 @@ class TeacherTask:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test set."""
-        for x, y in zip(
-            self._test.inputs.split(TEST_BATCH), self._test.targets.split(TEST_BATCH), strict=True
-        ):
-            yield Batch(x, y)
+        inputs, targets = (t.split(TEST_BATCH) for t in (self._test.inputs, self._test.targets))
+        yield from map(Batch, inputs, targets)
 
     def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
         """Mean square error, and its sum."""
@@ -239,8 +214,7 @@ class TeacherTask:
         *hidden, last = self._weights
         for W in hidden:
             x = nn.functional.relu(x @ W)
-        mean, std = self._statistics
-        return (x @ last - mean) / std
+        return (x @ last - self._mean) / self._std
 
 
 Task = ImageTask | TeacherTask

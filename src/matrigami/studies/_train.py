@@ -228,8 +228,9 @@ class Run:
             at.start = min(at.start + self.config.batch_size, n)
             stopping, saving, reporting = stop(), clock.save_due(), clock.report_due()
             if stopping or saving or reporting or at.start == n:
-                self._take_over(sums)
+                at.loss_sum, at.error_sum = sums.tolist()
                 clock.lap()
+                self._refuse_divergence()
                 progress(self._fraction(), self._standing())
             if stopping or saving:
                 self.save()
@@ -253,10 +254,9 @@ class Run:
         self.optimizer.step()
         sums += torch.stack([score.loss_sum.double(), score.error_sum.double()])
 
-    def _take_over(self, sums: Tensor) -> None:
-        """Read the sums from the device, and stop if they are not finite."""
+    def _refuse_divergence(self) -> None:
+        """Stop if the loss is not finite."""
         at = self.position
-        at.loss_sum, at.error_sum = sums.tolist()
         if not math.isfinite(at.loss_sum):
             raise _Diverged(f"the loss was {at.loss_sum} in epoch {at.epoch + 1}")
 

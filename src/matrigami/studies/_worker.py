@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from matrigami.studies._record import Record, read_json, write_atomic, write_jso
 from matrigami.studies._train import Interrupted, train_run
 
 FINISHED = ("done", "failed")
-"""A run in these states is never trained again: it ended, or its loss was not finite, and would be so again."""
+"""A run in these states is not trained again: it ended, or its loss would diverge as before."""
 
 ATTEMPTS = 2
 """How often a run may take its worker down with it (out of memory, a crash below Python)."""
@@ -28,21 +28,8 @@ ATTEMPTS = 2
 _STATUS_SECONDS = 1.0
 
 
-class Train(Protocol):
-    """The signature of `train_run`."""
-
-    def __call__(
-        self,
-        config: RunConfig,
-        folder: Path,
-        *,
-        data_dir: Path | None,
-        device: str,
-        progress: Callable[[float, Mapping[str, Any]], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Record:
-        """Train or resume, and report."""
-        ...
+Train = Callable[..., Record]
+"""Trains or resumes one run: the signature of `train_run`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ def write_status(out: Path, config: RunConfig, status: str, **more: Any) -> None
 
 
 def work(job: Job, stop: Callable[[], bool], train: Train = train_run) -> None:
-    """Train every run that is neither finished nor in other hands, until none is left or `stop()`."""
+    """Train every run that is neither finished nor in other hands, unless `stop()`."""
     torch.set_num_threads(job.threads)
     for config in job.configs:
         if stop():
@@ -126,7 +113,7 @@ def _train_one(job: Job, config: RunConfig, stop: Callable[[], bool], train: Tra
 
 
 def main(job: Job, stop_event: Any, parent: int) -> None:
-    """Body of a worker process; ends early when asked to, or when the process that started it is gone."""
+    """Body of a worker process; ends early when asked, or when its parent is gone."""
     asked = False
 
     def ask(*_: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from matrigami.operators import LinearOperator, named_tensors, with_tensors
 
 TOLERANCE = 1e-9
-"""Largest error relative to the largest entry (or 1), in double precision and for well-posed questions."""
+"""Largest error relative to the largest entry (or 1), in double precision."""
 
 
 def expect(holds: bool, message: str) -> None:
@@ -35,6 +35,17 @@ def expect_close(got: Tensor, wanted: Tensor, what: str, tolerance: float = TOLE
     expect(error <= tolerance, f"{what} is off by {error:.2g}, more than {tolerance:.2g}")
 
 
+def expect_matrix(got: object, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    """Raise unless an operator is a matrix, in shape, in itself, as a product and transposed."""
+    if not isinstance(got, LinearOperator):
+        raise AssertionError(f"{what} is a {type(got).__name__}, not an operator")
+    expect_equal(tuple(got.shape), tuple(wanted.shape), f"the shape of {what}")
+    expect_close(got.dense(), wanted, what, tolerance)
+    X = random(got.shape[-1], 2)
+    expect_close(got @ X, wanted @ X, f"{what} @ X", tolerance)
+    expect_close(got.T.dense(), wanted.mT, f"the transpose of {what}", tolerance)
+
+
 def expect_refusal(call: Callable[[], Any], what: str) -> None:
     """Raise unless a call raises a `ValueError` of two or three lines: asked, got, to do."""
     try:
@@ -46,7 +57,9 @@ def expect_refusal(call: Callable[[], Any], what: str) -> None:
         raise AssertionError(f"{what} is accepted; a ValueError is due")
 
 
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Inexact[Tensor, "..."]:
+def random(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Inexact[Tensor, "..."]:
     """A Gaussian tensor that depends on nothing but its arguments."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

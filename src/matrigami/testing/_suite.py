@@ -1,15 +1,21 @@
 """Run the laws and say which one breaks, for what, at which size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import torch
-
 from matrigami.operators import LinearOperator, Structure
-from matrigami.testing._operator_laws import OPERATOR_LAWS
-from matrigami.testing._structure_laws import STRUCTURE_LAWS, refuses_in_one_voice
+from matrigami.testing._algebra_laws import ALGEBRA_LAWS
+from matrigami.testing._question_laws import QUESTION_LAWS
+from matrigami.testing._structure_laws import STRUCTURE_LAWS, member, refuses_in_one_voice
+from matrigami.testing._torch_laws import TORCH_LAWS
 
 Size = tuple[int, int]
+
+OPERATOR_LAWS = (*ALGEBRA_LAWS, *QUESTION_LAWS, *TORCH_LAWS)
+"""The laws of a value: functions of a matrix."""
+
+LAWS = (*STRUCTURE_LAWS, *OPERATOR_LAWS)
+"""Every law, of recipes and of values."""
 
 SIZES: tuple[Size, ...] = (
     (1, 1),
@@ -38,6 +44,7 @@ def check_operator(A: LinearOperator, laws: Iterable[Callable[..., None]] = OPER
         AssertionError: If a law is broken; the message names the law and the value.
 
     Examples:
+        >>> import torch
         >>> from matrigami import DiagonalMatrix
         >>> check_operator(DiagonalMatrix(torch.tensor([1.0, 2.0], dtype=torch.float64)))
     """
@@ -45,15 +52,20 @@ def check_operator(A: LinearOperator, laws: Iterable[Callable[..., None]] = OPER
         _enforce(law, repr(A), A)
 
 
-def check_structure(recipe: Structure, sizes: Iterable[Size] | None = None) -> None:
+def check_structure(
+    recipe: Structure,
+    sizes: Iterable[Size] | None = None,
+    laws: Collection[Callable[..., None]] = LAWS,
+) -> None:
     """Check a structure: its values against their dense matrices, its `init` and its projection.
 
-    A size that the recipe refuses must be refused by `init` and `project` alike, with a `ValueError` of at most three
-    lines; at least one size must be accepted.
+    A size that the recipe refuses must be refused by `init` and `project` alike, with a
+    `ValueError` of at most three lines; at least one size must be accepted.
 
     Args:
         recipe: The structure, e.g. `Monarch(blocks=2)`.
         sizes: Rows and columns to try; `SIZES` by default.
+        laws: Some of `LAWS`; all of them by default.
 
     Raises:
         AssertionError: If a law is broken; the message names the law, the recipe and the size.
@@ -67,12 +79,10 @@ def check_structure(recipe: Structure, sizes: Iterable[Size] | None = None) -> N
     if not accepted:
         raise AssertionError(f"{recipe} refuses all of the sizes {tried}")
     for m, n in accepted:
-        where = f"{recipe} at {m}x{n}"
-        for law in STRUCTURE_LAWS:
-            _enforce(law, where, recipe, m, n)
-        A = recipe.init(m, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        for law in OPERATOR_LAWS:
-            _enforce(law, where, A)
+        A = member(recipe, m, n)
+        for law in laws:
+            subject = (A,) if law in OPERATOR_LAWS else (recipe, m, n)
+            _enforce(law, f"{recipe} at {m}x{n}", *subject)
 
 
 def _enforce(law: Callable[..., None], where: str, *subject: Any) -> None:

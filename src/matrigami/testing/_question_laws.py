@@ -1,0 +1,215 @@
+"""Laws of what is asked of a value: solve, determinant, trace, norm, power, eigenpairs, cost.
+
+Each law is a function of a single matrix `A` in double precision. What asks for a regular matrix
+is asked of `A` where that is well posed, and always of `A` plus a multiple of the identity.
+
+Shapes: n = rows = columns.
+"""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from matrigami.operators import (
+    LinearOperator,
+    cost,
+    diagonal,
+    eigh,
+    inverse,
+    logdet,
+    named_tensors,
+    norm,
+    power,
+    slogdet,
+    solve,
+    sqrt,
+    svdvals,
+    to_scipy,
+    trace,
+)
+from matrigami.structures import DiagonalMatrix
+from matrigami.testing._expectations import (
+    expect,
+    expect_close,
+    expect_equal,
+    expect_refusal,
+    random,
+    stacked,
+    well_posed,
+)
+
+
+def solutions(A: LinearOperator) -> None:
+    """`solve(A, B)` and `inverse(A)` for a vector, a matrix and none; a rectangle is refused."""
+    if A.shape[-1] != A.shape[-2]:
+        expect_refusal(lambda: solve(A, random(A.shape[-2])), "solve with a rectangle")
+        expect_refusal(lambda: inverse(A), "the inverse of a rectangle")
+        return
+    for S in _regular(A):
+        D, n = S.dense(), S.shape[-1]
+        for shape in ((n,), (n, 3), (n, 0), (2, n, 1)):
+            B = random(*shape)
+            X = solve(S, B)
+            expect_equal(tuple(X.shape), shape, "the shape of the solution")
+            expect_close(D @ X, B, f"A @ solve(A, B) for B of shape {shape}", 1e-7)
+        inverted = inverse(S)
+        expect_close(inverted.dense() @ D, torch.eye(n, dtype=D.dtype), "inverse(A) @ A", 1e-7)
+        expect_close(inverted @ B, torch.linalg.solve(D, B), "inverse(A) @ B", 1e-7)
+        expect_close(inverted.T @ B, torch.linalg.solve(D.mT, B), "inverse(A).T @ B", 1e-7)
+
+
+def determinants(A: LinearOperator) -> None:
+    """`slogdet` with its sign, and `logdet`, NaN where the determinant is negative."""
+    if A.shape[-1] != A.shape[-2]:
+        expect_refusal(lambda: slogdet(A), "slogdet of a rectangle")
+        expect_refusal(lambda: logdet(A), "logdet of a rectangle")
+        return
+    for S in _regular(A):
+        for B in (S, S.T, -1.0 * S, inverse(S)):
+            sign, log = torch.linalg.slogdet(B.dense())
+            got_sign, got_log = slogdet(B)
+            expect_close(got_sign, sign, "the sign of the determinant")
+            expect_close(got_log, log, "log |det A|", 1e-7)
+            nan = bool(logdet(B).isnan())
+            expect(nan == bool(sign < 0), "logdet is NaN exactly where the determinant is negative")
+
+
+def traces(A: LinearOperator) -> None:
+    """`diagonal` of any matrix, `trace` of a square one."""
+    D = A.dense()
+    for B, E in ((A, D), (A.T, D.mT), (A @ A.T, D @ D.mT), (3.0 * A, 3 * D)):
+        expect_close(diagonal(B), torch.diagonal(E), f"the diagonal of {B!r}")
+        if E.shape[0] == E.shape[1]:
+            expect_close(trace(B), torch.trace(E), f"the trace of {B!r}")
+        else:
+            expect_refusal(lambda B=B: trace(B), "the trace of a rectangle")
+
+
+def norms(A: LinearOperator) -> None:
+    """Singular values in descending order; Frobenius, spectral and nuclear norm."""
+    D = A.dense()
+    for B, E in ((A, D), (A.T, D.mT)):
+        expect_close(svdvals(B), torch.linalg.svdvals(E), "svdvals", 1e-7)
+        expect_close(norm(B), torch.linalg.matrix_norm(E), "the Frobenius norm")
+        expect_close(norm(B, 2), torch.linalg.matrix_norm(E, 2), "the spectral norm", 1e-7)
+        expect_close(norm(B, torch.inf), torch.linalg.matrix_norm(E, 2), "the norm inf", 1e-7)
+        expect_close(norm(B, 1), torch.linalg.matrix_norm(E, "nuc"), "the nuclear norm", 1e-7)
+
+
+def integer_powers(A: LinearOperator) -> None:
+    """`power(A, p)` for whole `p`, negative ones where `A` is well posed."""
+    if A.shape[-1] != A.shape[-2]:
+        expect_refusal(lambda: power(A, 2), "the square of a rectangle")
+        return
+    D = A.dense()
+    exponents = (0, 1, 2, 3, -1, -2) if well_posed(D) else (0, 1, 2, 3)
+    for p in exponents:
+        wanted = torch.linalg.matrix_power(D, p)
+        expect_close(power(A, p).dense(), wanted, f"power(A, {p})", 1e-7)
+
+
+def symmetric_functions(A: LinearOperator) -> None:
+    """Real powers, square root and eigenpairs of `A @ A.T + I`."""
+    m = A.shape[-2]
+    S = A @ A.T + DiagonalMatrix(torch.ones(m, dtype=A.dtype))
+    check_symmetric(S)
+
+
+def check_symmetric(S: LinearOperator) -> None:
+    """Real powers, square root and eigenpairs of a symmetric positive definite value."""
+    D, n = S.dense(), S.shape[-1]
+    root = sqrt(S).dense()
+    expect_close(root @ root, D, "sqrt(S) squared", 1e-8)
+    expect_close(root, root.mT, "sqrt(S) transposed", 1e-8)
+    whitened = power(S, -0.5).dense()
+    expect_close(whitened @ D @ whitened, torch.eye(n, dtype=D.dtype), "power(S, -1/2)", 1e-8)
+    values, vectors = eigh(S)
+    Q = vectors.dense()
+    expect_close(Q.mT @ Q, torch.eye(n, dtype=D.dtype), "V.T @ V of eigh", 1e-8)
+    expect_close(Q * values @ Q.mT, D, "V diag(values) V.T of eigh", 1e-8)
+    k = (n + 1) // 2
+    top, leading = eigh(S, k)
+    expect_close(top, torch.linalg.eigvalsh(D).flip(-1)[:k], f"the {k} largest eigenvalues", 1e-8)
+    expect_close(D @ leading.dense(), leading.dense() * top, f"the {k} leading eigenvectors", 1e-7)
+    expect_close(logdet(S), torch.logdet(D), "logdet(S)", 1e-8)
+
+
+def costs(A: LinearOperator) -> None:
+    """`cost` tells numbers and bytes exactly, and never fewer multiply-adds than are done."""
+    params, macs, stored = cost(A)
+    tensors = named_tensors(A).values()
+    expect_equal(params, sum(t.numel() for t in tensors), "cost(A).params")
+    expect_equal(stored, sum(t.nbytes for t in tensors), "cost(A).bytes")
+    with FlopCounterMode(display=False) as counter:
+        A.matmat(random(A.shape[-1], 1))
+    done = counter.get_total_flops() // 2
+    expect(macs >= done, f"cost(A).macs is {macs}, but A @ x takes {done} in matrix products alone")
+    expect_equal(cost(A.T)[::2], (params, stored), "params and bytes of the transpose")
+
+
+def batched_questions(A: LinearOperator) -> None:
+    """Every question about a stack is answered for each member."""
+    S, members = stacked(A)
+    D = torch.stack([B.dense() for B in members])
+    expect_close(diagonal(S), torch.diagonal(D, dim1=-2, dim2=-1), "the diagonals of a stack")
+    expect_close(svdvals(S), torch.linalg.svdvals(D), "svdvals of a stack", 1e-7)
+    expect_close(norm(S), torch.linalg.matrix_norm(D), "the norms of a stack")
+    expect_close(norm(S, 1), torch.linalg.matrix_norm(D, "nuc"), "nuclear norms of a stack", 1e-7)
+    params, _, stored = cost(S)
+    expect_equal((params, stored), (2 * cost(A).params, 2 * cost(A).bytes), "the cost of a stack")
+    expect_equal(cost(S).macs, 2 * cost(A).macs, "the multiply-adds of a stack")
+    if D.shape[-1] != D.shape[-2]:
+        return
+    expect_close(trace(S), torch.diagonal(D, dim1=-2, dim2=-1).sum(-1), "the traces of a stack")
+    expect_close(power(S, 2).dense(), D @ D, "the squares of a stack", 1e-7)
+    for B in _regular(S):
+        E, n = B.dense(), B.shape[-1]
+        for shape in ((n,), (n, 2), (2, n, 1)):
+            Y = random(*shape)
+            wanted = torch.linalg.inv(E) @ Y
+            expect_close(solve(B, Y), wanted, f"solutions of a stack for {shape}", 1e-6)
+        for got, wanted in zip(slogdet(B), torch.linalg.slogdet(E), strict=True):
+            expect_close(got, wanted, "slogdet of a stack", 1e-7)
+        expect_close(inverse(B).dense(), torch.linalg.inv(E), "the inverses of a stack", 1e-6)
+    check_batch_of_eigenpairs(S)
+
+
+def check_batch_of_eigenpairs(S: LinearOperator) -> None:
+    """Eigenpairs and roots of a stack `S @ S.T + I`."""
+    P = S @ S.T + DiagonalMatrix(torch.ones(S.shape[-2], dtype=S.dtype))
+    values, vectors = eigh(P)
+    Q = vectors.dense()
+    expect_close(Q * values[..., None, :] @ Q.mT, P.dense(), "eigh of a stack", 1e-8)
+    root = sqrt(P).dense()
+    expect_close(root @ root, P.dense(), "sqrt of a stack, squared", 1e-8)
+    expect_equal(tuple(eigh(P, 1).values.shape), (*S.shape[:-2], 1), "the shape of eigh(S, 1)")
+
+
+def scipy_view(A: LinearOperator) -> None:
+    """The SciPy operator multiplies vectors and matrices, from both sides."""
+    S, D = to_scipy(A), A.dense()
+    x, y, X = random(A.shape[-1]), random(A.shape[-2]), random(A.shape[-1], 2)
+    expect_equal(tuple(S.shape), tuple(D.shape), "the shape for SciPy")
+    expect_close(torch.as_tensor(S @ x.numpy()), D @ x, "matvec for SciPy")
+    expect_close(torch.as_tensor(S @ X.numpy()), D @ X, "matmat for SciPy")
+    expect_close(torch.as_tensor(S.rmatvec(y.numpy())), D.T @ y, "rmatvec for SciPy")
+
+
+def _regular(A: LinearOperator) -> list[LinearOperator]:
+    """`A` where it is well posed, and `A` plus a multiple of the identity that dominates it."""
+    shift = 1.5 * float(norm(A, 2).max()) + 1
+    shifted = A + DiagonalMatrix(torch.full((A.shape[-1],), shift, dtype=A.dtype))
+    return [A, shifted] if well_posed(A.dense()) else [shifted]
+
+
+QUESTION_LAWS = (
+    solutions,
+    determinants,
+    traces,
+    norms,
+    integer_powers,
+    symmetric_functions,
+    costs,
+    batched_questions,
+    scipy_view,
+)
+"""A new law is one function, and its name here."""

@@ -1,0 +1,214 @@
+"""The command line, in process where that is enough, and as a process where signals or start-up count."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from matrigami.cli._main import VERBS, run
+from matrigami.studies import read_results
+
+ROOT = Path(__file__).parent.parent.parent
+SPEC = """
+[study]
+name = "small"
+[task]
+dataset = "digits"
+[model]
+depth = 1
+[train]
+lr = 3e-3
+epochs = {epochs}
+batch_size = 128
+checkpoint_seconds = 0.0
+[[structure]]
+name = "dense"
+widths = [8, 16]
+[[structure]]
+name = "btt(rank=1)"
+widths = [16, 36]
+repeat_widths = [16]
+"""
+
+
+def command(*arguments):
+    """A process of its own, without the run-time checks."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment.pop("NO_COLOR", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "matrigami.cli", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SPEC.format(epochs=2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study, from one real command."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.toml").write_text(SPEC.format(epochs=4))
+    process = command("study", "run", folder / "study.toml", "--out", folder / "out")
+    output, errors = process.communicate(timeout=300)
+    return folder / "out", process.returncode, output, errors
+
+
+def test_a_study_ends_with_its_ranking_its_files_and_the_next_command(finished):
+    out, code, output, errors = finished
+    assert code == 0, errors
+    assert re.search(r"digits: train error at \d\.\d\de\+\d+ MACs", output)
+    assert re.search(r"1( tie)?  (dense|btt\(rank=1\)) +\d+\.\d\d +\d+\.\d\d – \d+\.\d\d", output)
+    assert f"matrigami study plot {out}" in output
+    for name in ("results.csv", "fit.json", "report.html", "fig/scaling.png", "fig/scaling.svg"):
+        assert str(out / name) in output
+        assert (out / name).stat().st_size > 0
+    assert "5/5 runs" in errors
+    assert len(read_results(out / "results.csv")) == 5
+    assert "study run" in json.loads((out / "env.json").read_text())["command"]
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(finished, capsys):
+    out, *_ = finished
+    before = (out / "results.csv").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").glob("*/metrics.jsonl")}
+    assert run(["study", "run", str(out.parent / "study.toml"), "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["runs"] == {"total": 5, "failed": 0, "crashed": 0, "left": 0}
+    assert (out / "results.csv").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+def test_status_fit_plot_and_report_do_their_part_again(finished, capsys):
+    out, *_ = finished
+    assert run(["study", "status", str(out)]) == 0
+    assert "small: 5 done" in capsys.readouterr().out
+    assert run(["study", "status", str(out), "--json"]) == 0
+    assert {r["status"] for r in json.loads(capsys.readouterr().out)["runs"]} == {"done"}
+    first = (out / "fit.json").read_text()
+    (out / "fit.json").unlink()
+    assert run(["study", "fit", str(out)]) == 0
+    assert "exponent" in capsys.readouterr().out
+    assert (out / "fit.json").read_text() == first
+    assert run(["study", "plot", str(out)]) == 0
+    assert len(capsys.readouterr().out.split()) == 4
+    assert run(["study", "report", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+
+
+def test_interrupted_studies_resume_to_the_same_bits(tmp_path):
+    """SIGINT, then `kill -9` of the whole group: both lose nothing, and the results are those of a calm study."""
+    (tmp_path / "study.toml").write_text(SPEC.format(epochs=12))
+    arguments = ("study", "run", tmp_path / "study.toml", "--workers", 1, "--threads", 1)
+    calm, rough = (
+        (*arguments, "--out", tmp_path / "calm"),
+        (*arguments, "--out", tmp_path / "rough"),
+    )
+    process = command(*rough)
+    wait_for_progress(tmp_path / "rough", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"--out {tmp_path / 'rough'}" in errors
+    process = command(*rough)
+    wait_for_progress(tmp_path / "rough", process)
+    process.kill()
+    process.communicate(timeout=120)
+    time.sleep(1.0)  # its worker sees that it is alone, and ends
+    assert command(*rough).wait(timeout=300) == 0
+    assert command(*calm).wait(timeout=300) == 0
+    same = ("structure", "width", "seed", "train_loss", "test_loss", "train_error", "test_error")
+    tables = [read_results(tmp_path / name / "results.csv") for name in ("rough", "calm")]
+    assert [[row[key] for key in same] for row in tables[0]] == [
+        [row[key] for key in same] for row in tables[1]
+    ]
+
+
+def wait_for_progress(out, process):
+    """Wait until a checkpoint is newer than the process."""
+    begun = time.time()
+    while time.time() - begun < 120 and process.poll() is None:
+        if any(p.stat().st_mtime > begun for p in out.glob("runs/*/ckpt/*")):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint was written")
+
+
+def test_dry_run_writes_nothing(spec, tmp_path, capsys):
+    assert (
+        run(["study", "run", str(spec), "--dry-run", "--json", "--out", str(tmp_path / "o")]) == 0
+    )
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert len(runs) == 5
+    assert {r["structure"]: r["macs"] for r in runs if r["width"] == 16}["dense"] == 3232
+    assert not (tmp_path / "o").exists()
+    assert run(["study", "run", str(spec), "--dry-run", "--only", "dense"]) == 0
+    assert "2 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "run", "--out", "o"], "Give a study"),
+        (["study", "run", "--preset", "demmo", "--out", "o"], "Did you mean 'demo'"),
+        (["study", "run", "{spec}"], "--out is missing"),
+        (["study", "run", "{spec}", "--out", "{spec}/o"], "cannot be written"),
+        (["study", "run", "{spec}", "--out", "o", "--only", "btt"], "Did you mean 'btt(rank=1)'"),
+        (["study", "run", "{spec}", "--out", "o", "--device", "cuda:99"], "It is not there"),
+        (
+            ["study", "run", "--preset", "cifar100_quick", "--out", "o", "--data-dir", "no"],
+            "data get",
+        ),
+        (["study", "run", "{spec}", "--out", "o", "--workers", "0"], "not in the range"),
+        (["study", "status", "{folder}"], "no study.json"),
+        (["study", "fit", "{folder}"], "cannot be read"),
+        (["study", "plot", "{folder}"], "cannot be read"),
+        (["study", "walk"], "No such command"),
+        (["studdy"], "No such command"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_written(
+    arguments, message, spec, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(spec=spec, folder=tmp_path) for a in arguments]
+    assert run(filled) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["study.toml"]
+
+
+def test_presets_and_version_are_listed(capsys):
+    assert run(["study", "presets"]) == 0
+    listed = capsys.readouterr().out
+    assert "demo" in listed
+    assert "cifar100_small" in listed
+    assert run(["version"]) == 0
+    assert run(["--version"]) == 0
+    assert re.fullmatch(r"(matrigami \d+\.\d+\.\d+\n){2}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "verb", ["", *VERBS, "study run", "study status", "study fit", "study plot"]
+)
+def test_every_help_has_an_example(verb, capsys):
+    assert run([*verb.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example" in text
+    assert "  matrigami " in text

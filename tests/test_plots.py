@@ -1,0 +1,134 @@
+"""Figures and report of a study whose numbers are known."""
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from matrigami.plots import plot_study, write_report
+from matrigami.plots._scaling import read_reference, scaling_figure, styles
+from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
+
+EXPONENTS = {"dense": 0.1, "btt(rank=1)": 0.2, "<b>": 0.15}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two data sets, three structures (one with a name that HTML would swallow), one run that failed."""
+    records = [
+        {
+            "dataset": dataset,
+            "model": "mlp",
+            "structure": name,
+            "width": width,
+            "seed": 0,
+            "lr": 1e-3,
+            "params": width,
+            "macs": 100 * width**2,
+            "train_loss": 1.0,
+            "test_loss": 1.1,
+            "train_error": 300 * (100 * width**2) ** -exponent,
+            "test_error": 330 * (100 * width**2) ** -exponent,
+            "seconds": 1e-6 * width**2,
+            "status": "done",
+            "examples": 1000,
+        }
+        for dataset in ("digits", "cifar100")
+        for name, exponent in EXPONENTS.items()
+        for width in (16, 32, 64, 128)
+    ]
+    bad = records[0] | {"width": 512, "status": "failed", "cause": "the loss was nan"}
+    bad |= {"train_error": None, "test_error": None}
+    write_results(tmp_path / "results.csv", [*records, bad])
+    write_fit(tmp_path / "fit.json", fit_results(records, resamples=50))
+    return tmp_path
+
+
+def test_figures_are_written_and_say_where_they_come_from(folder):
+    paths = plot_study(folder, command="matrigami study run mine.toml")
+    names = ["scaling.png", "scaling.svg", "time.png", "exponents.png"]
+    assert [p.name for p in paths] == names
+    assert sorted(p.name for p in (folder / "fig").iterdir()) == sorted(names)
+    for path in paths:
+        content = path.read_bytes()
+        start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
+        assert content.startswith(start)
+        assert file_hash(folder / "results.csv").encode() in content
+        assert b"matrigami study run mine.toml" in content
+    assert ET.fromstring((folder / "fig" / "scaling.svg").read_bytes()).tag.endswith("svg")
+
+
+def test_train_and_test_share_their_scale_and_show_every_run(folder):
+    records = [r for r in read_results(folder / "results.csv") if r["status"] == "done"]
+    figure = scaling_figure(records, fit_results(records, resamples=5))
+    train, test = figure.axes[:2]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["digits: train", "digits: test"] or [
+        ax.get_title() for ax in figure.axes[:2]
+    ] == ["cifar100: train", "cifar100: test"]
+    assert train.get_ylim() == test.get_ylim()
+    assert train.get_xlim() == test.get_xlim()
+    assert (train.get_xscale(), train.get_yscale()) == ("log", "log")
+    lines = {line.get_label(): line.get_xydata() for line in train.get_lines()}
+    x, y = lines["btt(rank=1)"].T
+    assert len(x) == 4
+    slope = np.polyfit(np.log(x), np.log(y), 1)[0]
+    assert slope == pytest.approx(-EXPONENTS["btt(rank=1)"])
+
+
+def test_structures_differ_in_colour_and_marker():
+    names = [{"structure": f"tt(rank={i})"} for i in range(9)] + [{"structure": "dense"}]
+    drawn = styles(names)
+    assert drawn["dense"].color == "#000000"
+    assert len({s.color for s in drawn.values()}) == len({s.marker for s in drawn.values()}) == 10
+
+
+def test_published_points_are_drawn_hollow(folder):
+    path = folder / "published.csv"
+    path.write_text(
+        "dataset,model,structure,width,macs_per_example_fwd,train_error_pct,test_error_pct\n"
+        "cifar100,MLP,BTT,512,591872,58.66,59.48\ncifar100,MLP,Unknown,1,5,6,7\n"
+    )
+    published = read_reference(path)
+    assert published[0]["structure"] == "btt(rank=1)"
+    records = [r for r in read_results(folder / "results.csv") if r["status"] == "done"]
+    figure = scaling_figure(records, fit_results(records, resamples=5), published)
+    hollow = [
+        tuple(line.get_xydata()[0])
+        for ax in figure.axes
+        for line in ax.get_lines()
+        if line.get_markerfacecolor() == "none"
+    ]
+    assert hollow == [(591872.0, 58.66), (591872.0, 59.48)]
+    assert len(plot_study(folder, reference=path)) == 4
+    path.write_text("dataset,structure\ncifar100,BTT\n")
+    with pytest.raises(ValueError, match="lacks one of"):
+        read_reference(path)
+
+
+def test_the_report_is_one_file_that_needs_no_other(folder):
+    (folder / "env.json").write_text(json.dumps({"command": "matrigami study run", "cores": 2}))
+    page = write_report(folder).read_text()
+    images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(images) == 3
+    assert all(ET.fromstring(base64.b64decode(i)).tag.endswith("svg") for i in images)
+    outside = re.sub(r'src="data:[^"]+"', "", page)
+    assert not re.search(r"https?://|<link|@import|src=", outside)
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<tr>") > 25
+    assert "the loss was nan" in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "24 done, 1 failed" in page
+    assert "$" not in re.sub(r"\$\{", "", outside)
+
+
+def test_a_study_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        plot_study(tmp_path)
+    write_results(tmp_path / "results.csv", [])
+    with pytest.raises(ValueError, match="no finished run"):
+        plot_study(tmp_path)
+    assert not (tmp_path / "fig").exists()
