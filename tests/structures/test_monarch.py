@@ -15,7 +15,7 @@ def tile_values(W: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]
 
 def reference_product(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
     """Two batched products with permutations between, after Dao et al. (2022); x (tokens, n)."""
-    k, q, p = w1.shape
+    k, _, p = w1.shape
     l, s, r = w2.shape
     out1 = torch.bmm(x.reshape(-1, k, p).transpose(0, 1), w1.transpose(-1, -2))  # k tokens q
     out1 = out1.transpose(0, 1).reshape(-1, r, l).permute(2, 0, 1)  # l tokens r

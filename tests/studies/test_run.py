@@ -12,6 +12,7 @@ import pytest
 from matrigami.studies import (
     Interrupted,
     Outcome,
+    Plan,
     Snapshot,
     load_plan,
     parse_spec,
@@ -19,6 +20,7 @@ from matrigami.studies import (
     read_results,
     run_states,
     run_study,
+    update_results,
     write_results,
 )
 from matrigami.studies._lock import hold, is_held
@@ -86,7 +88,7 @@ def test_every_run_is_trained_once(plan, tmp_path):
     first = in_process(plan, tmp_path, count)
     second = in_process(plan, tmp_path, count)
     assert trained == [config.id for config in plan.configs]
-    assert first == second == Outcome(first.records, 3, 0, 0, interrupted=False)
+    assert first == second == Outcome(first.records, 3, 0, 0, 0, interrupted=False)
     assert first.left == 0
     stored = json.loads((run_folder(tmp_path, plan.configs[0]) / "config.json").read_text())
     assert stored == plan.configs[0].to_json()
@@ -227,6 +229,27 @@ def test_worker_processes_train_and_survive_a_kill(plan, tmp_path):
     environment = json.loads((tmp_path / "env.json").read_text())
     assert environment["workers"] == 1
     assert environment["versions"]["torch"]
+
+
+def test_a_part_can_be_trained_and_results_hold_the_whole(plan, tmp_path):
+    in_process(plan, tmp_path, instant)
+    write_status(tmp_path, plan.configs[0], "queued", fraction=0.0)
+    done = Plan(plan.name, plan.configs[1:], {c.id: plan.sizes[c.id] for c in plan.configs[1:]})
+    outcome = run_study(plan, tmp_path, part=done, workers=1)
+    assert (outcome.total, outcome.left, len(outcome.records)) == (2, 0, 2)
+    assert len(load_plan(tmp_path).configs) == 3
+    (tmp_path / "results.csv").unlink()
+    update_results(tmp_path)
+    assert len(read_results(tmp_path / "results.csv")) == 2
+    update_results(tmp_path / "runs")
+    assert not (tmp_path / "runs" / "results.csv").exists()
+
+
+def test_missing_data_are_known_before_anything_is_written(tmp_path):
+    plan = plan_study(parse_spec(SPEC.replace("digits", "cifar100")))
+    with pytest.raises(ValueError, match="data get cifar100"):
+        run_study(plan, tmp_path / "out", data_dir=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_weighs_runs_by_their_work(plan, tmp_path):

@@ -92,4 +92,7 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        click.echo(f"matrigami: {error}", err=True)
+        return 1
     return result if isinstance(result, int) else 0

@@ -82,22 +82,24 @@ def run(
     Example:
       matrigami study run my_study.toml --out runs/mine --workers 2
     """
-    from matrigami.studies import check_data, plan_study, run_study
+    from matrigami.studies import plan_study, run_study
 
-    plan = plan_study(_load(spec, preset, only))
+    whole = _load(spec, preset)
+    plan = plan_study(whole)
+    part = plan_study(whole.only(only)) if only else plan
     if dry_run:
-        _echo_plan(plan, json_)
+        _echo_plan(part, json_)
         return 0
     if out is None:
         raise click.UsageError(
             "--out is missing: the folder that the study is written to. Or give --dry-run."
         )
     _check_device(device)
-    check_data(plan.configs, data_dir)
     line = ProgressLine()
     outcome = run_study(
         plan,
         out,
+        part=part,
         workers=workers,
         threads=threads,
         device=device,
@@ -165,8 +167,9 @@ def fit(folder: Path, json_: bool) -> int:
     Example:
       matrigami study fit runs/demo
     """
-    from matrigami.studies import fit_results, read_results, write_fit
+    from matrigami.studies import fit_results, read_results, update_results, write_fit
 
+    update_results(folder)
     result = fit_results(read_results(folder / "results.csv"))
     write_fit(folder / "fit.json", result)
     if json_:
@@ -189,7 +192,9 @@ def plot(folder: Path, reference: Path | None) -> int:
       matrigami study plot runs/demo --reference published.csv
     """
     from matrigami.plots import plot_study
+    from matrigami.studies import update_results
 
+    update_results(folder)
     for path in plot_study(folder, command=command_line(), reference=reference):
         click.echo(path)
     return 0
@@ -205,7 +210,9 @@ def report(folder: Path) -> int:
       matrigami study report runs/demo
     """
     from matrigami.plots import write_report
+    from matrigami.studies import update_results
 
+    update_results(folder)
     click.echo(write_report(folder, command=command_line()))
     return 0
 
@@ -227,7 +234,7 @@ def presets() -> int:
     return 0
 
 
-def _load(spec: Path | None, preset: str | None, only: str | None) -> "Study":
+def _load(spec: Path | None, preset: str | None) -> "Study":
     """The study that was asked for."""
     from matrigami.studies import load_preset, load_spec
 
@@ -236,8 +243,7 @@ def _load(spec: Path | None, preset: str | None, only: str | None) -> "Study":
             "Give a study: either a SPEC.toml or --preset NAME (`matrigami study presets` "
             "lists them)."
         )
-    study_ = load_spec(spec) if spec else load_preset(str(preset))
-    return study_.only(only) if only else study_
+    return load_spec(spec) if spec else load_preset(str(preset))
 
 
 def _check_device(device: str) -> None:

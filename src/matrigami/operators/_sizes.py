@@ -64,8 +64,8 @@ def resolve_blocks(blocks: float, m: int, n: int, what: str) -> int:
     """A number of equal blocks given as such, or as a fraction of full, `min(m, n)`.
 
     Args:
-        blocks: An int of at least 1, or a float in (0, 1]: then the largest number of blocks that divides both
-            sizes and is at most that fraction of full.
+        blocks: An int of at least 1, or a float in (0, 1]: then the largest number of blocks that
+            divides both sizes and is at most that fraction of full.
         m: Rows.
         n: Columns.
         what: What asked, for the message.

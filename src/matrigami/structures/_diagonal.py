@@ -176,6 +176,6 @@ def _(A: DiagonalMatrix, p: float) -> DiagonalMatrix:
 
 
 @project.register
-def _(recipe: Diagonal, W: Inexact[Tensor, "*batch n n"]) -> DiagonalMatrix:
+def _(recipe: Diagonal, W: Inexact[Tensor, "*batch m n"]) -> DiagonalMatrix:
     _require_square(*W.shape[-2:])
     return DiagonalMatrix(torch.diagonal(W, dim1=-2, dim2=-1).clone())

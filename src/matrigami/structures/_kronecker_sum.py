@@ -199,7 +199,7 @@ def _symmetric(D: Tensor) -> bool:
 
 
 @project.register
-def _(recipe: KroneckerSum, W: Inexact[Tensor, "*batch n n"]) -> KroneckerSumMatrix:
+def _(recipe: KroneckerSum, W: Inexact[Tensor, "*batch m n"]) -> KroneckerSumMatrix:
     n1, n2 = recipe._sizes(*W.shape[-2:])
     grid = W.unflatten(-2, (n1, n2)).unflatten(-1, (n1, n2))
     L, R = torch.einsum("...acbc->...ab", grid) / n2, torch.einsum("...abac->...bc", grid) / n1

@@ -3,7 +3,9 @@
 import ast
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from matrigami.operators import Structure
 
@@ -33,13 +35,39 @@ def parse_recipe(
     if name in variadic and args:
         args, options = [], {variadic[name]: tuple(args)} | options
     try:
-        return recipes[name](*args, **options)
+        recipe = recipes[name](*args, **options)
+        _check_types(recipe)
     except TypeError as error:
         raise ValueError(
             f"structure {text!r} was asked for.\n"
             f"{recipes[name].__name__} does not take these arguments: {error}.\n"
             f"It is defined as: {_signature(recipes[name])}."
         ) from error
+    return recipe
+
+
+def _check_types(recipe: Structure) -> None:
+    """Compare the fields of a recipe with their annotations: text may hold anything.
+
+    Raises:
+        TypeError: If one does not fit.
+    """
+    for field in fields(recipe):  # pyright: ignore[reportArgumentType] - recipes are dataclasses
+        value = getattr(recipe, field.name)
+        if not _fits(value, field.type):
+            raise TypeError(f"{field.name}={value!r}")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a literal is of a type; an int will do for a float, a bool for neither."""
+    parts = get_args(annotation)
+    if get_origin(annotation) in {Union, UnionType}:
+        return any(_fits(value, part) for part in parts)
+    if parts:
+        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value)
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)
 
 
 def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:

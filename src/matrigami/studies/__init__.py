@@ -12,7 +12,15 @@ from matrigami.studies._fit import (
 )
 from matrigami.studies._progress import Snapshot
 from matrigami.studies._record import COLUMNS, file_hash, read_results, write_atomic, write_results
-from matrigami.studies._run import Outcome, Plan, load_plan, plan_study, run_states, run_study
+from matrigami.studies._run import (
+    Outcome,
+    Plan,
+    load_plan,
+    plan_study,
+    run_states,
+    run_study,
+    update_results,
+)
 from matrigami.studies._size import RunSize, check_data, run_size
 from matrigami.studies._spec import (
     Study,
@@ -53,6 +61,7 @@ __all__ = [
     "run_states",
     "run_study",
     "train_run",
+    "update_results",
     "write_atomic",
     "write_fit",
     "write_results",

@@ -101,7 +101,7 @@ def fit_results(
         `common_macs`, `range`; and the method.
     """
     good = [r for r in records if r.get("status") == "done"]
-    datasets = list(dict.fromkeys(str(r["dataset"]) for r in good))
+    datasets = sorted({str(r["dataset"]) for r in good})
     fits = {
         name: _fit_dataset([r for r in good if r["dataset"] == name], resamples, seed)
         for name in datasets
@@ -149,7 +149,7 @@ def _turn(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> float:
 def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[str, Any]:
     """Laws, frontier and ranking of one dataset."""
     groups: dict[str, list[Record]] = {}
-    for r in records:
+    for r in sorted(records, key=lambda r: (str(r["structure"]), r["macs"], r["seed"])):
         groups.setdefault(str(r["structure"]), []).append(r)
     low = max(min(float(r["macs"]) for r in group) for group in groups.values())
     high = min(max(float(r["macs"]) for r in group) for group in groups.values())

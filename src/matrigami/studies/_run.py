@@ -2,26 +2,22 @@
 
 import multiprocessing
 import os
-import platform
-import shlex
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from matrigami import __version__
 from matrigami.studies._config import RunConfig
+from matrigami.studies._environment import environment
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
 from matrigami.studies._record import Record, read_json, write_json, write_results
-from matrigami.studies._size import RunSize, run_size
+from matrigami.studies._size import RunSize, check_data, run_size
 from matrigami.studies._spec import Study
 from matrigami.studies._worker import (
     ATTEMPTS,
@@ -38,18 +34,14 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study left: a record of each run that ended, and how many ended how."""
+    """What a study left: a record of each run that ended, and how many ended how or not."""
 
     records: tuple[Record, ...]
     total: int
     failed: int
     crashed: int
+    left: int
     interrupted: bool
-
-    @property
-    def left(self) -> int:
-        """Runs without a result."""
-        return self.total - len(self.records)
 
 
 @dataclass(frozen=True)
@@ -96,6 +88,7 @@ def run_study(
     plan: Plan,
     out: Path,
     *,
+    part: Plan | None = None,
     workers: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -111,6 +104,7 @@ def run_study(
     Args:
         plan: From `plan_study`.
         out: Folder of the study; made if absent.
+        part: The runs of the plan to train now; all by default.
         workers: Number of processes; by default one for each core (an accelerator: 1).
         threads: Threads of each process; by default the cores shared out.
         device: Where to train.
@@ -121,16 +115,19 @@ def run_study(
         The records of all runs of the plan that ended, also in earlier calls.
 
     Raises:
-        ValueError: If a number is out of range, or the folder cannot be written.
+        ValueError: If a number is out of range, data are missing, or the folder cannot be written.
     """
     workers, threads = _shares(workers, threads, device)
+    part = part or plan
+    check_data([c for c in part.configs if not _ended(read_status(out, c))], data_dir)
     prepare(plan, out)
     write_json(out / "env.json", environment(device, workers, threads))
-    job = Job(out, plan.configs, data_dir, device, threads)
-    clock = Clock(plan.work, _fractions(plan, out), time.monotonic())
+    job = Job(out, part.configs, data_dir, device, threads)
+    clock = Clock(part.work, _fractions(part, out), time.monotonic())
     with _signals() as asked:
-        _supervise(job, workers, asked, lambda: report(snapshot(plan, out, clock)))
-    outcome = collect(plan, out, interrupted=asked.is_set())
+        _supervise(job, workers, asked, lambda: report(snapshot(part, out, clock)))
+    outcome = collect(part, out, interrupted=asked.is_set())
+    outcome = replace(outcome, records=collect(plan, out).records)
     write_results(out / "results.csv", outcome.records)
     return outcome
 
@@ -167,9 +164,9 @@ def collect(plan: Plan, out: Path, *, interrupted: bool = False) -> Outcome:
         if _ended(state)
     ]
     kinds = [state["status"] for _, state in states.values()]
-    return Outcome(
-        tuple(records), len(states), kinds.count("failed"), kinds.count("crashed"), interrupted
-    )
+    failed, crashed = kinds.count("failed"), kinds.count("crashed")
+    left = len(kinds) - len(records)
+    return Outcome(tuple(records), len(kinds), failed, crashed, left, interrupted)
 
 
 def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
@@ -205,6 +202,15 @@ def load_plan(out: Path) -> Plan:
     )
 
 
+def update_results(out: Path) -> None:
+    """Write `results.csv` anew from the folders of the runs; without these, leave it as it is.
+
+    So fits and figures can be had while a study runs, and after it was killed.
+    """
+    if (out / "study.json").exists() and (out / "runs").is_dir():
+        write_results(out / "results.csv", collect(load_plan(out), out).records)
+
+
 def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
     """The state of each run: what it is, `macs`, `status`, `fraction` done, `cause` of an end."""
     states = []
@@ -233,22 +239,6 @@ def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
             }
         )
     return states
-
-
-def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
-    """Versions, machine and command line."""
-    packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
-    return {
-        "command": shlex.join(["matrigami", *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "versions": {"matrigami": __version__} | {name: _version(name) for name in packages},
-        "platform": platform.platform(terse=True),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "device": device,
-        "workers": workers,
-        "threads": threads,
-    }
 
 
 def _shares(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
@@ -362,21 +352,3 @@ def _ended(state: Mapping[str, Any]) -> bool:
 def _fractions(plan: Plan, out: Path) -> dict[str, float]:
     """Finished part of each run."""
     return {config.id: float(read_status(out, config)["fraction"]) for config in plan.configs}
-
-
-def _version(package: str) -> str | None:
-    """Installed version of a package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    """Name of the processor."""
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = ()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
