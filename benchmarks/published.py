@@ -1,0 +1,158 @@
+"""Compare a CIFAR-100 study with the published points, and write its page.
+
+    python -m benchmarks.published runs/cifar100_small docs/results/cifar100_small
+
+copies the results, fits and figures of a finished study and writes `README.md` beside them: the
+command, the machine, the order of the structures at equal compute, ours and the published one.
+"""
+
+import csv
+import json
+import math
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+
+REFERENCE = Path("docs/results/published/mlp_cifar100.csv")
+NAMES = {
+    "btt": "BTT",
+    "monarch": "Monarch",
+    "dense": "Dense",
+    "lowrank": "LowRank",
+    "tt": "TT",
+    "kronecker": "Kron",
+}
+"""The published name of each structure."""
+
+
+def published_curves(path: Path = REFERENCE) -> dict[str, list[tuple[float, float]]]:
+    """Multiply-adds and train error of each published structure, ascending."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            point = (float(row["macs_per_example_fwd"]), float(row["train_error_pct"]))
+            curves.setdefault(row["structure"], []).append(point)
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def at(points: list[tuple[float, float]], macs: float) -> float | None:
+    """The error at a cost, interpolated in log-log coordinates; None outside the points."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= macs <= x1:
+            share = math.log(macs / x0) / math.log(x1 / x0)
+            return math.exp((1 - share) * math.log(y0) + share * math.log(y1))
+    return None
+
+
+def agreement(ours: list[str], theirs: list[str]) -> tuple[int, int]:
+    """Pairs of structures in the same order, and pairs in all."""
+    pairs = [(a, b) for i, a in enumerate(ours) for b in ours[i + 1 :] if {a, b} <= set(theirs)]
+    return sum(theirs.index(a) < theirs.index(b) for a, b in pairs), len(pairs)
+
+
+def page(fit: dict[str, Any], env: dict[str, Any], runs: int, seconds: float) -> str:
+    """The page of a study."""
+    data = fit["datasets"]["cifar100"]
+    macs = data["common_macs"]
+    curves = published_curves()
+    theirs = {name: at(points, macs) for name, points in curves.items()}
+    order = sorted((name for name in theirs if theirs[name] is not None), key=lambda n: theirs[n])
+    lines = []
+    for row in data["ranking"]["train_error"]:
+        name = NAMES[row["structure"].split("(")[0]]
+        law = data["structures"][row["structure"]]
+        test = next(r for r in data["ranking"]["test_error"] if r["structure"] == row["structure"])
+        lines.append(
+            f"| {row['rank']}{' (tie with the next)' if row['tie_with_next'] else ''} "
+            f"| `{row['structure']}` | {_interval(row)} | {_interval(test)} "
+            f"| {_law(law['train_error'])} | {_law(law['test_error'])} "
+            f"| {order.index(name) + 1 if name in order else '–'} "
+            f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
+        )
+    ours = [NAMES[r["structure"].split("(")[0]] for r in data["ranking"]["train_error"]]
+    same, pairs = agreement(ours, order)
+    return PAGE.format(
+        macs=f"{macs:.2g}",
+        rows="\n".join(lines),
+        same=same,
+        pairs=pairs,
+        ours=" < ".join(ours),
+        theirs=" < ".join(order),
+        runs=runs,
+        hours=f"{seconds / 3600:.1f}",
+        command=env["command"],
+        machine=f"{env['cpu']}, {env['cores']} cores, {env['device']}, {env['workers']} workers",
+        versions=", ".join(f"{k} {v}" for k, v in env["versions"].items() if v),
+        method=fit["method"],
+    )
+
+
+def _interval(row: dict[str, Any]) -> str:
+    """An error and its interval."""
+    low, high = row["interval"] or (None, None)
+    return f"{row['error']:.1f}" + (f" [{low:.1f}, {high:.1f}]" if low is not None else "")
+
+
+def _law(law: dict[str, Any]) -> str:
+    """An exponent and its standard error."""
+    if law["exponent"] is None:
+        return "–"
+    error = law["standard_error"]
+    return f"{law['exponent']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+PAGE = """# CIFAR-100, MLP, reduced protocol
+
+![Train and test error against multiply-adds](fig/scaling.png)
+
+Hollow markers are the published points (500 epochs; this study: 20). Data:
+[results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/scaling.svg),
+[seconds](fig/time.png), [exponents](fig/exponents.png).
+
+## Order at equal compute
+
+Errors at {macs} multiply-adds, lower is better; train error on augmented data; 95 % intervals in
+brackets; in the last two columns the published rank and train error at the same compute.
+
+| rank | structure | train error % | test error % | train exponent | test exponent | rank | % |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+Ours: {ours}. Published, at the same compute: {theirs}.
+{same} of {pairs} pairs of structures are in the same order.
+
+## How it was made
+
+```sh
+{command}
+python -m benchmarks.published runs/cifar100_small docs/results/cifar100_small
+```
+
+{runs} runs, {hours} hours of processor time, on {machine}; {versions}.
+
+{method}
+"""
+
+
+@click.command()
+@click.argument("study", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+def main(study: Path, out: Path) -> None:
+    """Write the page of STUDY to the folder OUT."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("results.csv", "fit.json", "env.json"):
+        shutil.copy(study / name, out / name)
+    shutil.copytree(study / "fig", out / "fig", dirs_exist_ok=True)
+    fit, env = (json.loads((study / f).read_text("utf-8")) for f in ("fit.json", "env.json"))
+    with (study / "results.csv").open(newline="", encoding="utf-8") as file:
+        records = list(csv.DictReader(file))
+    seconds = sum(float(r["cpu_seconds"]) for r in records)
+    (out / "README.md").write_text(page(fit, env, len(records), seconds), "utf-8")
+    click.echo(f"{out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
