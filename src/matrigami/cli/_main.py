@@ -89,10 +89,8 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("matrigami: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except OSError as error:
-        click.echo(f"matrigami: {error}", err=True)
+    except OSError as error:  # a full disk; or a reader that has had enough, which needs no words
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"matrigami: {error}", err=True)
         return 1
     return result if isinstance(result, int) else 0

@@ -158,4 +158,4 @@ def _(A: BlockDiagonalMatrix, p: float) -> BlockDiagonalMatrix:
 def _(recipe: BlockDiagonal, W: Inexact[Tensor, "*batch m n"]) -> BlockDiagonalMatrix:
     c, p, q = recipe._shape(*W.shape[-2:])
     grid = W.unflatten(-2, (c, p)).unflatten(-1, (c, q))
-    return BlockDiagonalMatrix(torch.diagonal(grid, dim1=-4, dim2=-2).movedim(-1, -3).contiguous())
+    return BlockDiagonalMatrix(torch.diagonal(grid, dim1=-4, dim2=-2).movedim(-1, -3).clone())

@@ -56,7 +56,7 @@ def _(A: DenseMatrix) -> DenseMatrix:
 
 @project.register
 def _(recipe: Dense, W: Inexact[Tensor, "*batch m n"]) -> DenseMatrix:
-    return DenseMatrix(W)
+    return DenseMatrix(W.clone())
 
 
 @metric_project.register

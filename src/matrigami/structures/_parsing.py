@@ -40,7 +40,7 @@ def parse_recipe(
     except TypeError as error:
         raise ValueError(
             f"structure {text!r} was asked for.\n"
-            f"{recipes[name].__name__} does not take these arguments: {error}.\n"
+            f"{recipes[name].__name__} does not take these arguments: {str(error).splitlines()[0]}.\n"
             f"It is defined as: {_signature(recipes[name])}."
         ) from error
     return recipe

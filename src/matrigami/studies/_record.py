@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
     """One JSON document; None if the file is absent."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
