@@ -22,20 +22,31 @@ VERBS = {
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a verb when the verb is used, so that `--help` is immediate."""
+    """Imports the module of a verb when the verb is used, so that `--help` is immediate.
 
-    def list_commands(self, _: click.Context) -> list[str]:
+    The names of the arguments are click's.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Names of the verbs."""
         return list(VERBS)
 
-    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
         """The command of a verb."""
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
-    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
         """The overview, from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
