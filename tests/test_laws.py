@@ -1,11 +1,8 @@
 """Every structure obeys the law suite: its example, its variants, and values made from it."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from jaxtyping import Float
 
 from matrigami import (
     BlockTensorTrain,
@@ -24,18 +21,14 @@ from matrigami import (
     inverse,
     khatri_rao,
     kron,
-    project,
 )
 from matrigami.operators import (
     CroppedMatrix,
     DenseMatrix,
-    Fan,
     ProductMatrix,
     ScaledMatrix,
     SumMatrix,
     TransposedMatrix,
-    draw,
-    fans,
 )
 from matrigami.structures import EXAMPLES
 from matrigami.testing import LAWS, SIZES, Size, check_operator, check_structure
@@ -162,55 +155,6 @@ def test_a_law_that_raises_is_reported_with_recipe_and_size():
 
     with pytest.raises(AssertionError, match=r"LowRank.* at 3x4 breaks the law 'law': raised Zero"):
         check_structure(LowRank(rank=1), [(3, 4)], [law])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CirculantMatrix(LinearOperator):
-    """A structure of a third party, with the four things a value has to know and no rules."""
-
-    c: Float[torch.Tensor, "*batch n"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.c.shape, self.c.shape[-1])
-
-    def matmat(self, X: torch.Tensor) -> torch.Tensor:
-        spectrum = torch.fft.rfft(self.c)[..., None] * torch.fft.rfft(X, dim=-2)
-        return torch.fft.irfft(spectrum, n=self.c.shape[-1], dim=-2)
-
-    @property
-    def T(self) -> "CirculantMatrix":
-        return CirculantMatrix(self.c.flip(-1).roll(1, -1))
-
-    def dense(self) -> torch.Tensor:
-        return torch.stack([self.c.roll(i, -1) for i in range(self.c.shape[-1])], -1)
-
-
-@dataclass(frozen=True)
-class Circulant(Structure):
-    """Its recipe."""
-
-    def init(self, m, n, *, generator=None, dtype=None, device=None) -> CirculantMatrix:
-        if m != n:
-            raise ValueError(f"Circulant() was asked for a {m}x{n} matrix.\nGive a square size.")
-        return draw(CirculantMatrix(torch.empty(n, dtype=dtype, device=device)), generator)
-
-
-@fans.register
-def _(A: CirculantMatrix) -> tuple[Fan, ...]:
-    n = A.c.shape[-1]
-    return (Fan(n, n, last=True),)
-
-
-@project.register
-def _(recipe: Circulant, W: torch.Tensor) -> CirculantMatrix:
-    m, n = W.shape[-2:]
-    recipe.init(m, n, device="meta")
-    return CirculantMatrix(torch.stack([W[..., i].roll(-i, -1) for i in range(n)], -1).mean(-1))
-
-
-def test_a_structure_of_a_third_party_obeys():
-    check_structure(Circulant(), [(1, 1), (2, 3), (5, 5), (6, 6)])
 
 
 def test_hadamard_is_checked_with_other_ranks():

@@ -38,9 +38,10 @@ def parse_recipe(
         recipe = recipes[name](*args, **options)
         _check_types(recipe)
     except TypeError as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
             f"structure {text!r} was asked for.\n"
-            f"{recipes[name].__name__} does not take these arguments: {str(error).splitlines()[0]}.\n"
+            f"{recipes[name].__name__} does not take these arguments: {reason}.\n"
             f"It is defined as: {_signature(recipes[name])}."
         ) from error
     return recipe

@@ -93,7 +93,7 @@ def gradients_of_questions(A: LinearOperator) -> None:
 def forward_derivatives(A: LinearOperator) -> None:
     """`torch.func.jvp` of the product is the product with the tangent."""
     X, V = random(A.shape[-1], 2), random(A.shape[-1], 2, seed=1)
-    Y, tangent = torch.func.jvp(A.matmat, (X,), (V,))
+    Y, tangent = torch.func.jvp(A.matmat, (X,), (V,))  # pyright: ignore[reportAssignmentType]
     expect_close(Y, A.dense() @ X, "the value of jvp")
     expect_close(tangent, A.dense() @ V, "the tangent of jvp")
 

@@ -1,0 +1,53 @@
+"""The comparison of a study with the published points."""
+
+import pytest
+from benchmarks.published import NAMES, agreement, at, page, published_curves
+
+from matrigami.studies import fit_results
+
+
+def test_published_points_are_read_and_interpolated():
+    curves = published_curves()
+    assert set(curves) == set(NAMES.values())
+    assert at(curves["Dense"], 301312) == pytest.approx(74.96)
+    assert 58.7 < at(curves["BTT"], 4e5) < 67.1  # between the widths 256 and 512
+    assert at(curves["Dense"], 1e3) is None
+
+
+def test_pairs_in_the_same_order_are_counted():
+    assert agreement(["a", "b", "c"], ["a", "b", "c"]) == (3, 3)
+    assert agreement(["b", "a", "c"], ["a", "b", "c"]) == (2, 3)
+    assert agreement(["a", "x"], ["a", "b"]) == (0, 0)
+
+
+def test_a_page_says_what_was_found_and_how():
+    texts = ("btt(rank=1)", "monarch(blocks=4)", "dense", "lowrank", "tt(rank=16)", "kronecker")
+    records = [
+        {
+            "dataset": "cifar100",
+            "structure": text,
+            "width": int(macs**0.5),
+            "seed": seed,
+            "macs": macs,
+            "status": "done",
+            "train_error": (50 + 5 * rank + 0.1 * seed) * (macs / 5e5) ** -0.1,
+            "test_error": (60 + 3 * rank + 0.1 * seed) * (macs / 5e5) ** -0.05,
+        }
+        for rank, text in enumerate(texts)
+        for macs in (3e5, 6e5, 2e6)
+        for seed in (0, 1)
+    ]
+    env = {
+        "command": "matrigami study run --preset cifar100_small --out runs/c",
+        "cpu": "a processor",
+        "cores": 2,
+        "device": "cpu",
+        "workers": 2,
+        "versions": {"torch": "2.13.0"},
+    }
+    text = page(fit_results(records, resamples=50), env, len(records), 7200.0)
+    assert "Ours: BTT < Monarch < Dense < LowRank < TT < Kron." in text
+    assert "15 of 15 pairs" in text
+    assert "36 runs, 2.0 hours" in text
+    assert "matrigami study run --preset cifar100_small --out runs/c" in text
+    assert "0.100" in text  # the exponent that the errors were made with
