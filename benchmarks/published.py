@@ -53,8 +53,8 @@ def agreement(ours: list[str], theirs: list[str]) -> tuple[int, int]:
     return sum(theirs.index(a) < theirs.index(b) for a, b in pairs), len(pairs)
 
 
-def page(fit: dict[str, Any], env: dict[str, Any], runs: int, seconds: float) -> str:
-    """The page of a study."""
+def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    """The page of a study: its fits, its environment, its rows of `results.csv`."""
     data = fit["datasets"]["cifar100"]
     macs = data["common_macs"]
     curves = published_curves()
@@ -81,8 +81,9 @@ def page(fit: dict[str, Any], env: dict[str, Any], runs: int, seconds: float) ->
         pairs=pairs,
         ours=" < ".join(ours),
         theirs=" < ".join(order),
-        runs=runs,
-        hours=f"{seconds / 3600:.1f}",
+        runs=len(records),
+        epochs=" or ".join(sorted({str(r["epochs"]) for r in records})),
+        minutes=f"{sum(float(r['cpu_seconds']) for r in records) / 60:.0f}",
         command=env["command"],
         machine=f"{env['cpu']}, {env['cores']} cores, {env['device']}, {env['workers']} workers",
         versions=", ".join(f"{k} {v}" for k, v in env["versions"].items() if v),
@@ -104,11 +105,11 @@ def _law(law: dict[str, Any]) -> str:
     return f"{law['exponent']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
-PAGE = """# CIFAR-100, MLP, reduced protocol
+PAGE = """# CIFAR-100, MLP, {epochs} epochs
 
 ![Train and test error against multiply-adds](fig/scaling.png)
 
-Hollow markers are the published points (500 epochs; this study: 20). Data:
+Hollow markers are the published points (500 epochs; this study: {epochs}). Data:
 [results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/scaling.svg),
 [seconds](fig/time.png), [exponents](fig/exponents.png).
 
@@ -128,10 +129,11 @@ Ours: {ours}. Published, at the same compute: {theirs}.
 
 ```sh
 {command}
-python -m benchmarks.published runs/cifar100_small docs/results/cifar100_small
+matrigami study plot {{study}} --reference docs/results/published/mlp_cifar100.csv
+python -m benchmarks.published {{study}} {{out}}
 ```
 
-{runs} runs, {hours} hours of processor time, on {machine}; {versions}.
+{runs} runs, {minutes} minutes of processor time, on {machine}; {versions}.
 
 {method}
 """
@@ -149,8 +151,8 @@ def main(study: Path, out: Path) -> None:
     fit, env = (json.loads((study / f).read_text("utf-8")) for f in ("fit.json", "env.json"))
     with (study / "results.csv").open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
-    seconds = sum(float(r["cpu_seconds"]) for r in records)
-    (out / "README.md").write_text(page(fit, env, len(records), seconds), "utf-8")
+    text = page(fit, env, records).replace("{study}", str(study)).replace("{out}", str(out))
+    (out / "README.md").write_text(text, "utf-8")
     click.echo(f"{out / 'README.md'}")
 
 

@@ -30,6 +30,8 @@ def test_a_page_says_what_was_found_and_how():
             "seed": seed,
             "macs": macs,
             "status": "done",
+            "epochs": 20,
+            "cpu_seconds": 200.0,
             "train_error": (50 + 5 * rank + 0.1 * seed) * (macs / 5e5) ** -0.1,
             "test_error": (60 + 3 * rank + 0.1 * seed) * (macs / 5e5) ** -0.05,
         }
@@ -45,9 +47,10 @@ def test_a_page_says_what_was_found_and_how():
         "workers": 2,
         "versions": {"torch": "2.13.0"},
     }
-    text = page(fit_results(records, resamples=50), env, len(records), 7200.0)
+    text = page(fit_results(records, resamples=50), env, records)
     assert "Ours: BTT < Monarch < Dense < LowRank < TT < Kron." in text
     assert "15 of 15 pairs" in text
-    assert "36 runs, 2.0 hours" in text
+    assert "36 runs, 120 minutes" in text
+    assert "# CIFAR-100, MLP, 20 epochs" in text
     assert "matrigami study run --preset cifar100_small --out runs/c" in text
     assert "0.100" in text  # the exponent that the errors were made with
