@@ -54,7 +54,7 @@ class GaussNewtonMatrix(LinearOperator):
             total = torch.zeros_like(v)
             for i, weight in enumerate(self.objective.weights):
                 model = partial(self.objective.outputs, inputs=self.objective.batches[i][0])
-                outputs, tangent = jvp(model, (at,), (split(v, at),))
+                outputs, tangent = jvp(model, (at,), (split(v, at),))[:2]
                 _, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
                 cotangent = self.curvature(self.objective, i, outputs, tangent)
                 total = total + weight * join(pull(cotangent)[0])
