@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from matrigami.plots import plot_study
+
 REFERENCE = Path("docs/results/published/mlp_cifar100.csv")
 NAMES = {
     "btt": "BTT",
@@ -109,9 +111,9 @@ PAGE = """# CIFAR-100, MLP, {epochs} epochs
 
 ![Train and test error against multiply-adds](fig/scaling.png)
 
-Hollow markers are the published points (500 epochs; this study: {epochs}). Data:
-[results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/scaling.svg),
-[seconds](fig/time.png), [exponents](fig/exponents.png).
+Data: [results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/scaling.svg),
+[seconds](fig/time.png), [exponents](fig/exponents.png),
+[with the published points](fig/published.png), which are of 500 epochs.
 
 ## Order at equal compute
 
@@ -129,7 +131,6 @@ Ours: {ours}. Published, at the same compute: {theirs}.
 
 ```sh
 {command}
-matrigami study plot {{study}} --reference docs/results/published/mlp_cifar100.csv
 python -m benchmarks.published {{study}} {{out}}
 ```
 
@@ -147,6 +148,11 @@ def main(study: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.csv", "fit.json", "env.json"):
         shutil.copy(study / name, out / name)
+    command = f"python -m benchmarks.published {study} {out}"
+    plot_study(study, command=command, reference=REFERENCE)
+    (out / "fig").mkdir(exist_ok=True)
+    shutil.copy(study / "fig" / "scaling.png", out / "fig" / "published.png")
+    plot_study(study, command=command)
     shutil.copytree(study / "fig", out / "fig", dirs_exist_ok=True)
     fit, env = (json.loads((study / f).read_text("utf-8")) for f in ("fit.json", "env.json"))
     with (study / "results.csv").open(newline="", encoding="utf-8") as file:
