@@ -157,7 +157,7 @@ def test_the_published_sizes_come_out():
     assert sizes["monarch(blocks=4)", 64].macs == 87296
     assert sizes["lowrank", 64].macs == 218368
     assert sizes["dense", 128].params == 802148
-    assert sizes["dense", 128].examples == 4 * 50_000
+    assert sizes["dense", 128].examples == 8 * 50_000
 
 
 def test_the_plan_begins_with_the_biggest_run():
