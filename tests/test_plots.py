@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from matrigami.plots import plot_study, write_report
-from matrigami.plots._scaling import read_reference, scaling_figure, styles
+from matrigami.plots._scaling import read_reference, scaling_figure, styles, time_figure
 from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
 
 EXPONENTS = {"dense": 0.1, "btt(rank=1)": 0.2, "<b>": 0.15}
@@ -81,6 +81,20 @@ def test_structures_differ_in_colour_and_marker():
     drawn = styles(names)
     assert drawn["dense"].color == "#000000"
     assert len({s.color for s in drawn.values()}) == len({s.marker for s in drawn.values()}) == 10
+
+
+def test_a_legend_of_six_structures_stays_inside_a_narrow_figure():
+    names = ("btt(rank=1)", "monarch(blocks=4)", "dense", "lowrank", "tt(rank=16)", "kronecker")
+    records = [
+        {"dataset": "a", "structure": n, "macs": m, "seconds": m, "examples": 1}
+        for n in names
+        for m in (10, 100)
+    ]
+    figure = time_figure(records)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
 
 
 def test_published_points_are_drawn_hollow(folder):

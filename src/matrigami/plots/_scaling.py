@@ -51,6 +51,10 @@ class Style(NamedTuple):
     marker: str
 
 
+LEGEND_INCHES = 1.5
+"""Width of one entry of a legend, with the longest usual name."""
+
+
 def plot_study(folder: Path, *, command: str = "", reference: Path | None = None) -> list[Path]:
     """Draw the figures of a study: `fig/scaling.png` and `.svg`, `time.png`, `exponents.png`.
 
@@ -305,12 +309,13 @@ def _compact(value: float) -> str:
 def _legend(figure: Figure, ax: Axes, published: bool) -> None:
     """One legend below all axes."""
     handles, labels = ax.get_legend_handles_labels()
+    fitting = int(figure.get_figwidth() / LEGEND_INCHES)
     figure.legend(
         handles,
         labels,
         title="hollow: published" if published else None,
         loc="outside lower center",
-        ncols=min(6, len(labels)) or 1,
+        ncols=max(min(fitting, len(labels)), 1),
         frameon=False,
         title_fontsize=9,
         fontsize=9,
