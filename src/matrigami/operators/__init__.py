@@ -18,6 +18,14 @@ from matrigami.operators._base import (
     scale,
     with_tensors,
 )
+from matrigami.operators._contraction import (
+    Contraction,
+    ContractionMatrix,
+    chained,
+    composed,
+    contraction,
+    contractions,
+)
 from matrigami.operators._dense import DenseMatrix, operator
 from matrigami.operators._functions import (
     Cost,
@@ -63,6 +71,8 @@ from matrigami.operators._projection import (
 from matrigami.operators._sizes import draw, factorize, padded_size, resolve_blocks, resolve_rank
 
 __all__ = [
+    "Contraction",
+    "ContractionMatrix",
     "Cost",
     "CroppedMatrix",
     "DenseMatrix",
@@ -80,7 +90,11 @@ __all__ = [
     "SumMatrix",
     "TransposedMatrix",
     "add",
+    "chained",
     "compose",
+    "composed",
+    "contraction",
+    "contractions",
     "cost",
     "cropped",
     "diagonal",

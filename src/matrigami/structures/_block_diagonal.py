@@ -12,11 +12,15 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     DenseMatrix,
     Fan,
     LinearOperator,
     Structure,
+    chained,
     compose,
+    contraction,
+    contractions,
     diagonal,
     draw,
     fans,
@@ -111,6 +115,12 @@ class BlockDiagonal(Structure):
 @fans.register
 def _(A: BlockDiagonalMatrix) -> tuple[Fan, ...]:
     return (Fan(A.blocks.shape[-1], A.blocks.shape[-2], last=True),)
+
+
+@contractions.register
+def _(A: BlockDiagonalMatrix) -> tuple[Contraction, ...]:
+    c, p, q = A.blocks.shape[-3:]
+    return chained(contraction(A.blocks, "c p q", "c q", "c p", c=c, p=p, q=q))
 
 
 @compose.register

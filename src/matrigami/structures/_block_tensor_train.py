@@ -22,10 +22,14 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Fan,
     LinearOperator,
     Structure,
     add,
+    chained,
+    contraction,
+    contractions,
     cropped,
     draw,
     factorize,
@@ -247,6 +251,25 @@ def _(A: BlockTensorTrainMatrix) -> tuple[Fan, ...]:
     return tuple(
         Fan(n * s, m * r, last=i == len(shapes) - 1) for i, (r, m, n, s) in enumerate(shapes)
     )
+
+
+@contractions.register
+def _(A: BlockTensorTrainMatrix) -> tuple[Contraction, ...]:
+    c = len(A.cores)
+    sizes = {f"m{i}": C.shape[-3] for i, C in enumerate(A.cores)}
+    sizes |= {f"n{i}": C.shape[-2] for i, C in enumerate(A.cores)}
+    sizes |= {f"r{i}": C.shape[-1] for i, C in enumerate(A.cores)} | {f"r{c}": 1}
+    steps = []
+    for i, C in enumerate(A.cores):
+        later, made = [f"n{j}" for j in range(c - 1, i, -1)], [f"m{j}" for j in range(i)]
+        taken, given = [*later, f"n{i}", f"r{i}", *made], [*later, f"r{i + 1}", *made, f"m{i}"]
+        if i == 0 and A.reversed_columns:
+            taken = [f"n{j}" for j in range(c)] + ["r0"]
+        if i == c - 1 and A.reversed_rows:
+            given = [f"m{j}" for j in range(c - 1, -1, -1)] + [f"r{c}"]
+        axes = f"({' '.join(later)}) ({' '.join(made)}) r{i + 1} m{i} n{i} r{i}"
+        steps.append(contraction(C, axes, " ".join(taken), " ".join(given), **sizes))
+    return chained(*steps)
 
 
 @add.register

@@ -10,13 +10,17 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     DenseMatrix,
     Eigh,
     Fan,
     LinearOperator,
     Structure,
     add as add_rule,
+    chained,
     compose,
+    contraction,
+    contractions,
     diagonal,
     draw,
     eigh,
@@ -113,6 +117,11 @@ def _(A: DiagonalMatrix, B: LinearOperator | Tensor) -> LinearOperator:
 @fans.register
 def _(A: DiagonalMatrix) -> tuple[Fan, ...]:
     return (Fan(1, 1, last=True),)
+
+
+@contractions.register
+def _(A: DiagonalMatrix) -> tuple[Contraction, ...]:
+    return chained(contraction(A.diagonal, "n", "n", "n", n=A.shape[-1]))
 
 
 @add_rule.register

@@ -26,11 +26,15 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Cost,
     Fan,
     LinearOperator,
     Structure,
     add,
+    chained,
+    contraction,
+    contractions,
     cost,
     cropped,
     draw,
@@ -295,6 +299,23 @@ def _contract(A: Tensor, B: Tensor, X: Tensor) -> Tensor:
 def _(A: EinsumMatrix) -> tuple[Fan, ...]:
     alpha, beta, gamma, delta, eps, phi, rho = A.dims
     return Fan(alpha, delta * phi * rho), Fan(beta * gamma * rho, eps, last=True)
+
+
+@contractions.register
+def _(A: EinsumMatrix) -> tuple[Contraction, ...]:
+    names = ("alpha", "beta", "gamma", "delta", "eps", "phi", "rho")
+    sizes = dict(zip(names, A.dims, strict=True))
+    columns = "beta alpha gamma" if A.interleaved_columns else "gamma beta alpha"
+    rows = "eps delta phi" if A.interleaved_rows else "phi eps delta"
+    a_axes, b_axes = "gamma rho phi delta alpha", "phi eps gamma beta rho"
+    a_first, b_first = _orders(A.dims)
+    if a_first <= b_first:
+        between = "gamma beta rho phi delta"
+        first = contraction(A.A, a_axes, columns, between, **sizes)
+        return chained(first, contraction(A.B, b_axes, between, rows, **sizes))
+    between = "gamma alpha phi eps rho"
+    first = contraction(A.B, b_axes, columns, between, **sizes)
+    return tuple(reversed(chained(first, contraction(A.A, a_axes, between, rows, **sizes))))
 
 
 @cost.register

@@ -18,10 +18,14 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Cost,
+    DenseMatrix,
     Fan,
     LinearOperator,
     Structure,
+    contraction,
+    contractions,
     cost,
     diagonal,
     draw,
@@ -134,6 +138,30 @@ def _(A: HadamardMatrix) -> tuple[Fan, ...]:
     m, n = A.shape[-2:]
     r = A.U1.shape[-1] * A.U2.shape[-1]
     return Fan(r, m, 2, last=True), Fan(n, r, 2), Fan(r, m, 2), Fan(n, r, 2)
+
+
+@contractions.register
+def _(A: HadamardMatrix) -> tuple[Contraction, ...]:
+    """A tensor of rows sees, for each row, what the other one passes on; of columns likewise."""
+    (m, r), (n, s) = A.U1.shape[-2:], A.V2.shape[-2:]
+    sizes = {"m": m, "n": n, "r": r, "s": s}
+    rows, columns = DenseMatrix(_rowwise(A.U1, A.U2)), DenseMatrix(_rowwise(A.V1, A.V2).mT)
+    through_1 = contraction(A.U1, "m r", "r s", "m s", **sizes)
+    through_2 = contraction(A.U2, "m s", "r s", "m r", **sizes)
+    return (
+        Contraction(contraction(A.U1, "m r", "m r", "m", **sizes), through_2 @ columns),
+        Contraction(
+            contraction(A.V1, "n r", "n s", "r s", **sizes),
+            contraction(A.V2, "n s", "n", "n s", **sizes),
+            rows,
+        ),
+        Contraction(contraction(A.U2, "m s", "m s", "m", **sizes), through_1 @ columns),
+        Contraction(
+            contraction(A.V2, "n s", "n r", "r s", **sizes),
+            contraction(A.V1, "n r", "n", "n r", **sizes),
+            rows,
+        ),
+    )
 
 
 @cost.register

@@ -17,12 +17,16 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
+    ContractionMatrix,
     Cost,
     Eigh,
     Fan,
     LinearOperator,
     Structure,
     compose,
+    composed,
+    contractions,
     cost,
     cropped,
     diagonal,
@@ -46,6 +50,7 @@ from matrigami.operators import (
     trace,
     truncated_svd,
 )
+from matrigami.structures._diagonal import DiagonalMatrix
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -224,6 +229,48 @@ def _(A: KroneckerMatrix, B: LinearOperator | Tensor) -> LinearOperator:
 def _(A: KroneckerMatrix) -> tuple[Fan, ...]:
     left, right = map(fans, A.factors)
     return (*left, *[fan._replace(last=False) for fan in right])
+
+
+@contractions.register
+def _(A: KroneckerMatrix) -> tuple[Contraction, ...]:
+    (m1, n1), (m2, n2) = A.left.shape[-2:], A.right.shape[-2:]
+    right_first, left_first = _orders(A.left, A.right)
+    if right_first <= left_first:
+        lefts, first = beside(A.left, m2, left=True)
+        rights, second = beside(A.right, n1, left=False)
+        lefts = [composed(part, before=second) for part in lefts]
+        return (*lefts, *[composed(part, after=first) for part in rights])
+    lefts, first = beside(A.left, n2, left=True)
+    rights, second = beside(A.right, m1, left=False)
+    lefts = [composed(part, after=second) for part in lefts]
+    return (*lefts, *[composed(part, before=first) for part in rights])
+
+
+def beside(
+    F: Tensor | LinearOperator, size: int, *, left: bool
+) -> tuple[list[Contraction], LinearOperator]:
+    """The parts of `F (x) I` (or `I (x) F`), and that matrix."""
+    ones = torch.ones(size, dtype=F.dtype, device=F.device)
+    eye = DiagonalMatrix(ones)
+
+    def widened(G: LinearOperator) -> LinearOperator:
+        """The same, beside an identity."""
+        return KroneckerMatrix(G, eye) if left else KroneckerMatrix(eye, G)
+
+    def shared(C: ContractionMatrix) -> ContractionMatrix:
+        """With one more shared label; as many dots as there are nested products."""
+        label = "." * (1 + sum(name.startswith(".") for name, _ in C.sizes))
+        inputs, outputs = (
+            f"{axes} {label}" if left else f"{label} {axes}" for axes in (C.inputs, C.outputs)
+        )
+        return ContractionMatrix(C.core, C.axes, inputs, outputs, (*C.sizes, (label, size)))
+
+    parts = [
+        Contraction(shared(C), *[None if G is None else widened(G) for G in (before, after)])
+        for C, before, after in contractions(operator(F))
+    ]
+    whole = parts[0].matrix if isinstance(F, Tensor) else widened(F)
+    return parts, whole
 
 
 @cost.register

@@ -17,11 +17,13 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Cost,
     Eigh,
     Fan,
     LinearOperator,
     Structure,
+    contractions,
     cost,
     diagonal,
     draw,
@@ -35,7 +37,7 @@ from matrigami.operators import (
     solve,
     trace,
 )
-from matrigami.structures._kronecker import KroneckerMatrix
+from matrigami.structures._kronecker import KroneckerMatrix, beside
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,6 +154,12 @@ def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> KroneckerSumMat
 @fans.register
 def _(A: KroneckerSumMatrix) -> tuple[Fan, ...]:
     return tuple(fan for F in A.terms for fan in fans(F))
+
+
+@contractions.register
+def _(A: KroneckerSumMatrix) -> tuple[Contraction, ...]:
+    n1, n2 = (F.shape[-1] for F in A.terms)
+    return (*beside(A.left, n2, left=True)[0], *beside(A.right, n1, left=False)[0])
 
 
 @cost.register

@@ -15,12 +15,16 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Fan,
     LinearOperator,
     Metric,
     Structure,
     add as add_rule,
+    chained,
     compose,
+    contraction,
+    contractions,
     diagonal,
     draw,
     fans,
@@ -118,6 +122,14 @@ def _(u: Tensor, v: Inexact[Tensor, "*batch n"]) -> LowRankMatrix:
 def _(A: LowRankMatrix) -> tuple[Fan, ...]:
     m, r = A.U.shape[-2:]
     return Fan(r, m, last=True), Fan(A.V.shape[-2], r)
+
+
+@contractions.register
+def _(A: LowRankMatrix) -> tuple[Contraction, ...]:
+    (m, r), n = A.U.shape[-2:], A.V.shape[-2]
+    V = contraction(A.V, "n r", "n", "r", n=n, r=r)
+    U = contraction(A.U, "m r", "r", "m", m=m, r=r)
+    return tuple(reversed(chained(V, U)))
 
 
 @add_rule.register

@@ -21,10 +21,14 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Fan,
     LinearOperator,
     Structure,
     add,
+    chained,
+    contraction,
+    contractions,
     cropped,
     draw,
     fans,
@@ -153,6 +157,19 @@ def _monarch(train: BlockTensorTrainMatrix) -> MonarchMatrix:
 @fans.register
 def _(A: MonarchMatrix) -> tuple[Fan, ...]:
     return tuple(reversed(fans(A.train)))
+
+
+@contractions.register
+def _(A: MonarchMatrix) -> tuple[Contraction, ...]:
+    (i, j, g, r), a = A.left.shape[-4:], A.right.shape[-1]
+    sizes = {"i": i, "j": j, "g": g, "r": r, "a": a}
+    columns, rows = (
+        "a g" if A.interleaved_columns else "g a",
+        "j i" if A.interleaved_rows else "i j",
+    )
+    right = contraction(A.right, "g r i a", columns, "g r i", **sizes)
+    left = contraction(A.left, "i j g r", "g r i", rows, **sizes)
+    return tuple(reversed(chained(right, left)))
 
 
 @add.register

@@ -18,12 +18,16 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    Contraction,
     Cost,
     Fan,
     LinearOperator,
     Structure,
     add,
+    chained,
     compose,
+    contraction,
+    contractions,
     cost,
     cropped,
     draw,
@@ -181,6 +185,29 @@ def _(A: TensorTrainMatrix) -> tuple[Fan, ...]:
         Fan(n * r, m * s, last=i == 0)
         for i, (s, m, n, r) in enumerate(C.shape[-4:] for C in A.cores)
     )
+
+
+@contractions.register
+def _(A: TensorTrainMatrix) -> tuple[Contraction, ...]:
+    c = len(A.cores)
+    sizes = {f"m{i}": C.shape[-3] for i, C in enumerate(A.cores)}
+    sizes |= {f"n{i}": C.shape[-2] for i, C in enumerate(A.cores)}
+    sizes |= {f"r{i}": C.shape[-4] for i, C in enumerate(A.cores)} | {f"r{c}": 1}
+    last_first, first_first = _orders(A)
+    down = last_first <= first_first
+
+    def state(bond: int) -> str:
+        """The axes while the bond `r{bond}` is open: outputs on one side of it, inputs beyond."""
+        low, high = "nm" if down else "mn"
+        axes = [f"{low if i < bond else high}{i}" for i in range(c)]
+        return " ".join([*axes[:bond], f"r{bond}", *axes[bond:]])
+
+    steps = []
+    for i, C in enumerate(A.cores):
+        states = [state(i), state(i + 1)]
+        core = f"r{i} m{i} n{i} r{i + 1}"
+        steps.append(contraction(C, core, *(states[::-1] if down else states), **sizes))
+    return tuple(reversed(chained(*reversed(steps)))) if down else chained(*steps)
 
 
 @cost.register

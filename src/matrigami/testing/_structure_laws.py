@@ -6,6 +6,7 @@ Shapes: m = rows, n = columns.
 """
 
 import pickle
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from matrigami.operators import (
     LinearOperator,
     Metric,
     Structure,
+    contractions,
     fans,
     least_squares_fit,
     named_tensors,
@@ -69,6 +71,23 @@ def initial_scale(recipe: Structure, m: int, n: int) -> None:
             abs(rms - 1) <= max(bound, 1e-12), f"the spread of {name} is {rms:.2g} times its fan's"
         )
     expect(any(fan.last for fan in factors), "no tensor is marked as the last one applied")
+
+
+def contraction_of_each_tensor(recipe: Structure, m: int, n: int) -> None:
+    """`after @ contraction @ before` is the derivative of the matrix along each tensor."""
+    A = member(recipe, m, n)
+    tensors = list(named_tensors(A).values())
+    parts = contractions(A)
+    expect_equal(len(parts), len(tensors), "the number of contractions")
+    for i, (C, before, after) in enumerate(parts):
+        d = random(*tensors[i].shape, seed=i)
+        moved = [tensors[i] + d if j == i else t for j, t in enumerate(tensors)]
+        change = with_tensors(A, iter(moved)).dense() - A.dense()
+        X = random(n, 2)
+        Y = replace(C, core=d) @ (X if before is None else before @ X)
+        expect_close(Y if after is None else after @ Y, change @ X, "the part of a tensor")
+        expect_close(C.with_blocks(C.blocks()), C.core, "the blocks of a tensor", 0.0)
+        expect_close(C.T.dense(), C.dense().mT, "the transpose of a contraction")
 
 
 def zero_of_last(recipe: Structure, m: int, n: int) -> None:
@@ -190,6 +209,7 @@ def _positive_definite(n: int) -> DenseMatrix:
 STRUCTURE_LAWS = (
     initial_members,
     initial_scale,
+    contraction_of_each_tensor,
     zero_of_last,
     recipe_is_plain_data,
     members_are_found_again,
