@@ -29,6 +29,7 @@ from matrigami.operators import (
     ScaledMatrix,
     SumMatrix,
     TransposedMatrix,
+    contraction,
 )
 from matrigami.structures import EXAMPLES
 from matrigami.testing import LAWS, SIZES, Size, check_operator, check_structure
@@ -106,6 +107,8 @@ def values() -> dict[str, LinearOperator]:
         "square_khatri_rao": khatri_rao(wide[:, :4], tall.mT[:, :]),
         "face_split": face_split(tall, tall),
         "kron_of_values": kron(low, train),
+        "contraction": contraction(wide.flatten(), "(a b)", "b s", "s a", a=2, b=5, s=2),
+        "square_contraction": contraction(square, "b a", "b a s", "b a s", a=3, b=3, s=2),
         "kron_of_three": kron(square, dense, train),
     }
 

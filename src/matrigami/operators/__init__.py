@@ -41,6 +41,7 @@ from matrigami.operators._functions import (
     norm,
     positive,
     power,
+    shift,
     slogdet,
     solve,
     sqrt,
@@ -69,6 +70,7 @@ from matrigami.operators._projection import (
     truncated_svd,
 )
 from matrigami.operators._sizes import draw, factorize, padded_size, resolve_blocks, resolve_rank
+from matrigami.operators._spectral import SpectralMatrix
 
 __all__ = [
     "Contraction",
@@ -86,6 +88,7 @@ __all__ = [
     "Metric",
     "ProductMatrix",
     "ScaledMatrix",
+    "SpectralMatrix",
     "Structure",
     "SumMatrix",
     "TransposedMatrix",
@@ -125,6 +128,7 @@ __all__ = [
     "resolve_blocks",
     "resolve_rank",
     "scale",
+    "shift",
     "slogdet",
     "solve",
     "sqrt",

@@ -24,6 +24,7 @@ from torch import Tensor
 from matrigami.operators._algebra import CroppedMatrix, ProductMatrix
 from matrigami.operators._base import LinearOperator, compose
 from matrigami.operators._dense import DenseMatrix
+from matrigami.operators._functions import Cost, cost
 
 GROUP = re.compile(r"\([^)]*\)|[^\s()]+")
 """One axis of a core: a label, or several in parentheses."""
@@ -127,6 +128,16 @@ class ContractionMatrix(LinearOperator):
     def dense(self) -> Inexact[Tensor, "*stack m n"]:
         """The matrix itself."""
         return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+
+    def beside(self, size: int, *, left: bool) -> "ContractionMatrix":
+        """The same contraction on each of `size` more positions: `A (x) I`, or `I (x) A`."""
+        label = "." * (1 + sum(name.startswith(".") for name, _ in self.sizes))
+        inputs, outputs = (
+            f"{axes} {label}" if left else f"{label} {axes}" for axes in (self.inputs, self.outputs)
+        )
+        return ContractionMatrix(
+            self.core, self.axes, inputs, outputs, (*self.sizes, (label, size))
+        )
 
     @property
     def _core(self) -> list[str]:
@@ -242,6 +253,12 @@ def _grouped(
     return grid.permute(*range(stack), *order).reshape(*grid.shape[:stack], *lengths)
 
 
+@cost.register
+def _(A: ContractionMatrix) -> Cost:
+    size = A.core.numel()
+    return Cost(size, size * math.prod(dict(A.sizes)[x] for x in A.shared), A.core.nbytes)
+
+
 @contractions.register
 def _(A: DenseMatrix) -> tuple[Contraction, ...]:
     m, n = A.shape[-2:]
@@ -252,11 +269,11 @@ def _(A: DenseMatrix) -> tuple[Contraction, ...]:
 def _(A: CroppedMatrix) -> tuple[Contraction, ...]:
     """The parts in the larger matrix, between appended zeros and a cut."""
     M, N = A.padded.shape[-2:]
-    cut = None if A.rows == M else CroppedMatrix(_identity(A, M), A.rows, M)
-    pad = None if A.columns == N else CroppedMatrix(_identity(A, N), N, A.columns)
+    cut = None if A.rows == M else CroppedMatrix(identity(A, M), A.rows, M)
+    pad = None if A.columns == N else CroppedMatrix(identity(A, N), N, A.columns)
     return tuple(composed(part, pad, cut) for part in contractions(A.padded))
 
 
-def _identity(A: LinearOperator, n: int) -> ContractionMatrix:
-    """The identity of size `n`, by a core of ones."""
+def identity(A: LinearOperator, n: int) -> ContractionMatrix:
+    """The identity of size `n` in the type of `A`, by a core of ones."""
     return contraction(torch.ones(n, dtype=A.dtype, device=A.device), "n", "n", "n", n=n)

@@ -103,8 +103,8 @@ class Question(Generic[P, R]):
 class Solve(Question[..., Any]):
     """`solve`, for a vector as well."""
 
-    def __call__(self, A: LinearOperator, B: Tensor) -> Tensor:
-        """Check the right-hand side too."""
+    def __call__(self, A: LinearOperator, B: Tensor, damping: float | Tensor = 0.0) -> Tensor:
+        """Check the right-hand side too, and add the damping."""
         vector = B.ndim == 1
         X = B[:, None] if vector else B
         rows = X.shape[-2] if X.ndim > 1 else None
@@ -114,7 +114,8 @@ class Solve(Question[..., Any]):
                 f"but B has shape {tuple(B.shape)}.\n"
                 f"The {'first' if B.ndim < 2 else 'second last'} axis of B should be {A.shape[-2]}."
             )
-        Y = super().__call__(A, X)
+        damped = isinstance(damping, Tensor) or damping != 0
+        Y = super().__call__(shift(A, damping) if damped else A, X)
         return Y[..., 0] if vector else Y
 
 
@@ -128,6 +129,7 @@ def solve(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "
     Args:
         A: The matrix, of shape `(*batch, n, n)`.
         B: Right-hand sides, `(n,)` or `(*batch, n, k)`.
+        damping: Added to the diagonal first (Tikhonov), `solve(A, B, damping)`; none by default.
 
     Returns:
         The solution, of the shape of `B`.
@@ -141,6 +143,32 @@ def solve(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "
         tensor([1.0000, 0.5000])
     """
     return torch.linalg.solve(A.dense(), B)
+
+
+@Question
+def shift(A: LinearOperator, amount: float | Tensor) -> LinearOperator:
+    """`A + amount I`, in the narrowest structure that is known to hold it.
+
+    Args:
+        A: A square matrix, or a stack of them.
+        amount: A number, or one for each matrix of the stack.
+
+    Examples:
+        >>> import torch
+        >>> shift(DenseMatrix(torch.ones(2, 2)), 1.0).dense()
+        tensor([[2., 1.],
+                [1., 2.]])
+    """
+    from matrigami.operators._contraction import identity  # noqa: PLC0415 - the algebra stands on these functions
+
+    return A + identity(A, A.shape[-1]) * amount
+
+
+@shift.register
+def _(A: DenseMatrix, amount: float | Tensor) -> DenseMatrix:
+    D = A.entries.clone()
+    D.diagonal(dim1=-2, dim2=-1).add_(amount[..., None] if isinstance(amount, Tensor) else amount)
+    return DenseMatrix(D)
 
 
 @Question

@@ -33,6 +33,7 @@ from matrigami.operators import (
     power,
     project,
     scale,
+    shift,
     slogdet,
     solve,
     svdvals,
@@ -142,6 +143,13 @@ def _(A: DiagonalMatrix, B: LinearOperator) -> LinearOperator:
 def _(A: DiagonalMatrix, factor: float | Tensor) -> DiagonalMatrix:
     return DiagonalMatrix(
         A.diagonal * (factor[..., None] if isinstance(factor, Tensor) else factor)
+    )
+
+
+@shift.register
+def _(A: DiagonalMatrix, amount: float | Tensor) -> DiagonalMatrix:
+    return DiagonalMatrix(
+        A.diagonal + (amount[..., None] if isinstance(amount, Tensor) else amount)
     )
 
 

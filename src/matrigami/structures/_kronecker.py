@@ -18,11 +18,12 @@ from torch import Tensor
 
 from matrigami.operators import (
     Contraction,
-    ContractionMatrix,
     Cost,
+    DenseMatrix,
     Eigh,
     Fan,
     LinearOperator,
+    SpectralMatrix,
     Structure,
     compose,
     composed,
@@ -44,6 +45,7 @@ from matrigami.operators import (
     power,
     project,
     scale,
+    shift,
     slogdet,
     solve,
     svdvals,
@@ -236,41 +238,30 @@ def _(A: KroneckerMatrix) -> tuple[Contraction, ...]:
     (m1, n1), (m2, n2) = A.left.shape[-2:], A.right.shape[-2:]
     right_first, left_first = _orders(A.left, A.right)
     if right_first <= left_first:
-        lefts, first = beside(A.left, m2, left=True)
-        rights, second = beside(A.right, n1, left=False)
-        lefts = [composed(part, before=second) for part in lefts]
-        return (*lefts, *[composed(part, after=first) for part in rights])
-    lefts, first = beside(A.left, n2, left=True)
-    rights, second = beside(A.right, m1, left=False)
-    lefts = [composed(part, after=second) for part in lefts]
-    return (*lefts, *[composed(part, before=first) for part in rights])
+        (lefts, L), (rights, R) = beside(A.left, m2, left=True), beside(A.right, n1, left=False)
+        sides = [composed(p, before=R) for p in lefts], [composed(p, after=L) for p in rights]
+    else:
+        (lefts, L), (rights, R) = beside(A.left, n2, left=True), beside(A.right, m1, left=False)
+        sides = [composed(p, after=R) for p in lefts], [composed(p, before=L) for p in rights]
+    return (*sides[0], *sides[1])
 
 
 def beside(
     F: Tensor | LinearOperator, size: int, *, left: bool
 ) -> tuple[list[Contraction], LinearOperator]:
     """The parts of `F (x) I` (or `I (x) F`), and that matrix."""
-    ones = torch.ones(size, dtype=F.dtype, device=F.device)
-    eye = DiagonalMatrix(ones)
+    eye = DiagonalMatrix(torch.ones(size, dtype=F.dtype, device=F.device))
 
-    def widened(G: LinearOperator) -> LinearOperator:
-        """The same, beside an identity."""
-        return KroneckerMatrix(G, eye) if left else KroneckerMatrix(eye, G)
-
-    def shared(C: ContractionMatrix) -> ContractionMatrix:
-        """With one more shared label; as many dots as there are nested products."""
-        label = "." * (1 + sum(name.startswith(".") for name, _ in C.sizes))
-        inputs, outputs = (
-            f"{axes} {label}" if left else f"{label} {axes}" for axes in (C.inputs, C.outputs)
-        )
-        return ContractionMatrix(C.core, C.axes, inputs, outputs, (*C.sizes, (label, size)))
+    def widened(G: LinearOperator | None) -> LinearOperator | None:
+        """The same, beside an identity; None is the identity already."""
+        return G and (KroneckerMatrix(G, eye) if left else KroneckerMatrix(eye, G))
 
     parts = [
-        Contraction(shared(C), *[None if G is None else widened(G) for G in (before, after)])
+        Contraction(C.beside(size, left=left), widened(before), widened(after))
         for C, before, after in contractions(operator(F))
     ]
     whole = parts[0].matrix if isinstance(F, Tensor) else widened(F)
-    return parts, whole
+    return parts, whole  # pyright: ignore[reportReturnType]
 
 
 @cost.register
@@ -298,6 +289,19 @@ def _(A: KroneckerMatrix, factor: float | Tensor) -> KroneckerMatrix:
         return KroneckerMatrix(scale(A.left, factor), A.right)
     factor = factor[..., None, None] if isinstance(factor, Tensor) else factor
     return KroneckerMatrix(A.left * factor, A.right)
+
+
+@shift.register
+def _(A: KroneckerMatrix, amount: float | Tensor) -> LinearOperator:
+    """Of symmetric factors, by their eigenpairs (Martens and Grosse 2015, arXiv:1503.05671)."""
+    if not _square(A) or not all(map(_symmetric, A.factors)):
+        return shift.dispatch(LinearOperator)(A, amount)
+    return shift(SpectralMatrix(*eigh(A)), amount)
+
+
+def _symmetric(F: LinearOperator) -> bool:
+    """Whether a factor surely equals its transpose."""
+    return F.T is F or (isinstance(F, DenseMatrix) and torch.equal(F.entries, F.entries.mT))
 
 
 @solve.register

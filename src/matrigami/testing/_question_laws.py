@@ -19,6 +19,7 @@ from matrigami.operators import (
     named_tensors,
     norm,
     power,
+    shift,
     slogdet,
     solve,
     sqrt,
@@ -55,6 +56,21 @@ def solutions(A: LinearOperator) -> None:
         expect_close(inverted.dense() @ D, torch.eye(n, dtype=D.dtype), "inverse(A) @ A", 1e-7)
         expect_close(inverted @ B, torch.linalg.solve(D, B), "inverse(A) @ B", 1e-7)
         expect_close(inverted.T @ B, torch.linalg.solve(D.mT, B), "inverse(A).T @ B", 1e-7)
+
+
+def shifted(A: LinearOperator) -> None:
+    """`shift(A, amount)` is `A + amount I`, of stacks too, and `solve` takes it as its damping."""
+    if A.shape[-1] != A.shape[-2]:
+        expect_refusal(lambda: shift(A, 1.0), "a rectangle plus a multiple of the identity")
+        return
+    amount = 1.5 * float(norm(A, 2)) + 1
+    S = A @ A.T
+    for B in (A, S, stacked(A)[0]):
+        D = B.dense() + amount * torch.eye(A.shape[-1], dtype=A.dtype)
+        expect_close(shift(B, amount).dense(), D, f"{B!r} plus a multiple of the identity", 1e-8)
+    Y = random(A.shape[-1], 2)
+    wanted = torch.linalg.solve(S.dense() + amount * torch.eye(A.shape[-1], dtype=A.dtype), Y)
+    expect_close(solve(S, Y, amount), wanted, "solve with damping", 1e-8)
 
 
 def determinants(A: LinearOperator) -> None:
@@ -196,13 +212,14 @@ def scipy_view(A: LinearOperator) -> None:
 
 def _regular(A: LinearOperator) -> list[LinearOperator]:
     """`A` where it is well posed, and `A` plus a multiple of the identity that dominates it."""
-    shift = 1.5 * float(norm(A, 2).max()) + 1
-    shifted = A + DiagonalMatrix(torch.full((A.shape[-1],), shift, dtype=A.dtype))
-    return [A, shifted] if well_posed(A.dense()) else [shifted]
+    amount = 1.5 * float(norm(A, 2).max()) + 1
+    dominated = A + DiagonalMatrix(torch.full((A.shape[-1],), amount, dtype=A.dtype))
+    return [A, dominated] if well_posed(A.dense()) else [dominated]
 
 
 QUESTION_LAWS = (
     solutions,
+    shifted,
     determinants,
     traces,
     norms,
