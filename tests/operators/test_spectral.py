@@ -9,7 +9,7 @@ from matrigami.operators import SpectralMatrix
 
 
 @pytest.fixture(params=[(), (3,)], ids=["one", "stack"])
-def A(request: pytest.FixtureRequest) -> SpectralMatrix:
+def A(request: pytest.FixtureRequest) -> SpectralMatrix:  # noqa: N802
     batch = request.param
     left, right = (torch.linalg.qr(torch.randn(*batch, n, n)).Q for n in (2, 3))
     return SpectralMatrix(torch.rand(*batch, 6) + 0.5, mg.KroneckerMatrix(left, right))
