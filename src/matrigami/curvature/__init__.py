@@ -1,7 +1,32 @@
 """Curvature of training losses as matrices of the same algebra."""
 
+from matrigami.curvature._capture import Capture, Moments, capture
+from matrigami.curvature._damping import damped
+from matrigami.curvature._ekfac import ekfac
 from matrigami.curvature._ggn import GaussNewtonMatrix, fisher, ggn
 from matrigami.curvature._hessian import HessianMatrix, hessian
+from matrigami.curvature._kfac import kfac
+from matrigami.curvature._kfoc import kfoc
+from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
+from matrigami.curvature._uses import OneHot, Use, uses
 
-__all__ = ["GaussNewtonMatrix", "HessianMatrix", "Objective", "fisher", "ggn", "hessian"]
+__all__ = [
+    "Capture",
+    "CurvatureMatrix",
+    "GaussNewtonMatrix",
+    "HessianMatrix",
+    "Moments",
+    "Objective",
+    "OneHot",
+    "Use",
+    "capture",
+    "damped",
+    "ekfac",
+    "fisher",
+    "ggn",
+    "hessian",
+    "kfac",
+    "kfoc",
+    "uses",
+]

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
 
 from matrigami.curvature._hessian import columnwise
-from matrigami.curvature._likelihood import output_curvature, sampled_gradient, terms
+from matrigami.curvature._likelihood import (
+    drawn_gradients,
+    empirical_gradient,
+    output_curvature,
+    terms,
+)
 from matrigami.curvature._objective import Batch, Loss, Objective, join, objective, split, trainable
 from matrigami.operators import LinearOperator
 
@@ -127,7 +132,8 @@ def fisher(
         return _gauss_newton(model, target, _expected)
     if labels == "empirical":
         gradients = [
-            _empirical(loss, f, y)[None] for f, (_, y) in zip(outputs, target.batches, strict=True)
+            empirical_gradient(loss, f, y)[None]
+            for f, (_, y) in zip(outputs, target.batches, strict=True)
         ]
         return _gauss_newton(model, target, _Outer(tuple(gradients)))
     if not isinstance(labels, int) or labels < 1:
@@ -139,7 +145,7 @@ def fisher(
         torch.Generator(outputs[0].device).manual_seed(0) if generator is None else generator
     )
     return _gauss_newton(
-        model, target, _Outer(tuple(_drawn(loss, f, labels, generator) for f in outputs))
+        model, target, _Outer(tuple(drawn_gradients(loss, f, labels, generator) for f in outputs))
     )
 
 
@@ -177,16 +183,3 @@ def _loss_hessian(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -
 def _expected(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001 - one signature for all
     """The closed form of the likelihood."""
     return output_curvature(target.loss, outputs, tangent)
-
-
-def _drawn(loss: Loss, outputs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Gradients at drawn labels, `(S, N, ...)`."""
-    scale = terms(loss, outputs) ** -0.5
-    return torch.stack([sampled_gradient(loss, outputs, generator) * scale for _ in range(samples)])
-
-
-def _empirical(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Gradients at the labels of the data, one term at a time, scaled by the root of the terms."""
-    n = terms(loss, outputs)
-    gradient = grad(lambda f: loss(f, targets))(outputs) * n
-    return gradient * n**-0.5

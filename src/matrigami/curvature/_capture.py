@@ -1,0 +1,257 @@
+"""The one collector of what layers see: second moments of inputs and of output gradients.
+
+The moment of inputs is K-FAC's factor `A`, the `H` of GPTQ and SparseGPT, and the metric in which a
+dense weight is best projected onto a structure. Open a capture around forward passes and, for the
+gradients, backward passes of any training loop.
+
+Shapes: b = blocks, N = examples, i = inputs, o = outputs of a block.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from matrigami.curvature._factors import Adding, Factors, nearest_product
+from matrigami.curvature._kfac import assembled
+from matrigami.curvature._likelihood import terms
+from matrigami.curvature._matrix import CurvatureMatrix
+from matrigami.curvature._objective import Loss
+from matrigami.curvature._passes import Key, SharedInputs, finite, joined, named_uses
+from matrigami.curvature._record import Record, Site, find_sites, unwrapped
+from matrigami.curvature._uses import Use
+from matrigami.operators import LinearOperator, operator, scale as scaled
+
+
+class Moments(NamedTuple):
+    """What one block of parameters saw.
+
+    Args:
+        inputs: The mean of `a a.T`, a stack `(b, i, i)`.
+        gradients: The mean over examples of `g g.T`, a stack `(b, o, o)`; None without backward.
+        rows: Number of inputs in the mean.
+        examples: Number of examples.
+    """
+
+    inputs: LinearOperator
+    gradients: LinearOperator | None
+    rows: int
+    examples: int
+
+
+class Capture:
+    """Second moments of the layers of a model, gathered while the context is open.
+
+    A context manager, and a mapping from parameter names to `Moments`. `capture` makes one.
+
+    Args:
+        model: The model.
+        loss: The loss of its backward passes, if it does not average over examples.
+        joint: Whether a bias is one more input of its weight.
+        dtype: Type of the sums.
+        scale: The factor by which gradients are too large, such as `scaler.get_scale`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | None,
+        joint: bool,
+        dtype: torch.dtype | None,
+        scale: Callable[[], float] | None,
+    ) -> None:
+        self.model, self.loss, self.dtype, self.scale = unwrapped(model), loss, dtype, scale
+        self.sites = find_sites(self.model, joint=joint)
+        self.rejected: dict[str, int] = {}
+        self._factors: dict[Key, dict[bool, Factors]] = {}
+        self._examples: dict[Key, int] = {}
+        self._counted_by: dict[Key, Site] = {}
+        self._calls = {id(site): _Calls() for site in self.sites}
+        self._handles: list[Any] = []
+        self._terms: int | None = None
+        self._forget()
+
+    def __enter__(self) -> "Capture":
+        """Start to watch."""
+        for site in self.sites:
+            self._handles.append(site.layer.register_forward_hook(self._hook(site)))
+        self._handles.append(self.model.register_forward_pre_hook(self._forget))
+        if self.loss is not None:
+            self._handles.append(self.model.register_forward_hook(self._note_terms))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop watching; the moments stay."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the parameters that were seen."""
+        return (name for key in self._factors for name in key)
+
+    def __len__(self) -> int:
+        """How many parameters were seen."""
+        return sum(map(len, self._factors))
+
+    def __getitem__(self, name: str) -> Moments:
+        """The moments of the block that holds a parameter.
+
+        Raises:
+            ValueError: If nothing was seen of it.
+        """
+        for key, known in self._factors.items():
+            if name in key:
+                F = next(iter(known.values()))
+                inputs = scaled(operator(F.A), 1 / F.rows)  # pyright: ignore[reportArgumentType]
+                examples = self._examples[key]
+                gradients = None if F.B is None else scaled(F.B, 1 / examples)
+                return Moments(inputs, gradients, int(F.rows), examples)
+        seen = ", ".join("+".join(key) for key in self._factors) or "nothing"
+        raise ValueError(
+            f"the moments of {name!r} were asked of a capture.\nIt has seen {seen}.\n"
+            "Run the model while the capture is open; frozen layers are not watched."
+        )
+
+    def curvature(self) -> CurvatureMatrix:
+        """The Kronecker-factored empirical Fisher matrix of all backward passes.
+
+        Raises:
+            ValueError: If there were none.
+        """
+        summed = self._terms is not None and getattr(self.loss, "reduction", "mean") == "sum"
+        blocks = {
+            key: scaled(
+                nearest_product([F.product() for F in known.values()]),
+                1.0 if summed else 1 / self._examples[key],
+            )
+            for key, known in self._factors.items()
+        }
+        return assembled(self.model, blocks)
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Add up the sums of all processes; each has seen its own share of the data."""
+        for key, known in self._factors.items():
+            for F in known.values():
+                F.all_reduce(group)
+            count = torch.tensor(self._examples[key])
+            dist.all_reduce(count, group=group)
+            self._examples[key] = int(count)
+
+    def _forget(self, *_: Any) -> None:
+        """A new batch: forget which inputs the layers of the last one shared."""
+        self._adding, self._seen = Adding(self.dtype), SharedInputs()
+
+    def _note_terms(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        """How many terms the loss of this batch averages."""
+        self._terms = terms(self.loss, output)
+
+    def _hook(self, site: Site) -> Callable[..., None]:
+        """The forward hook of one layer."""
+        calls = self._calls[id(site)]
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            """Count a call without gradients now, any other when they have come."""
+            record = Record(site, inputs[0].detach(), None)
+            if not output.requires_grad:
+                self._count(site, [record])
+                return
+            calls.waiting.add(record)
+
+            def arrive(g: Tensor) -> None:
+                """One gradient; with the last one of a layer, all its calls are counted."""
+                record.g = (g if self.scale is None else g / self.scale())[None]
+                calls.waiting.discard(record)
+                calls.arrived.append(record)
+                if not calls.waiting:
+                    arrived, calls.arrived = calls.arrived, []
+                    self._count(site, arrived)
+
+            output.register_hook(arrive)
+
+        return hook
+
+    @torch.no_grad()
+    def _count(self, site: Site, records: list[Record]) -> None:
+        """Add the calls of one layer in one batch, unless they hold NaN."""
+        found: dict[Key, list[Use]] = {}
+        for record in records:
+            for key, use in named_uses(record, self._seen).items():
+                found.setdefault(key, []).append(use)
+        if not all(finite(use) for parts in found.values() for use in parts):
+            self.rejected[site.name] = self.rejected.get(site.name, 0) + 1
+            return
+        N = len(records[0].x)
+        for key, parts in found.items():
+            if self._counted_by.setdefault(key, site) is site:  # of tied layers, the first
+                self._examples[key] = self._examples.get(key, 0) + N
+            known = self._factors.setdefault(key, {})
+            weight = N * N if self._terms is None else self._weight(N)
+            for use in joined(parts):
+                known.setdefault(use.transposed, Factors(use.transposed)).add(
+                    use, self._adding, weight
+                )
+
+    def _weight(self, examples: int) -> float:
+        """From gradients of the loss of a batch to those of its terms, times their share."""
+        summed = getattr(self.loss, "reduction", "mean") == "sum"
+        return 1.0 if summed else float(examples * (self._terms or examples))
+
+
+@dataclass(eq=False)
+class _Calls:
+    """Calls of one layer whose gradient is still to come, and those where it has.
+
+    A call whose graph is thrown away takes itself off the list.
+    """
+
+    waiting: "WeakSet[Record]" = field(default_factory=WeakSet)
+    arrived: list[Record] = field(default_factory=list)
+
+
+def capture(
+    model: nn.Module,
+    *,
+    loss: Loss | None = None,
+    joint: bool = False,
+    dtype: torch.dtype | None = None,
+    scale: Callable[[], float] | None = None,
+) -> Capture:
+    """Gather the second moments of what the layers of a model see.
+
+    Layers that read the same inputs (queries, keys, values) share one moment. Several calls of a
+    layer in one pass are summed as positions. Batches of a layer that hold NaN or infinite entries
+    are left out and counted in `rejected`. In distributed training call `all_reduce` at the end.
+
+    Args:
+        model: Its trainable parameters are watched. Under `no_grad` only inputs are seen.
+        loss: Only for `gradients` and `curvature`: the loss, if it is not one that averages over
+            the first axis alone (one that sums, or averages over positions too).
+        joint: Treat a bias as one more input of its weight, for `curvature`.
+        dtype: Type of the sums; by default that of the activations, at least float32.
+        scale: The factor by which gradients are too large, such as `scaler.get_scale`.
+
+    Returns:
+        A context manager and mapping: `moments["0.weight"].inputs` is the mean of `a a.T`.
+
+    Raises:
+        TypeError: If a trainable parameter belongs to a module without a rule; it is named.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> with capture(model) as moments, torch.no_grad():
+        ...     _ = model(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+        >>> moments["weight"].inputs.dense(), moments["weight"].rows
+        (tensor([[[5., 1.],
+                 [1., 2.]]]), 2)
+    """
+    return Capture(model, loss, joint, dtype, scale)

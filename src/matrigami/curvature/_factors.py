@@ -1,0 +1,139 @@
+"""Running sums of the second moments of one block of parameters.
+
+Shapes: b = blocks, i = inputs, o = outputs of a block.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from matrigami.curvature._moments import gradient_moment, input_moment, input_rows
+from matrigami.curvature._uses import Use
+from matrigami.operators import (
+    DenseMatrix,
+    LinearOperator,
+    named_tensors,
+    scale,
+    with_tensors,
+)
+from matrigami.structures import KroneckerMatrix
+
+BALANCING = 60
+"""Power iterations on the Gram matrices of a sum of Kronecker products; each is a few numbers."""
+
+
+class Adding:
+    """Additions of one batch: what is the same sum of the same operators is one operator.
+
+    So layers that read the same inputs (queries, keys and values) share one second moment, which is
+    computed, added and stored once.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self.moments: dict[int, tuple[object, LinearOperator]] = {}
+        self.sums: dict[tuple[int, int], LinearOperator] = {}
+
+    def moment(self, use: Use) -> LinearOperator:
+        """The second moment of the inputs of a use."""
+        key = id(use.inputs)
+        if key not in self.moments:  # holding the inputs keeps their id from being given again
+            self.moments[key] = (use.inputs, self.cast(input_moment(use.inputs), use))
+        return self.moments[key][1]
+
+    def cast(self, A: LinearOperator, use: Use) -> LinearOperator:
+        """A moment in the type of the sums: by default that of the gradients or inputs."""
+        known = use.inputs if use.gradients is None else use.gradients
+        dtype = self.dtype or (known.dtype if isinstance(known, Tensor) else A.dtype)
+        return with_tensors(A, iter([t.to(dtype) for t in named_tensors(A).values()]))
+
+    def plus(self, total: LinearOperator | None, A: LinearOperator) -> LinearOperator:
+        """`total + A`."""
+        if total is None:
+            return A
+        key = (id(total), id(A))
+        if key not in self.sums:
+            self.sums[key] = total + A
+        return self.sums[key]
+
+
+@dataclass(eq=False)
+class Factors:
+    """Sums for one block.
+
+    Args:
+        transposed: Whether the parameter stores `(i, o)` matrices.
+        A: Sum over inputs.
+        rows: Number of inputs.
+        B: Sum over gradients.
+    """
+
+    transposed: bool
+    A: LinearOperator | None = None
+    rows: float = 0.0
+    B: LinearOperator | None = None
+
+    def add(self, use: Use, adding: Adding, weight: float = 1.0) -> None:
+        """Add one use; `weight` counts for the gradients."""
+        self.A = adding.plus(self.A, adding.moment(use))
+        self.rows += input_rows(use.inputs)
+        if use.gradients is not None:
+            B = adding.cast(gradient_moment(use.gradients), use)
+            self.B = adding.plus(self.B, B if weight == 1.0 else scale(B, weight))
+
+    def product(self) -> KroneckerMatrix:
+        """`B (x) A` with `A` the mean over inputs, in the coordinates of the parameter."""
+        A, B = scale(_known(self.A), 1 / self.rows), _known(self.B)
+        left, right = (A, B) if self.transposed else (B, A)
+        return KroneckerMatrix(plain(left), plain(right))
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Add up the sums of all processes, in place."""
+        for A in (self.A, self.B):
+            for t in () if A is None else named_tensors(A).values():
+                dist.all_reduce(t, group=group)
+        count = torch.tensor(self.rows, dtype=torch.float64, device=_known(self.A).device)
+        dist.all_reduce(count, group=group)
+        self.rows = float(count)
+
+
+def nearest_product(terms: list[KroneckerMatrix]) -> KroneckerMatrix:
+    """The Kronecker product nearest to a sum of a few, in the Frobenius norm.
+
+    The factors of the best product are combinations of those of the terms, so that the singular
+    vectors of the rearranged sum are found among as many numbers as there are terms.
+    """
+    if len(terms) == 1:
+        return terms[0]
+    lefts, rights = (
+        torch.stack([K.factors[side].dense() for K in terms], 1) for side in (0, 1)
+    )  # b terms n n
+    P, Q = (F.flatten(2) @ F.flatten(2).mT for F in (lefts, rights))
+    x = P.new_ones(*P.shape[:-1], 1)
+    for _ in range(BALANCING):
+        x = Q @ P @ x
+        x = x / torch.linalg.vector_norm(x, dim=-2, keepdim=True).clamp_min(1e-300)
+    y = P @ x / (x.mT @ P @ x).clamp_min(torch.finfo(P.dtype).tiny)
+    left, right = ((w[..., None] * F).sum(1) for w, F in ((x, lefts), (y, rights)))
+    return KroneckerMatrix(left, right)
+
+
+def _known(A: LinearOperator | None) -> LinearOperator:
+    """A sum that has been added to.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if A is None:
+        raise ValueError(
+            "a Kronecker product was asked of moments without gradients.\n"
+            "Only inputs were seen.\nRun backward passes while the capture is open."
+        )
+    return A
+
+
+def plain(A: LinearOperator) -> Tensor | LinearOperator:
+    """A dense factor as a tensor."""
+    return A.entries if isinstance(A, DenseMatrix) else A

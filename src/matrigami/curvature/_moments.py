@@ -1,0 +1,159 @@
+"""Second moments of inputs and gradients, and the quadratic forms that re-weight them.
+
+All are functions of one `Use`, for inputs that are vectors and for inputs that are unit vectors.
+
+Shapes: b = blocks, N = examples, K = columns, S = shared positions, i = inputs, o = outputs,
+d = features, T = rows.
+"""
+
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.curvature._uses import OneHot, Use
+from matrigami.operators import DenseMatrix, LinearOperator, diagonal
+from matrigami.structures import DiagonalMatrix
+
+HALF = 256
+"""Features above which a Gram matrix is made from its upper half: its two triangles are equal."""
+
+ENTRIES = 2**24
+"""Entries of the gradients of single examples that are held at once."""
+
+
+def gram(X: Float[Tensor, "b T d"]) -> Float[Tensor, "b d d"]:
+    """`X.T X`, in little more than half of the multiply-adds of a product where that is faster."""
+    d = X.shape[-1]
+    if d < 2 * HALF or X.shape[-2] < d // 4:
+        return X.mT @ X
+    h = d // 2
+    left, right = X[..., :h], X[..., h:]
+    cross = left.mT @ right
+    top = torch.cat([gram(left), cross], -1)
+    return torch.cat([top, torch.cat([cross.mT, gram(right)], -1)], -2)
+
+
+@singledispatch
+def input_moment(inputs: Tensor, weights: Tensor | None = None) -> LinearOperator:
+    """`sum_ns a_ns a_ns.T`; with weights, `sum_nst w_nst a_ns a_nt.T`.
+
+    Args:
+        inputs: The inputs of a use.
+        weights: `(b, N, S, S)`, positive semi-definite; if S is 1, numbers.
+    """
+    if weights is None:
+        return DenseMatrix(gram(inputs.flatten(1, 2)))
+    if inputs.shape[2] == 1:
+        return DenseMatrix(gram((inputs * weights.clamp_min(0).sqrt()).flatten(1, 2)))
+    return DenseMatrix(inputs.flatten(1, 2).mT @ (weights @ inputs).flatten(1, 2))
+
+
+@input_moment.register
+def _(inputs: OneHot, weights: Tensor | None = None) -> LinearOperator:
+    size = inputs.size
+    if weights is None:
+        return DiagonalMatrix(
+            torch.bincount(inputs.indices, minlength=size).to(torch.float64)[None]
+        )
+    counts = weights.new_zeros(size).index_add_(0, inputs.indices, weights.flatten())
+    return DiagonalMatrix(counts[None])
+
+
+@singledispatch
+def input_forms(inputs: Tensor, A: LinearOperator) -> Float[Tensor, "b N S S"]:
+    """`a_ns.T A a_nt` of the positions of each example."""
+    image = input_image(inputs, A)
+    if inputs.shape[2] == 1:
+        return (image * inputs).sum(-1, keepdim=True)
+    return image @ inputs.mT
+
+
+@input_forms.register
+def _(inputs: OneHot, A: LinearOperator) -> Float[Tensor, "b N S S"]:
+    return diagonal(A)[:, inputs.indices, None, None]
+
+
+def input_image(inputs: Tensor | OneHot, A: LinearOperator) -> Float[Tensor, "b N S i"]:
+    """`a_ns.T A`, for every position."""
+    if isinstance(inputs, OneHot):
+        return A.dense()[:, inputs.indices, None]
+    return inputs @ A.dense()[:, None]
+
+
+@singledispatch
+def input_rows(inputs: Tensor) -> int:
+    """The number of inputs over which `A` is a mean, of one block."""
+    return inputs.shape[1] * inputs.shape[2]
+
+
+@input_rows.register
+def _(inputs: OneHot) -> int:
+    return len(inputs.indices)
+
+
+def gradient_moment(
+    gradients: Float[Tensor, "b N K S o"], weights: Float[Tensor, "b N S S"] | None = None
+) -> DenseMatrix:
+    """`sum_nks g_nks g_nks.T`; with weights, `sum_nkst w_nst g_nks g_nkt.T`."""
+    if weights is None:
+        return DenseMatrix(gram(gradients.flatten(1, 3)))
+    W = weights[:, :, None]
+    if gradients.shape[3] == 1:
+        return DenseMatrix(gram((gradients * W.clamp_min(0).sqrt()).flatten(1, 3)))
+    return DenseMatrix(gradients.flatten(1, 3).mT @ (W @ gradients).flatten(1, 3))
+
+
+def gradient_forms(
+    gradients: Float[Tensor, "b N K S o"], B: LinearOperator
+) -> Float[Tensor, "b N S S"]:
+    """`sum_k g_nks.T B g_nkt` of the positions of each example."""
+    image = gradients @ B.dense()[:, None, None]
+    if gradients.shape[3] == 1:
+        return (image * gradients).sum((2, 4))[..., None]
+    return (image @ gradients.mT).sum(2)
+
+
+def side_moment(use: Use, *, left: bool, weights: Tensor | None = None) -> LinearOperator:
+    """The second moment on the left or right side of a parameter's matrix."""
+    if left == use.transposed:
+        return input_moment(use.inputs, weights)
+    return gradient_moment(known_gradients(use), weights)
+
+
+def side_forms(use: Use, M: LinearOperator, *, left: bool) -> Float[Tensor, "b N S S"]:
+    """The quadratic forms of `M` on the left or right side of a parameter's matrix."""
+    if left == use.transposed:
+        return input_forms(use.inputs, M)
+    return gradient_forms(known_gradients(use), M)
+
+
+def known_gradients(use: Use) -> Tensor:
+    """The gradients of a use.
+
+    Raises:
+        ValueError: If there was no backward pass.
+    """
+    if use.gradients is None:
+        raise ValueError(
+            "the gradients of a layer were asked for.\n"
+            "There was no backward pass.\nCall backward() while the capture is open."
+        )
+    return use.gradients
+
+
+def squares(use: Use, QB: LinearOperator, QA: LinearOperator) -> Float[Tensor, "b o i"]:
+    """`sum_nk (QB.T dW_nk QA)^2`, entry by entry: the curvature along each pair of eigenvectors."""
+    G = known_gradients(use) @ QB.dense()[:, None, None]
+    if isinstance(use.inputs, OneHot) and isinstance(QA, DiagonalMatrix):
+        found = G.new_zeros(use.inputs.size, G.shape[-1])
+        return found.index_add_(0, use.inputs.indices, G.square().sum((0, 2, 3))).mT[None]
+    A = input_image(use.inputs, QA)
+    if A.shape[2] == 1:
+        return G.square().sum(2)[:, :, 0].mT @ A[:, :, 0].square()
+    found = G.new_zeros(len(G), G.shape[-1], A.shape[-1])
+    size = max(1, ENTRIES // (len(G) * G.shape[2] * G.shape[-1] * A.shape[-1]))
+    for g, a in zip(G.split(size, 1), A.split(size, 1), strict=True):
+        found += (g.mT @ a[:, :, None]).square().sum((1, 2))
+    return found

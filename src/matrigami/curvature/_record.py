@@ -1,0 +1,143 @@
+"""Watch the layers of a model at work: inputs, outputs, and which parameters they belong to.
+
+Shapes: N = examples of a batch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
+
+from matrigami.curvature._uses import known, unsupported
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer with trainable parameters.
+
+    Args:
+        layer: The module.
+        name: Its name in the model.
+        names: The model's name of each of its trainable parameters; of a tied one, the first.
+        joint: Whether its bias is one more column of its weight.
+    """
+
+    layer: nn.Module
+    name: str
+    names: dict[str, str]
+    joint: bool
+
+
+@dataclass(eq=False)
+class Record:
+    """One call of a layer: its input, and where the gradient of its output appears."""
+
+    site: Site
+    x: Tensor
+    edge: GradientEdge | None
+    g: Tensor | None = None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of a data-parallel wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def find_sites(model: nn.Module, *, joint: bool) -> list[Site]:
+    """The layers that hold the trainable parameters.
+
+    Raises:
+        TypeError: If a trainable parameter belongs to a module without a rule.
+    """
+    canonical = {id(p): name for name, p in model.named_parameters()}
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            owners[id(p)] = owners.get(id(p), 0) + 1
+    found = []
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        names = {key: canonical[id(p)] for key, p in own.items() if p.requires_grad}
+        if not names:
+            continue
+        if not known(module):
+            what = f"{name or 'the model itself'}, a {type(module).__name__}: {', '.join(names)}"
+            raise TypeError(unsupported(what))
+        private = all(owners[id(p)] == 1 for p in own.values())
+        found.append(Site(module, name, names, joint and private and len(names) == len(own)))
+    return found
+
+
+@contextmanager
+def recording(sites: list[Site]) -> Iterator[list[Record]]:
+    """Record every call of the layers while the context is open."""
+    records: list[Record] = []
+
+    def hook_of(site: Site) -> Any:
+        """The hook of one layer."""
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            """Note the call; the edge outlives a change of the output in place."""
+            edge = get_gradient_edge(output) if output.requires_grad else None
+            records.append(Record(site, inputs[0].detach(), edge))
+
+        return hook
+
+    hooks = [site.layer.register_forward_hook(hook_of(site)) for site in sites]
+    try:
+        yield records
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def pull_back(outputs: Tensor, records: list[Record], columns: Tensor) -> None:
+    """Set the gradients of all recorded outputs, for each column of output gradients.
+
+    Only what lies between is differentiated: no gradient of a parameter is computed.
+
+    Args:
+        outputs: What the model gave, `(N, ...)`.
+        records: The calls on the way to it.
+        columns: `(K, N, ...)`.
+    """
+    live = [r for r in records if r.edge is not None]
+    edges = [r.edge for r in live]
+    if not edges:
+        return
+    if len(columns) == 1:
+        found = [None if g is None else g[None] for g in _one(outputs, edges, columns[0])]
+    else:
+        found = _batched(outputs, edges, columns)
+    for record, g in zip(live, found, strict=True):
+        record.g = g
+
+
+def _batched(outputs: Tensor, edges: Any, columns: Tensor) -> list[Tensor | None]:
+    """All columns at once; one after the other where an operation cannot be vectorised."""
+    try:
+        return list(_one(outputs, edges, columns, batched=True))
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+    rows = [_one(outputs, edges, c) for c in columns]
+    return [None if g[0] is None else torch.stack(g) for g in zip(*rows, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _one(
+    outputs: Tensor, edges: Any, cotangent: Tensor, *, batched: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients at the edges, keeping the graph for more."""
+    return torch.autograd.grad(
+        outputs,
+        edges,
+        cotangent,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=batched,
+    )
