@@ -11,6 +11,10 @@ from typing import Any
 import click
 
 VERBS = {
+    "curvature": (
+        "matrigami.cli._curvature:curvature",
+        "Show the curvature of a trained model, and how well it is approximated.",
+    ),
     "data": ("matrigami.cli._data:data", "Fetch the data sets of the studies."),
     "study": (
         "matrigami.cli._study:study",

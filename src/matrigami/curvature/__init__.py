@@ -1,5 +1,6 @@
 """Curvature of training losses as matrices of the same algebra."""
 
+from matrigami.curvature._analysis import BlockErrors, compare, dense_block, positions
 from matrigami.curvature._capture import Capture, Moments, capture
 from matrigami.curvature._damping import damped
 from matrigami.curvature._ekfac import ekfac
@@ -12,6 +13,7 @@ from matrigami.curvature._objective import Objective
 from matrigami.curvature._uses import OneHot, Use, uses
 
 __all__ = [
+    "BlockErrors",
     "Capture",
     "CurvatureMatrix",
     "GaussNewtonMatrix",
@@ -21,12 +23,15 @@ __all__ = [
     "OneHot",
     "Use",
     "capture",
+    "compare",
     "damped",
+    "dense_block",
     "ekfac",
     "fisher",
     "ggn",
     "hessian",
     "kfac",
     "kfoc",
+    "positions",
     "uses",
 ]

@@ -1,6 +1,7 @@
 """Figures and reports; the only package that imports matplotlib."""
 
+from matrigami.plots._curvature import plot_blocks, plot_errors
 from matrigami.plots._report import write_report
 from matrigami.plots._scaling import plot_study
 
-__all__ = ["plot_study", "write_report"]
+__all__ = ["plot_blocks", "plot_errors", "plot_study", "write_report"]

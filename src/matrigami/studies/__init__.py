@@ -10,6 +10,7 @@ from matrigami.studies._fit import (
     frontier,
     write_fit,
 )
+from matrigami.studies._load import LoadedRun, load_run
 from matrigami.studies._progress import Snapshot
 from matrigami.studies._record import COLUMNS, file_hash, read_results, write_atomic, write_results
 from matrigami.studies._run import (
@@ -36,6 +37,7 @@ __all__ = [
     "COLUMNS",
     "METRICS",
     "Interrupted",
+    "LoadedRun",
     "Outcome",
     "Plan",
     "PowerLaw",
@@ -52,6 +54,7 @@ __all__ = [
     "frontier",
     "load_plan",
     "load_preset",
+    "load_run",
     "load_spec",
     "parse_spec",
     "plan_study",

@@ -51,7 +51,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Any], Tensor] | None:
     """Put a checkpoint into a model and an optimiser.
 
@@ -59,7 +59,7 @@ def load_checkpoint(
         path: The file.
         config: The run it should belong to.
         model: A model of that run.
-        optimizer: Its optimiser.
+        optimizer: Its optimiser; None for the weights only.
 
     Returns:
         The position and the state of the generator; None if there is no checkpoint.
@@ -86,6 +86,8 @@ def load_checkpoint(
             "Give each run its own folder."
         )
     model.load_state_dict(_below("model", tensors))
+    if optimizer is None:
+        return json.loads(header["position"]), tensors[_GENERATOR]
     state = optimizer.state_dict()
     for name, t in _below("optimizer", tensors).items():
         index, moment = name.split(".")

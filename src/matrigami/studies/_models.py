@@ -161,10 +161,8 @@ class ViT(nn.Module):
             outer(inputs, width),
             nn.LayerNorm(width),
         )
-        self.class_token = nn.Parameter(torch.randn(1, 1, width, generator=generator, dtype=DTYPE))
-        self.positions = nn.Parameter(
-            torch.randn(1, self.tokens, width, generator=generator, dtype=DTYPE)
-        )
+        self.class_token = _table(1, width, generator)
+        self.positions = _table(self.tokens, width, generator)
         pairs = [
             (Attention(width, heads, linear), ResidualBlock(width, linear)) for _ in range(depth)
         ]
@@ -181,7 +179,8 @@ class ViT(nn.Module):
             .reshape(len(x), n * n, -1)
         )
         x = self.embed_norm(self.embed(self.patch_norm(x)))
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions
+        index = torch.arange(self.tokens, device=x.device).expand(len(x), -1)
+        x = torch.cat([self.class_token(index[:, :1]), x], 1) + self.positions(index)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])
@@ -274,6 +273,12 @@ def _linear(
     if bias:
         layer.bias = nn.Parameter(weight.new_zeros(outputs))
     return layer
+
+
+def _table(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
+    """Learnable vectors, one for each position: a module, so that its curvature is known."""
+    entries = torch.randn(rows, width, generator=generator, dtype=DTYPE)
+    return nn.Embedding.from_pretrained(entries, freeze=False)
 
 
 def _macs(layer: nn.Module) -> int:

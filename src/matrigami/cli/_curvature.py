@@ -1,0 +1,237 @@
+"""`matrigami curvature`: traces, eigenvalues and approximation errors of a model's curvature."""
+
+import importlib
+import json
+import math
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrigami.cli._terminal import echo_table, say
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from matrigami.curvature import BlockErrors, CurvatureMatrix
+
+APPROXIMATIONS = ("kfac", "ekfac", "kfoc", "kfoc+ec")
+SECONDS = 2.0
+"""Time between two lines of progress."""
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Training examples of a run; a function brings its own.",
+)
+@click.option(
+    "--labels",
+    default="exact",
+    show_default=True,
+    metavar="exact|empirical|NUMBER",
+    help="Labels of the model in expectation, of the data, or so many drawn from the model.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Eigenvalues shown."
+)
+@click.option(
+    "--largest",
+    type=click.IntRange(min=0),
+    default=1500,
+    show_default=True,
+    help="Errors are measured on blocks of up to so many parameters; 0 for none.",
+)
+@click.option("--reduce", is_flag=True, help="Average inputs over shared positions first.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the errors to a file."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
+)
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
+def curvature(
+    model: str,
+    examples: int,
+    labels: str,
+    top: int,
+    largest: int,
+    reduce: bool,
+    figure: Path | None,
+    data_dir: Path | None,
+    json_: bool,
+) -> int:
+    """Show the Fisher matrix of MODEL, layer by layer.
+
+    MODEL is the folder of a run (OUT/runs/ID of a study), or a function that returns a model, a
+    loss and data: package.module:function or path/to/file.py:function. Columns: parameters, trace,
+    largest eigenvalues, and the relative Frobenius error of K-FAC, EKFAC, KFOC and KFOC with
+    corrected eigenvalues.
+
+    \b
+    Examples:
+      matrigami curvature runs/demo/runs/0a1b2c3d4e5f
+      matrigami curvature my_model.py:trained --labels 1 --json
+    """
+    net, loss, data = _load(model, examples, data_dir)
+    wanted: Any = int(labels) if labels.isdigit() else labels
+    found = _measure(net, loss, data, wanted, reduce, largest, top)
+    if figure is not None:
+        _draw(found["errors"], figure, model)
+    del found["errors"]
+    if json_:
+        click.echo(json.dumps({"model": model, "labels": labels, **found}, indent=1))
+        return 0
+    _echo(found)
+    if figure is not None:
+        click.echo(f"\nWritten: {figure}")
+    return 0
+
+
+def _load(name: str, examples: int, data_dir: Path | None) -> "tuple[nn.Module, Any, Any]":
+    """Model, loss and data."""
+    if Path(name).is_dir():
+        from matrigami.studies import load_run
+
+        run = load_run(name, examples, data_dir=data_dir)
+        return run.model, run.loss, (run.inputs, run.targets)
+    source, _, function = name.rpartition(":")
+    if not source or not function:
+        raise ValueError(
+            f"The curvature of {name!r} was asked for.\nThere is no such folder.\n"
+            "Give the folder of a run, or package.module:function, or file.py:function."
+        )
+    made = _function(source, function)()
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise ValueError(
+            f"The curvature of {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"
+            "It should return a model, a loss and data: (inputs, targets) or a list of them."
+        )
+    return made
+
+
+def _function(source: str, function: str) -> Callable[[], Any]:
+    """A function of a module or of a file."""
+    try:
+        if source.endswith(".py"):
+            return runpy.run_path(source)[function]
+        sys.path.insert(0, str(Path.cwd()))
+        return getattr(importlib.import_module(source), function)
+    except (ImportError, AttributeError, KeyError, OSError) as error:
+        raise ValueError(
+            f"The function {source}:{function} was asked for.\nIt was not found: {error}.\n"
+            "Give package.module:function, or path/to/file.py:function."
+        ) from error
+
+
+def _measure(
+    model: "nn.Module", loss: Any, data: Any, labels: Any, reduce: bool, largest: int, top: int
+) -> dict[str, Any]:
+    """Everything that is shown."""
+    from matrigami import trace
+    from matrigami.curvature import compare, ekfac, fisher, kfac, kfoc
+    from matrigami.krylov import largest_eigenpairs
+
+    options = {"labels": labels, "reduce": reduce}
+    found: dict[str, CurvatureMatrix] = {"kfac": kfac(model, loss, data, **options)}
+    found["ekfac"] = ekfac(model, loss, data, basis=found["kfac"], **options)
+    found["kfoc"] = kfoc(model, loss, data, **options)
+    found["kfoc+ec"] = ekfac(model, loss, data, basis=found["kfoc"], **options)
+    exact = fisher(model, loss, data, labels=labels)
+    errors = compare(exact, found, largest=largest, progress=_progress())
+    values, _ = largest_eigenpairs(exact, min(top, exact.shape[-1]))
+    return {
+        "parameters": exact.shape[-1],
+        "trace": float(trace(found["ekfac"])),
+        "top_eigenvalues": [float(v) for v in values],
+        "blocks": [_block(found["ekfac"], names, errors, top) for names in found["ekfac"].names],
+        "errors": errors,
+    }
+
+
+def _block(
+    F: "CurvatureMatrix", names: tuple[str, ...], errors: "list[BlockErrors]", top: int
+) -> dict[str, Any]:
+    """One row: sizes and eigenvalues from EKFAC, whose trace is that of the exact block."""
+    from matrigami import eigh, trace
+
+    block = F[names[0]]
+    values: Tensor = eigh(block).values.flatten()
+    order = values.sort(descending=True).values[:top]
+    return {
+        "block": list(names),
+        "parameters": values.numel(),
+        "matrices": math.prod(block.shape[:-2]),
+        "trace": float(trace(block).sum()),
+        "top_eigenvalues": [float(v) for v in order],
+        "errors": {
+            e.approximation: {"frobenius": e.frobenius, "spectral": e.spectral, "solve": e.solve}
+            for e in errors
+            if e.block == names
+        },
+    }
+
+
+def _echo(found: dict[str, Any]) -> None:
+    """The table."""
+    header = ["block", "parameters", "of", "trace", "largest eigenvalues", *APPROXIMATIONS]
+    rows = []
+    for block in found["blocks"]:
+        errors = [block["errors"].get(name, {}).get("frobenius") for name in APPROXIMATIONS]
+        size = block["parameters"] // block["matrices"]
+        rows.append(
+            [
+                "+".join(block["block"]),
+                block["parameters"],
+                f"{block['matrices']} x {size}",
+                f"{block['trace']:.3g}",
+                " ".join(f"{v:.2g}" for v in block["top_eigenvalues"]),
+                *["-" if e is None else f"{e:.3f}" for e in errors],
+            ]
+        )
+    echo_table(header, rows)
+    values = " ".join(f"{v:.3g}" for v in found["top_eigenvalues"])
+    click.echo(
+        f"all: {found['parameters']} parameters, trace {found['trace']:.4g}, "
+        f"largest eigenvalues of the whole matrix {values}"
+    )
+    if any(not block["errors"] for block in found["blocks"]):
+        click.echo("A block with - has more parameters than --largest.")
+
+
+def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
+    """The figure of the errors."""
+    try:
+        from matrigami.plots import plot_errors
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--figure {figure} was asked for.\n{error.name} is not installed.\n"
+            "Install it: pip install matrigami[plots]."
+        ) from error
+    plot_errors({"Fisher matrix": errors}, figure, title=model)
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A line on stderr every few seconds, with the time left."""
+    start = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        """So many columns of exact blocks."""
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS and done < total:
+            last = now
+            left = (now - start) * (total - done) / done
+            say(f"exact blocks: {done} of {total} columns, about {left:.0f} s left")
+
+    return report
