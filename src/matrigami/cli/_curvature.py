@@ -84,8 +84,7 @@ def curvature(
       matrigami curvature my_model.py:trained --labels 1 --json
     """
     net, loss, data = _load(model, examples, data_dir)
-    wanted: Any = int(labels) if labels.isdigit() else labels
-    found = _measure(net, loss, data, wanted, reduce, largest, top)
+    found = _measure(net, loss, data, _labels(labels), reduce, largest, top)
     if figure is not None:
         _draw(found["errors"], figure, model)
     del found["errors"]
@@ -96,6 +95,18 @@ def curvature(
     if figure is not None:
         click.echo(f"\nWritten: {figure}")
     return 0
+
+
+def _labels(text: str) -> Any:
+    """Labels as the library takes them."""
+    if text in ("exact", "empirical"):
+        return text
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise ValueError(
+        f"--labels {text} was asked for.\n"
+        "labels is 'exact', 'empirical' or a number of samples of at least 1."
+    )
 
 
 def _load(name: str, examples: int, data_dir: Path | None) -> "tuple[nn.Module, Any, Any]":

@@ -70,7 +70,7 @@ from matrigami.operators._projection import (
     truncated_svd,
 )
 from matrigami.operators._sizes import draw, factorize, padded_size, resolve_blocks, resolve_rank
-from matrigami.operators._spectral import SpectralMatrix
+from matrigami.operators._spectral import SpectralMatrix, symmetric
 
 __all__ = [
     "Contraction",
@@ -133,6 +133,7 @@ __all__ = [
     "solve",
     "sqrt",
     "svdvals",
+    "symmetric",
     "to_scipy",
     "trace",
     "truncated_svd",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, add, scale
+from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._functions import (
     Cost,
     Eigh,
@@ -37,7 +38,6 @@ class SpectralMatrix(LinearOperator):
     """The matrix `vectors @ diag(values) @ vectors.T`; the columns of `vectors` are orthonormal.
 
     Examples:
-        >>> from matrigami import DenseMatrix
         >>> A = SpectralMatrix(torch.tensor([1.0, 3.0]), DenseMatrix(torch.eye(2)))
         >>> A @ torch.ones(2, dtype=torch.float32), float(trace(A))
         (tensor([1., 3.]), 4.0)
@@ -66,6 +66,15 @@ class SpectralMatrix(LinearOperator):
         """The matrix itself."""
         Q = self.vectors.dense()
         return (Q * self.values[..., None, :]) @ Q.mT
+
+
+def symmetric(A: LinearOperator) -> bool:
+    """Whether a value surely equals its transpose, up to the rounding of a product that made it."""
+    if not isinstance(A, DenseMatrix):
+        return A.T is A
+    D = A.entries.detach()
+    rounding = D.shape[-1] * torch.finfo(D.dtype).eps
+    return bool((D - D.mT).abs().max() <= rounding * D.abs().max())
 
 
 @add.register

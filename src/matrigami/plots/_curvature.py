@@ -45,7 +45,7 @@ def plot_blocks(
     if image is not None:
         figure.colorbar(image, ax=list(axes), shrink=0.8, label="|entry|")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=90)
     return path
 
 
@@ -69,7 +69,8 @@ def plot_errors(
         _bars(ax, errors)
         ax.set_title(name, fontsize=10)
     axes[0].set_ylabel("relative Frobenius error")
-    axes[-1].legend(fontsize=8, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
     return path

@@ -19,7 +19,6 @@ from torch import Tensor
 from matrigami.operators import (
     Contraction,
     Cost,
-    DenseMatrix,
     Eigh,
     Fan,
     LinearOperator,
@@ -49,6 +48,7 @@ from matrigami.operators import (
     slogdet,
     solve,
     svdvals,
+    symmetric,
     trace,
     truncated_svd,
 )
@@ -294,14 +294,9 @@ def _(A: KroneckerMatrix, factor: float | Tensor) -> KroneckerMatrix:
 @shift.register
 def _(A: KroneckerMatrix, amount: float | Tensor) -> LinearOperator:
     """Of symmetric factors, by their eigenpairs (Martens and Grosse 2015, arXiv:1503.05671)."""
-    if not _square(A) or not all(map(_symmetric, A.factors)):
+    if not _square(A) or not all(map(symmetric, A.factors)):
         return shift.dispatch(LinearOperator)(A, amount)
     return shift(SpectralMatrix(*eigh(A)), amount)
-
-
-def _symmetric(F: LinearOperator) -> bool:
-    """Whether a factor surely equals its transpose."""
-    return F.T is F or (isinstance(F, DenseMatrix) and torch.equal(F.entries, F.entries.mT))
 
 
 @solve.register

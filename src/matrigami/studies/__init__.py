@@ -1,6 +1,7 @@
 """Scaling studies: which structure gives the lowest error for a given amount of computation."""
 
 from matrigami.studies._config import RunConfig
+from matrigami.studies._environment import environment
 from matrigami.studies._fit import (
     METRICS,
     PowerLaw,
@@ -47,6 +48,7 @@ __all__ = [
     "Study",
     "canonical_structure",
     "check_data",
+    "environment",
     "file_hash",
     "fit_power_law",
     "fit_results",
