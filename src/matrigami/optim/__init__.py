@@ -9,13 +9,22 @@ from torch import nn
 from matrigami.optim._adam import Adam
 from matrigami.optim._base import MatrixOptimizer
 from matrigami.optim._exchange import Exchange, Local, Update
-from matrigami.optim._method import Method, Options, State
+from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
+from matrigami.optim._method import MatrixMethod, Method, Options, State
+from matrigami.optim._muon import Muon, rms_match, spectral
 from matrigami.optim._plan import Plan, planned
+from matrigami.optim._polynomials import CANS, POLAR_EXPRESS, QUINTIC, Polynomial, cans
+from matrigami.optim._roots import Root, cans_root, eigh_root, measured_root, newton_root
 from matrigami.optim._routing import Role, Route, Routes, routes
+from matrigami.optim._shampoo import Shampoo
 from matrigami.optim._soap import SOAP
 from matrigami.optim._view import MatrixView
 
-OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {"soap": SOAP}
+OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {
+    "muon": Muon,
+    "shampoo": Shampoo,
+    "soap": SOAP,
+}
 """Each optimiser by its command-line name: laws, tables and CLI walk over it."""
 
 
@@ -68,21 +77,39 @@ def plan(
 
 
 __all__ = [
+    "ADAM_SIZE",
+    "CANS",
     "OPTIMIZERS",
+    "POLAR_EXPRESS",
+    "QUINTIC",
+    "SGD_SIZE",
     "SOAP",
     "Adam",
     "Exchange",
+    "Graft",
     "Local",
+    "MatrixMethod",
     "MatrixOptimizer",
     "MatrixView",
     "Method",
+    "Muon",
     "Options",
     "Plan",
+    "Polynomial",
     "Role",
+    "Root",
     "Route",
     "Routes",
+    "Shampoo",
     "State",
     "Update",
+    "cans",
+    "cans_root",
+    "eigh_root",
+    "measured_root",
+    "newton_root",
     "plan",
+    "rms_match",
     "routes",
+    "spectral",
 ]

@@ -50,13 +50,23 @@ def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:
     X = L @ Q
     order = (Q * X).sum(-2).argsort(dim=-1, descending=True, stable=True)
     X = sorted_rows(X.mT, order).mT
-    basis = _cholesky_q(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
-    sound = orthogonal(basis)
-    if X.device.type == "cpu" and not sound.all():
-        bad = (~sound).nonzero().flatten()
-        basis[bad] = torch.linalg.qr(X[bad]).Q
-        sound = orthogonal(basis)
-    return Refresh(basis, order, sound)
+    basis = _orthonormal(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
+    return Refresh(basis, order, orthogonal(basis))
+
+
+def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+    """The orthogonal factor of each matrix, by the cheapest way that is accurate for it.
+
+    Cholesky, once more if that was not enough (CholeskyQR2), Householder for the rest. Asking
+    which is needed would make the host wait for another device.
+    """
+    basis = _cholesky_q(X)
+    for again in (True, False):
+        bad = (~orthogonal(basis)).nonzero().flatten()
+        if not len(bad):
+            break
+        basis[bad] = _cholesky_q(basis[bad]) if again else torch.linalg.qr(X[bad]).Q
+    return basis
 
 
 def sorted_rows(X: Float[Tensor, "b m n"], order: Int64[Tensor, "b m"]) -> Float[Tensor, "b m n"]:

@@ -105,10 +105,11 @@ class SOAP(MatrixOptimizer):
         N, moments = _adam(H, state, options)
         U = two_sided(P, N, None if Q is None else Q.mT)
         after = state | moments | _statistics(G, state, options)
-        if P is not None:
-            after |= _turned(after, ("L", "P"), 0, options)
-        if Q is not None:
-            after |= _transposed(_turned(_transposed(after), ("R", "Q"), -1, options))
+        for side, names in ((0, ("L", "P")), (-1, ("R", "Q"))):
+            where = due(state["offset"][:, side], options["clock"], options["frequency"])
+            if where and names[0] in state:
+                turned = _turned if side == 0 else _turned_columns
+                after |= turned(after, names, where, options)
         return U, {k: S for k, S in after.items() if S is not state[k]}
 
     @staticmethod
@@ -166,11 +167,8 @@ def _statistics(G: Float[Tensor, "b m n"], state: State, options: Options) -> St
     return moments
 
 
-def _turned(state: State, names: tuple[str, str], side: int, options: Options) -> State:
-    """Refresh the bases of the rows whose turn it is, and turn the moments with them."""
-    where = due(state["offset"][:, side], options["clock"], options["frequency"])
-    if not where:
-        return {}
+def _turned(state: State, names: tuple[str, str], where: list[int], options: Options) -> State:
+    """Refresh the bases of the rows of some items, and turn the moments with them."""
     moment, basis = names
     old, M, V = (items(state[name], where) for name in (basis, "M", "V"))
     new, order, sound = refreshed(symmetric(items(state[moment], where)), old)
@@ -183,7 +181,7 @@ def _turned(state: State, names: tuple[str, str], side: int, options: Options) -
     ok = sound[:, None, None]
     changed = {k: with_items(state[k], where, S.where(ok, kept[k])) for k, S in turned.items()}
     failures = items(state["failures"], where) + ~sound
-    return state | changed | {"failures": with_items(state["failures"], where, failures)}
+    return changed | {"failures": with_items(state["failures"], where, failures)}
 
 
 def _rotated(
@@ -193,6 +191,10 @@ def _rotated(
     return new.mT @ (old @ M) if M.shape[-1] < M.shape[-2] else (new.mT @ old) @ M
 
 
-def _transposed(state: State) -> State:
-    """The same state for the transposed matrices, so that columns are rows."""
-    return state | {name: state[name].mT.contiguous() for name in ("M", "V") if name in state}
+def _turned_columns(
+    state: State, names: tuple[str, str], where: list[int], options: Options
+) -> State:
+    """The same for columns: the rows of the transposed moments."""
+    moments = {name: state[name].mT for name in ("M", "V")}
+    turned = _turned(state | moments, names, where, options)
+    return turned | {name: turned[name].mT.contiguous() for name in ("M", "V")}
