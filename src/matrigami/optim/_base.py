@@ -78,6 +78,11 @@ class MatrixOptimizer(Optimizer, ABC):
         return view
 
     @staticmethod
+    def is_equivariant(options: Options) -> bool:  # noqa: ARG004
+        """Whether turning the gradients by orthogonal matrices turns the updates by them."""
+        return True
+
+    @staticmethod
     def takes(role: Role) -> bool:  # noqa: ARG004
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         return True

@@ -169,7 +169,9 @@ class Bucket:
         """The part of the stack for each parameter that has a gradient."""
         applied: list[Any] = [1.0] * len(self.slots)
         if keep is not None:
-            U, applied = torch.where(_mask(keep, self.owner, U), U, 0.0), list(keep.to(U.dtype))
+            U, applied = torch.where(_mask(keep, self.owner, U), U, 0.0), list(keep.double())
+            if U.device.type == "cpu":
+                applied = [float(a) for a in applied]
         return [
             Update(slot.parameter, slot.merge(U[where]), applied[i])
             for i, (slot, where) in enumerate(zip(self.slots, self.ranges, strict=True))

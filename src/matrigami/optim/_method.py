@@ -68,6 +68,11 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
+    def is_equivariant(options: Options) -> bool:
+        """Whether turning the gradients by orthogonal matrices turns the updates by them."""
+        ...
+
+    @staticmethod
     def takes(role: Role) -> bool:
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         ...

@@ -148,6 +148,11 @@ class Shampoo(MatrixOptimizer):
         return tuple(12.0 * k**3 for k in [m] * left + [n] * right)
 
     @staticmethod
+    def is_equivariant(options: Options) -> bool:
+        """Unless the size comes from Adam, which depends on the coordinates."""
+        return options["graft"] is not ADAM_SIZE
+
+    @staticmethod
     def viewed(view: MatrixView, options: Options) -> MatrixView:
         """Tiles of at most `block_size`."""
         return view.tiled(options["block_size"])
