@@ -1,8 +1,8 @@
 """Time of an optimiser's step, in units of a product of two 1024 x 1024 matrices.
 
-`python -m benchmarks.optimizers` trains an MLP 512-1024-1024-100 on random data (batch 256, float32,
-one thread, CPU time) and times the steps alone, with a product between them: what else runs on the
-machine falls on both. Whole refresh cycles are counted, after one of warm-up.
+`python -m benchmarks.optimizers` trains an MLP 512-1024-1024-100 on random data (batch 256, single
+precision, one thread, CPU time) and times the steps alone, with a product between them: what else
+runs on the machine falls on both. Whole refresh cycles are counted, after one of warm-up.
 """
 
 import argparse
