@@ -46,7 +46,8 @@ def empirical(model, loss, batches):
     total = 0.0
     for (x, y), weight in zip(batches, weights(loss, batches), strict=True):
         f, J = jacobian(model, x)
-        terms = f.numel() if isinstance(loss, nn.MSELoss) else f.numel() // f.shape[1]
+        classes = f.shape[1] if isinstance(loss, nn.CrossEntropyLoss) else 1
+        terms = f.numel() // classes
         terms = terms if loss.reduction == "mean" else 1
         g = grad(lambda z, y=y: loss(z, y))(f).flatten(1)
         rows = (g[:, :, None] * J.unflatten(0, g.shape)).sum(1)
@@ -96,7 +97,7 @@ def factors(model, loss, batches, layer):
 
         J = jacrev(output)(torch.zeros_like(s)).reshape(f.numel(), -1, s.shape[-1])
         H = output_hessian(loss, f, y)
-        B = B + weight * torch.einsum("ypi,yz,zpj->ij", J, H, J)
+        B = B + weight * torch.einsum("ypi,yz,zpj->ij", J, H, J).contiguous()
         A, rows = A + a.reshape(-1, a.shape[-1]).mT @ a.reshape(-1, a.shape[-1]), rows + len(J[0])
     return B, A / rows
 

@@ -34,9 +34,7 @@ def targets(loss, n, c, *more):
 
 def check_exact(F, model, loss, batches, tolerance=1e-10):
     full = reference.gauss_newton(model, loss, batches)
-    assert_close(
-        F.dense(), reference.assembled(full, model, F), atol=tolerance, rtol=tolerance
-    )
+    assert_close(F.dense(), reference.assembled(full, model, F), atol=tolerance, rtol=tolerance)
 
 
 @reductions
@@ -73,10 +71,13 @@ def test_a_loss_at_every_position_is_exact_by_counting_positions():
     model, loss = nn.Sequential(chain(4, 5, 3), nn.Flatten()), nn.MSELoss()
     batches = [(torch.randn(n, 6, 4), torch.randn(n, 18)) for n in (5, 2)]
     check_exact(kfac(model, loss, batches), model, loss, batches)
-    assert reference.distance(
-        kfac(model, loss, batches, reduce=True).dense(),
-        kfac(model, loss, batches).dense(),
-    ) > 0.1
+    assert (
+        reference.distance(
+            kfac(model, loss, batches, reduce=True).dense(),
+            kfac(model, loss, batches).dense(),
+        )
+        > 0.1
+    )
 
 
 class Mean(nn.Module):
@@ -122,10 +123,14 @@ def test_a_sequence_of_labels_with_one_linear_layer(loss, reduction):
     assert_close(sums, reference.block(full, model, ("weight", "bias")))
 
 
-@pytest.mark.parametrize("structure", [mg.Monarch(2), mg.BlockTensorTrain(), mg.LowRank(2)], ids=str)
+@pytest.mark.parametrize(
+    "structure", [mg.Monarch(2), mg.BlockTensorTrain(), mg.LowRank(2)], ids=str
+)
 def test_cores_that_share_nothing_are_exact_block_by_block(structure):
     loss = nn.MSELoss()
-    model = nn.Sequential(mg.nn.StructuredLinear(4, 6, structure), mg.nn.StructuredLinear(6, 4, structure))
+    model = nn.Sequential(
+        mg.nn.StructuredLinear(4, 6, structure), mg.nn.StructuredLinear(6, 4, structure)
+    )
     batches = [(torch.randn(n, 4), torch.randn(n, 4)) for n in (5, 2)]
     check_exact(kfac(model, loss, batches), model, loss, batches)
 
