@@ -1,5 +1,7 @@
 """Where the theory says that K-FAC is exact, it is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys()
 
 def chain(*sizes, activation=None, bias=True):
     layers = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in pairwise(sizes):
         layers += [nn.Linear(n, m, bias=bias), *([activation()] if activation else [])]
     return nn.Sequential(*(layers[:-1] if activation else layers))
 

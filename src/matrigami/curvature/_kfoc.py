@@ -164,7 +164,7 @@ def _half_step(
             for use in parts:
                 weights = side_forms(use, known[key], left=not left)
                 M = adding.cast(side_moment(use, left=left, weights=weights), use)
-                totals[key] = adding.plus(totals.get(key), M)
+                totals[key] = totals[key] + M if key in totals else M
     found = {}
     for key, M in totals.items():
         if distributed:

@@ -26,7 +26,7 @@ ENTRIES = 2**24
 def gram(X: Float[Tensor, "b T d"]) -> Float[Tensor, "b d d"]:
     """`X.T X`, equal to its transpose in every bit; of a large one only a triangle is computed."""
     T, d = X.shape[-2:]
-    if d < 2 * PANEL or T < d // 4:
+    if d < 2 * PANEL or d > 4 * T:
         return symmetric(X.mT @ X)
     width = max(PANEL, -(-d // 8))
     G = X.new_empty(*X.shape[:-2], d, d)
