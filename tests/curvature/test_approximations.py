@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import matrigami as mg
-from matrigami.curvature import _passes, ekfac, kfac, kfoc
+from matrigami.curvature import _moments, _passes, ekfac, kfac, kfoc
 from matrigami.operators import SpectralMatrix
 from matrigami.structures import KroneckerMatrix
 from tests.curvature import reference
@@ -186,3 +186,14 @@ def test_zero_gradients_make_zero_blocks():
         F = method(model, loss, data(loss))
         assert torch.equal(F["0.weight"].dense(), torch.zeros(1, 25, 25))
         assert mg.trace(F) > 0
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 256), (2, 200, 300), (1, 600, 1030), (3, 5, 700)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gram_matrix_equals_its_transpose_in_every_bit(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    G = _moments.gram(X)
+    assert torch.equal(G, G.mT)
+    assert_close(G, X.mT @ X, atol=1e-4 if dtype == torch.float32 else 1e-10, rtol=1e-5)

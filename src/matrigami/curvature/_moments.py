@@ -88,7 +88,12 @@ def input_image(inputs: Tensor | OneHot, A: LinearOperator) -> Float[Tensor, "b 
     """`a_ns.T A`, for every position."""
     if isinstance(inputs, OneHot):
         return A.dense()[:, inputs.indices, None]
-    return inputs @ A.dense().to(inputs)[:, None]
+    return _rows_times(inputs, A)
+
+
+def _rows_times(X: Float[Tensor, "b *rows d"], M: LinearOperator) -> Float[Tensor, "b *rows d"]:
+    """`x.T M` for every row of a block, as one product: torch would take one for each example."""
+    return (X.flatten(1, -2) @ M.dense().to(X)).view(X.shape)
 
 
 @singledispatch
@@ -118,7 +123,7 @@ def gradient_forms(
     gradients: Float[Tensor, "b N K S o"], B: LinearOperator
 ) -> Float[Tensor, "b N S S"]:
     """`sum_k g_nks.T B g_nkt` of the positions of each example."""
-    image = gradients @ B.dense().to(gradients)[:, None, None]
+    image = _rows_times(gradients, B)
     if gradients.shape[3] == 1:
         return (image * gradients).sum((2, 4))[..., None]
     return (image @ gradients.mT).sum(2)
@@ -154,8 +159,7 @@ def known_gradients(use: Use) -> Tensor:
 
 def squares(use: Use, QB: LinearOperator, QA: LinearOperator) -> Float[Tensor, "b o i"]:
     """`sum_nk (QB.T dW_nk QA)^2`, entry by entry: the curvature along each pair of eigenvectors."""
-    G = known_gradients(use)
-    G = G @ QB.dense().to(G)[:, None, None]
+    G = _rows_times(known_gradients(use), QB)
     if isinstance(use.inputs, OneHot) and isinstance(QA, DiagonalMatrix):
         found = G.new_zeros(use.inputs.size, G.shape[-1])
         return found.index_add_(0, use.inputs.indices, G.square().sum((0, 2, 3))).mT[None]
