@@ -11,6 +11,8 @@ FIND    := for p in $(TRIED); do "$$p" -c 'import sys; sys.exit(sys.version_info
              { echo "$$p"; break; }; done
 OUT     ?= runs/demo
 INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
+# Tests compare with these two. They ask for torchvision, which they use in their examples only.
+PEERS   := curvlinops-for-pytorch backpack-for-pytorch
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo test nightly lint format docs bench clean
@@ -36,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$$python" -m venv $(VENV) || { rm -rf $(VENV); printf '%s\n' \
 	  'The virtual environment could not be made.' 'On Debian and Ubuntu its module is a package of its own.' \
 	  'Run: apt install python3-venv' >&2; exit 2; }
-	@$(INSTALL) -e '.[plots,data,dev]'
+	@$(INSTALL) -e '.[plots,data,dev,peers]'
+	@$(INSTALL) --no-deps $(PEERS)
 	@touch $@
 
 demo: setup  ## a small scaling study with real data, under 4 minutes on 2 cores; OUT=DIR
@@ -70,8 +73,9 @@ docs: $(VENV)/.docs  ## the site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site'
 
-bench: setup  ## time of the layers against nn.Linear
+bench: setup  ## time of the layers against nn.Linear, and of curvature
 	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.curvature
 
 clean:  ## remove what the tools made; studies in runs/ stay
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

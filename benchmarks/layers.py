@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks import peers
+from benchmarks._report import table, write
 from benchmarks._timing import Progress, interleaved, machine, one_thread
 from matrigami import (
     BlockTensorTrain,
@@ -33,9 +34,6 @@ from matrigami import (
 )
 from matrigami.nn import StructuredLinear
 from matrigami.operators import factorize
-
-README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 class TwoEinsums(nn.Module):
@@ -255,12 +253,6 @@ def projections(d: int, rounds: int) -> str:
     )
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write what is asked for."""
     options = _options(arguments)
@@ -301,15 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n"
         )
     if options.write:
-        write(report)
+        write(report, "measured")
     return 0
-
-
-def write(report: str) -> None:
-    """Put the report between the marks of the README."""
-    before, rest = README.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{after}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """The comparison of a study with the published points."""
 
 import pytest
-from benchmarks.published import NAMES, agreement, at, page, published_curves
 
+from benchmarks.published import NAMES, agreement, at, page, published_curves
 from matrigami.studies import fit_results
 
 

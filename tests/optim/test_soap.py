@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.optim.reference_soap import ReferenceSOAP
 from torch import nn
 
 from matrigami.optim import SOAP
 from matrigami.optim._basis import orthogonal, refreshed
+from tests.optim.reference_soap import ReferenceSOAP
 
 
 def gradients(steps: int, m: int, n: int) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matrigami.curvature._factors import Adding, Factors, nearest_product
+from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
 from matrigami.curvature._kfac import assembled
 from matrigami.curvature._likelihood import terms
 from matrigami.curvature._matrix import CurvatureMatrix
@@ -140,12 +140,11 @@ class Capture:
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Add up the sums of all processes; each has seen its own share of the data."""
-        for key, known in self._factors.items():
-            for F in known.values():
-                F.all_reduce(group)
-            count = torch.tensor(self._examples[key])
-            dist.all_reduce(count, group=group)
-            self._examples[key] = int(count)
+        factors = {key: self._factors[key] for key in sorted(self._factors)}  # in one order for all
+        all_reduce((known[kind] for known in factors.values() for kind in sorted(known)), group)
+        device = next(self.model.parameters()).device
+        for key in factors:
+            self._examples[key] = int(total(self._examples[key], device, group))
 
     def _forget(self, *_: Any) -> None:
         """A new batch: forget which inputs the layers of the last one shared."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from matrigami.curvature._kfac import assembled, merged, sums
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._moments import squares
-from matrigami.curvature._objective import Batch, Loss
+from matrigami.curvature._objective import Batch, Loss, trainable
 from matrigami.curvature._passes import Key, Labels, Repeated, Setting, passes
 from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator, SpectralMatrix, eigh
@@ -70,6 +70,7 @@ def ekfac(
     if basis is None:
         products: dict[Key, LinearOperator] = dict(merged(sums(every, found.distributed, dtype)))
     else:
+        _refuse_other_sizes(basis, found.objective.model)
         products = dict(zip(basis.names, basis.blocks, strict=True))
     frames = {key: _frame(key, block) for key, block in products.items()}
     values = _corrected(every, frames, dtype)
@@ -110,6 +111,16 @@ def _squares(use: Use, frame: KroneckerMatrix) -> Tensor:
     """The curvature along each pair of eigenvectors, as `(b, l, r)`."""
     left, right = frame.factors
     return squares(use, right, left).mT if use.transposed else squares(use, left, right)
+
+
+def _refuse_other_sizes(basis: CurvatureMatrix, model: nn.Module) -> None:
+    """A basis must be of the parameters of the model."""
+    sizes = {name: tuple(p.shape) for name, p in trainable(model).items()}
+    if basis.sizes != sizes:
+        raise ValueError(
+            f"ekfac was given a basis of parameters {basis.sizes}.\n"
+            f"The model has {sizes}.\nMake the basis of the same model."
+        )
 
 
 def _refuse_other(blocks: dict[Key, list[Use]], frames: dict[Key, KroneckerMatrix]) -> None:

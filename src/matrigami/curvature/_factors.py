@@ -3,6 +3,7 @@
 Shapes: b = blocks, i = inputs, o = outputs of a block.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ class Adding:
     def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
         self.moments: dict[int, tuple[object, LinearOperator]] = {}
-        self.sums: dict[tuple[int, int], LinearOperator] = {}
+        self.sums: dict[tuple[int, int], tuple[LinearOperator, LinearOperator]] = {}
 
     def moment(self, use: Use) -> LinearOperator:
         """The second moment of the inputs of a use."""
@@ -50,13 +51,13 @@ class Adding:
         return with_tensors(A, iter([t.to(dtype) for t in named_tensors(A).values()]))
 
     def plus(self, total: LinearOperator | None, A: LinearOperator) -> LinearOperator:
-        """`total + A`."""
+        """`total + A` for a moment of inputs."""
         if total is None:
             return A
-        key = (id(total), id(A))
+        key = (id(total), id(A))  # both are held, so that no other object has their ids
         if key not in self.sums:
-            self.sums[key] = total + A
-        return self.sums[key]
+            self.sums[key] = (total, total + A)
+        return self.sums[key][1]
 
 
 @dataclass(eq=False)
@@ -81,7 +82,8 @@ class Factors:
         self.rows += input_rows(use.inputs)
         if use.gradients is not None:
             B = adding.cast(gradient_moment(use.gradients), use)
-            self.B = adding.plus(self.B, B if weight == 1.0 else scale(B, weight))
+            B = B if weight == 1.0 else scale(B, weight)
+            self.B = B if self.B is None else self.B + B
 
     def product(self) -> KroneckerMatrix:
         """`B (x) A` with `A` the mean over inputs, in the coordinates of the parameter."""
@@ -89,14 +91,22 @@ class Factors:
         left, right = (A, B) if self.transposed else (B, A)
         return KroneckerMatrix(plain(left), plain(right))
 
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Add up the sums of all processes, in place."""
-        for A in (self.A, self.B):
-            for t in () if A is None else named_tensors(A).values():
-                dist.all_reduce(t, group=group)
-        count = torch.tensor(self.rows, dtype=torch.float64, device=_known(self.A).device)
-        dist.all_reduce(count, group=group)
-        self.rows = float(count)
+
+def all_reduce(factors: Iterable[Factors], group: dist.ProcessGroup | None = None) -> None:
+    """Add up the sums of all processes, in place; a tensor that several factors share, once."""
+    every = list(factors)
+    sums = [M for F in every for M in (F.A, F.B) if M is not None]
+    for t in {id(t): t for M in sums for t in named_tensors(M).values()}.values():
+        dist.all_reduce(t, group=group)
+    for F in every:
+        F.rows = total(F.rows, _known(F.A).device, group)
+
+
+def total(count: float, device: torch.device, group: dist.ProcessGroup | None = None) -> float:
+    """The sum of a number over all processes."""
+    t = torch.tensor(count, dtype=torch.float64, device=device)
+    dist.all_reduce(t, group=group)
+    return float(t)
 
 
 def nearest_product(terms: list[KroneckerMatrix]) -> KroneckerMatrix:

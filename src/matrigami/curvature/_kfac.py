@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from matrigami.curvature._factors import Adding, Factors, nearest_product
+from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Batch, Loss, trainable
 from matrigami.curvature._passes import Key, Labels, Setting, passes
@@ -93,17 +93,17 @@ def sums(
                 known.setdefault(kind, Factors(use.transposed)).add(use, adding)
     result = {key: list(known.values()) for key, known in factors.items()}
     if distributed:
-        for F in {id(F): F for known in result.values() for F in known}.values():
-            F.all_reduce()
+        all_reduce(F for known in result.values() for F in known)
     return result
 
 
 def assembled(model: nn.Module, blocks: Mapping[Key, LinearOperator]) -> CurvatureMatrix:
-    """The block-diagonal value, with the layout of the model's parameters."""
+    """The block-diagonal value, with the layout and the order of the model's parameters."""
     sizes = {name: tuple(p.shape) for name, p in trainable(model).items()}
+    names = sorted(blocks, key=lambda key: list(sizes).index(key[0]))
     return CurvatureMatrix(
-        tuple(blocks.values()),
-        tuple(blocks),
-        tuple(tuple(sizes[name] for name in names) for names in blocks),
+        tuple(blocks[key] for key in names),
+        tuple(names),
+        tuple(tuple(sizes[name] for name in key) for key in names),
         tuple(sizes),
     )

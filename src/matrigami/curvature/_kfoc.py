@@ -8,8 +8,8 @@ products; with one position per example it is K-FAC with weights that depend on 
     u_n = a_n.T A a_n             B = sum_n u_n sum_k g_nk g_nk.T / ||A||^2
 
 K-FAC has equal weights, and its `B` is the start. The factors are positive semi-definite at every
-step, and stream over batches. Where all examples are fewer than the features, the iteration runs in
-their Gram matrices, and the factors are formed once.
+step, and stream over batches. Where there are few examples, the iteration runs in their Gram
+matrices, and the factors are formed once.
 
 Shapes: b = blocks, T = examples times columns, l = rows and r = columns of a parameter's matrix.
 """
@@ -28,7 +28,7 @@ from matrigami.curvature._moments import gram, side_forms, side_moment
 from matrigami.curvature._objective import Batch, Loss
 from matrigami.curvature._passes import Key, Labels, Repeated, Setting, passes
 from matrigami.curvature._uses import Use
-from matrigami.operators import LinearOperator, named_tensors, norm, scale
+from matrigami.operators import LinearOperator, named_tensors, norm, scale, trace
 from matrigami.structures import KroneckerMatrix
 
 Data = Iterable[dict[Key, list[Use]]]
@@ -83,14 +83,14 @@ def kfoc(
         )
     found = passes(model, loss, data, Setting(labels, joint, reduce, seed))
     every = Repeated(found)
-    grams = {} if found.distributed else by_grams(every.load(), iterations)
+    grams = {} if found.distributed else by_grams(every.load(), iterations, dtype)
     products = grams | _streamed(every, grams, iterations, dtype, distributed=found.distributed)
     return assembled(found.objective.model, products)
 
 
 def fitted(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, KroneckerMatrix]:
     """The nearest Kronecker products to the blocks of batches that are in memory."""
-    grams = by_grams(kept, iterations)
+    grams = by_grams(kept, iterations, None)
     return grams | _streamed(kept, grams, iterations, None, distributed=False)
 
 
@@ -111,8 +111,10 @@ def _streamed(
     return products
 
 
-def by_grams(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, KroneckerMatrix]:
-    """The blocks whose examples are fewer than their features, from Gram matrices.
+def by_grams(
+    kept: list[dict[Key, list[Use]]], iterations: int, dtype: torch.dtype | None
+) -> dict[Key, KroneckerMatrix]:
+    """The blocks that have few examples, from their Gram matrices.
 
     With `P = (G G.T)^2` and `Q = (A A.T)^2`, entry by entry, a power iteration is `u = Q w`,
     `w = P u`.
@@ -122,12 +124,13 @@ def by_grams(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, Kro
         parts = [use for blocks in kept for use in blocks[key]]
         if not _few(parts):
             continue
-        A, G = (torch.cat(rows, 1) for rows in zip(*map(_rows, parts), strict=True))
-        P, Q = ((X @ X.mT).square() for X in (G, A))
+        A, G = (torch.cat(rows, 1).to(dtype) for rows in zip(*map(_rows, parts), strict=True))
+        K = G @ G.mT
+        P, Q = (K / _largest(K)).square(), (A @ A.mT).square()  # the scale of P does not matter
         w = u = P.new_ones(*P.shape[:-1], 1)
         for _ in range(iterations):
             w = P @ u
-            w = w / w.amax(-2, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+            w = w / _largest(w)
             u = Q @ w
         size = (w.mT @ u).clamp_min(torch.finfo(w.dtype).tiny)  # ||A||^2
         inputs, gradients = gram(A * w.sqrt()), gram(G * (u / size).clamp_min(0).sqrt())
@@ -136,8 +139,13 @@ def by_grams(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, Kro
     return found
 
 
+def _largest(M: Tensor) -> Tensor:
+    """The largest entry of each matrix, not zero."""
+    return M.amax((-2, -1), keepdim=True).clamp_min(torch.finfo(M.dtype).tiny)
+
+
 def _few(parts: list[Use]) -> bool:
-    """Whether Gram matrices of the examples are smaller than those of the features."""
+    """Whether the Gram matrices of the examples cost less than those of the features."""
     if not all(
         isinstance(use.inputs, Tensor)
         and use.gradients is not None
@@ -146,9 +154,9 @@ def _few(parts: list[Use]) -> bool:
         for use in parts
     ):
         return False
-    inputs, gradients = parts[0].inputs, parts[0].gradients
-    features = min(inputs.shape[-1], gradients.shape[-1])  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    return sum(use.gradients.shape[1] * use.gradients.shape[2] for use in parts) <= features  # pyright: ignore[reportOptionalMemberAccess]
+    i, o = (known.shape[-1] for known in (parts[0].inputs, parts[0].gradients))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    examples = sum(use.gradients.shape[1] * use.gradients.shape[2] for use in parts)  # pyright: ignore[reportOptionalMemberAccess]
+    return examples * (i + o) <= i * i + o * o
 
 
 def _rows(use: Use) -> tuple[Float[Tensor, "b T i"], Float[Tensor, "b T o"]]:
@@ -167,25 +175,30 @@ def _half_step(
     distributed: bool,
 ) -> dict[Key, KroneckerMatrix]:
     """The best factors on one side, given those on the other."""
+    known = {key: _of_unit_trace(K.factors[1 if left else 0]) for key, K in at.items()}
     totals: dict[Key, LinearOperator] = {}
     for blocks in data:
         adding = Adding(dtype)
         for key, parts in blocks.items():
-            other = at[key].factors[1 if left else 0]
             for use in parts:
-                weights = side_forms(use, other, left=not left)
+                weights = side_forms(use, known[key], left=not left)
                 M = adding.cast(side_moment(use, left=left, weights=weights), use)
-                totals[key] = adding.plus(totals.get(key), M)
+                totals[key] = totals[key] + M if key in totals else M
     found = {}
     for key, M in totals.items():
         if distributed:
             for t in named_tensors(M).values():
                 dist.all_reduce(t)
-        other = at[key].factors[1 if left else 0]
+        other = known[key]
         size = norm(other).square().clamp_min(torch.finfo(other.dtype).tiny)
         sides = (scale(M, 1 / size), other) if left else (other, scale(M, 1 / size))
         found[key] = KroneckerMatrix(*map(plain, sides))
     return found
+
+
+def _of_unit_trace(F: LinearOperator) -> LinearOperator:
+    """Without its scale, so that no square of small gradients underflows."""
+    return scale(F, 1 / trace(F).clamp_min(torch.finfo(F.dtype).tiny))
 
 
 def _without(data: Data, done: Collection[Key]) -> Iterator[dict[Key, list[Use]]]:

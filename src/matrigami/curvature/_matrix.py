@@ -117,7 +117,7 @@ class CurvatureMatrix(LinearOperator):
         parts = dict(zip(sizes, rows, strict=True))
         found = []
         for block, names, shapes in zip(self.blocks, self.names, self.shapes, strict=True):
-            m = shapes[-1][0] if len(names) > 1 else 1
+            m = _rows(shapes)
             grid = torch.cat([parts[name].reshape(m, -1, k) for name in names], 1)
             found.append(grid.reshape(*block.shape[:-1], k))
         return found
@@ -126,8 +126,7 @@ class CurvatureMatrix(LinearOperator):
         """The inverse of `split`."""
         rows: dict[str, Tensor] = {}
         for part, names, shapes in zip(parts, self.names, self.shapes, strict=True):
-            k = part.shape[-1]
-            m = shapes[-1][0] if len(names) > 1 else 1
+            k, m = part.shape[-1], _rows(shapes)
             widths = [math.prod(shape) // m for shape in shapes]
             for name, t in zip(names, part.reshape(m, -1, k).split(widths, 1), strict=True):
                 rows[name] = t.reshape(-1, k)
@@ -147,6 +146,11 @@ class CurvatureMatrix(LinearOperator):
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix itself, for a small model."""
         return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+
+
+def _rows(shapes: tuple[tuple[int, ...], ...]) -> int:
+    """Rows of the matrix `[weight bias]`; a parameter alone is one row."""
+    return math.prod(shapes[-1]) if len(shapes) > 1 else 1
 
 
 def mapped(

@@ -16,23 +16,32 @@ from matrigami.curvature._uses import OneHot, Use
 from matrigami.operators import DenseMatrix, LinearOperator, diagonal
 from matrigami.structures import DiagonalMatrix
 
-HALF = 256
-"""Features above which a Gram matrix is made from its upper half: its two triangles are equal."""
+PANEL = 128
+"""Least columns of a Gram matrix that are made together; its other triangle is a copy."""
 
 ENTRIES = 2**24
 """Entries of the gradients of single examples that are held at once."""
 
 
 def gram(X: Float[Tensor, "b T d"]) -> Float[Tensor, "b d d"]:
-    """`X.T X`, in little more than half of the multiply-adds of a product where that is faster."""
-    d = X.shape[-1]
-    if d < 2 * HALF or X.shape[-2] < d // 4:
-        return X.mT @ X
-    h = d // 2
-    left, right = X[..., :h], X[..., h:]
-    cross = left.mT @ right
-    top = torch.cat([gram(left), cross], -1)
-    return torch.cat([top, torch.cat([cross.mT, gram(right)], -1)], -2)
+    """`X.T X`, equal to its transpose in every bit; of a large one only a triangle is computed."""
+    T, d = X.shape[-2:]
+    if d < 2 * PANEL or d > 4 * T:
+        return symmetric(X.mT @ X)
+    width = max(PANEL, -(-d // 8))
+    G = X.new_empty(*X.shape[:-2], d, d)
+    for first in range(0, d, width):
+        own, rest = slice(first, first + width), slice(first + width, d)
+        rows = X[..., own].mT @ X[..., first:]
+        G[..., own, own] = symmetric(rows[..., :width])
+        G[..., own, rest] = rows[..., width:]
+        G[..., rest, own] = rows[..., width:].mT
+    return G
+
+
+def symmetric(M: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
+    """Without the rounding that tells a matrix from its transpose, as damping asks of factors."""
+    return (M + M.mT) / 2
 
 
 @singledispatch
@@ -47,7 +56,7 @@ def input_moment(inputs: Tensor, weights: Tensor | None = None) -> LinearOperato
         return DenseMatrix(gram(inputs.flatten(1, 2)))
     if inputs.shape[2] == 1:
         return DenseMatrix(gram((inputs * weights.clamp_min(0).sqrt()).flatten(1, 2)))
-    return DenseMatrix(inputs.flatten(1, 2).mT @ (weights @ inputs).flatten(1, 2))
+    return DenseMatrix(symmetric(inputs.flatten(1, 2).mT @ (weights @ inputs).flatten(1, 2)))
 
 
 @input_moment.register
@@ -79,7 +88,12 @@ def input_image(inputs: Tensor | OneHot, A: LinearOperator) -> Float[Tensor, "b 
     """`a_ns.T A`, for every position."""
     if isinstance(inputs, OneHot):
         return A.dense()[:, inputs.indices, None]
-    return inputs @ A.dense()[:, None]
+    return _rows_times(inputs, A)
+
+
+def _rows_times(X: Float[Tensor, "b *rows d"], M: LinearOperator) -> Float[Tensor, "b *rows d"]:
+    """`x.T M` for every row of a block, as one product: torch would take one for each example."""
+    return (X.flatten(1, -2) @ M.dense().to(X)).view(X.shape)
 
 
 @singledispatch
@@ -102,14 +116,14 @@ def gradient_moment(
     W = weights[:, :, None]
     if gradients.shape[3] == 1:
         return DenseMatrix(gram((gradients * W.clamp_min(0).sqrt()).flatten(1, 3)))
-    return DenseMatrix(gradients.flatten(1, 3).mT @ (W @ gradients).flatten(1, 3))
+    return DenseMatrix(symmetric(gradients.flatten(1, 3).mT @ (W @ gradients).flatten(1, 3)))
 
 
 def gradient_forms(
     gradients: Float[Tensor, "b N K S o"], B: LinearOperator
 ) -> Float[Tensor, "b N S S"]:
     """`sum_k g_nks.T B g_nkt` of the positions of each example."""
-    image = gradients @ B.dense()[:, None, None]
+    image = _rows_times(gradients, B)
     if gradients.shape[3] == 1:
         return (image * gradients).sum((2, 4))[..., None]
     return (image @ gradients.mT).sum(2)
@@ -145,11 +159,11 @@ def known_gradients(use: Use) -> Tensor:
 
 def squares(use: Use, QB: LinearOperator, QA: LinearOperator) -> Float[Tensor, "b o i"]:
     """`sum_nk (QB.T dW_nk QA)^2`, entry by entry: the curvature along each pair of eigenvectors."""
-    G = known_gradients(use) @ QB.dense()[:, None, None]
+    G = _rows_times(known_gradients(use), QB)
     if isinstance(use.inputs, OneHot) and isinstance(QA, DiagonalMatrix):
         found = G.new_zeros(use.inputs.size, G.shape[-1])
         return found.index_add_(0, use.inputs.indices, G.square().sum((0, 2, 3))).mT[None]
-    A = input_image(use.inputs, QA)
+    A = input_image(use.inputs, QA).to(G)
     if A.shape[2] == 1:
         return G.square().sum(2)[:, :, 0].mT @ A[:, :, 0].square()
     found = G.new_zeros(len(G), G.shape[-1], A.shape[-1])

@@ -53,7 +53,8 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
             "A frozen model has none.\nCall model.requires_grad_() on what should count."
         )
     single = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
-    batches: tuple[Any, ...] = (data,) if single else tuple(data)
+    every: Iterable[Batch] = (data,) if single else data  # pyright: ignore[reportAssignmentType]
+    batches = tuple((inputs, targets) for inputs, targets in every)
     if not batches or any(len(targets) == 0 for _, targets in batches):
         raise ValueError(
             "curvature was asked for no data.\nThe loader is empty, or one of its batches is.\n"

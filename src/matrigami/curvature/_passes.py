@@ -7,13 +7,14 @@ Shapes: N = examples of a batch, K = columns.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature._factors import total
 from matrigami.curvature._likelihood import output_columns, terms
 from matrigami.curvature._objective import Batch, Loss, Objective, objective
 from matrigami.curvature._record import Record, Site, find_sites, pull_back, recording, unwrapped
@@ -72,13 +73,13 @@ class Passes:
 
     def _blocks(self, records: list[Record], batch: int) -> dict[Key, list[Use]]:
         """The uses of each block; one input that several layers read stays one tensor."""
+        _refuse_nan(records, batch)
         found: dict[Key, list[Use]] = {}
         seen = SharedInputs()
         for record in records:
             if record.g is None:
                 continue
             for key, use in named_uses(record, seen).items():
-                _refuse_nan(use, record.site, batch)
                 found.setdefault(key, []).append(_reduced(use) if self.reduce else use)
         return {key: joined(parts) for key, parts in found.items()}
 
@@ -146,8 +147,9 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
             f"labels={setting.labels!r} was asked for.\n"
             "labels is 'exact', 'empirical' or a number of samples of at least 1."
         )
-    inner = unwrapped(model)
+    inner, distributed = unwrapped(model), isinstance(model, DistributedDataParallel)
     target = objective(inner, loss, data)
+    target = among_all_processes(target) if distributed else target
     with torch.no_grad():
         terms(loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
     return Passes(
@@ -156,8 +158,17 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
         setting.labels,
         setting.seed,
         setting.reduce,
-        isinstance(model, DistributedDataParallel),
+        distributed,
     )
+
+
+def among_all_processes(target: Objective) -> Objective:
+    """The same batches with their weights among those of all processes."""
+    if getattr(target.loss, "reduction", "mean") == "sum":
+        return target
+    own = sum(len(targets) for _, targets in target.batches)
+    every = total(own, next(target.model.parameters()).device)
+    return replace(target, weights=tuple(weight * own / every for weight in target.weights))
 
 
 class SharedInputs:
@@ -246,16 +257,23 @@ def _numbers(use: Use) -> int:
 
 def finite(use: Use) -> bool:
     """Whether no entry is NaN or infinite."""
-    return all(
-        bool(t.isfinite().all()) for t in (use.inputs, use.gradients) if isinstance(t, Tensor)
-    )
+    return all(_finite(t) for t in (use.inputs, use.gradients) if isinstance(t, Tensor))
 
 
-def _refuse_nan(use: Use, site: Site, batch: int) -> None:
-    """Refuse activations or gradients that are not finite, before they reach a factor."""
-    if not finite(use):
-        raise ValueError(
-            f"curvature was asked for a batch (number {batch}) whose activations or gradients at "
-            f"the layer {site.name or type(site.layer).__name__} are NaN or infinite.\n"
-            "Nothing was added to any factor.\nLook for a layer before it that overflows."
-        )
+def _finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: then neither is the sum, which takes one pass."""
+    return bool(t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite())
+
+
+def _refuse_nan(records: list[Record], batch: int) -> None:
+    """Refuse what is not finite before it reaches a factor, where it arises first."""
+    seen = [(record, record.x, "activations") for record in records]
+    seen += [(record, record.g, "gradients") for record in reversed(records)]
+    for record, t, what in seen:
+        if t is not None and not _finite(t):
+            layer = record.site.name or type(record.site.layer).__name__
+            raise ValueError(
+                f"curvature was asked for a batch (number {batch}) whose {what} at the layer "
+                f"{layer} are NaN or infinite.\n"
+                "Nothing was added to any factor.\nLook for a layer beside it that overflows."
+            )

@@ -1,0 +1,200 @@
+"""Bad input is refused with what was asked, what was got, and what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import matrigami as mg
+from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc, uses
+from matrigami.curvature._uses import OneHot, Use
+
+METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+LOSS = nn.CrossEntropyLoss()
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def batch(n=6):
+    return torch.randn(n, 4), torch.randint(3, (n,))
+
+
+@methods
+def test_models_and_data(method):
+    x, y = batch()
+    with pytest.raises(ValueError, match="Sequential without trainable parameters"):
+        method(network().requires_grad_(False), LOSS, (x, y))
+    for nothing in ([], [(x[:0], y[:0])], (x[:0], y[:0])):
+        with pytest.raises(ValueError, match="no data"):
+            method(network(), LOSS, nothing)
+    with pytest.raises(ValueError, match="batch 1 holds NaN"):
+        method(network(), LOSS, [(x, y), (x / 0, y)])
+
+
+@methods
+def test_losses_and_labels(method):
+    for loss in (
+        nn.L1Loss(),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=torch.ones(3)),
+        nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
+        nn.MSELoss(reduction="none"),
+        nn.functional.cross_entropy,
+    ):
+        with pytest.raises(ValueError, match=r"likelihood is not known.\n.*or ggn"):
+            method(network(), loss, batch())
+    for labels in (0, -1):
+        with pytest.raises(ValueError, match=f"labels={labels} was asked for"):
+            method(network(), LOSS, batch(), labels=labels)
+    for labels in ("type-2", 1.5):
+        with pytest.raises((ValueError, TypeError)):
+            method(network(), LOSS, batch(), labels=labels)
+
+
+class Overflow(nn.Module):
+    def forward(self, x):
+        return x.exp().exp().exp()
+
+
+@methods
+def test_activations_that_are_not_finite_are_named(method):
+    model = nn.Sequential(nn.Linear(4, 4), Overflow(), nn.Linear(4, 3))
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"\(number 1\).*the layer 2 are NaN"):
+        method(model, LOSS, [(0.1 * x, y), (50 * x.abs(), y)])
+
+
+@methods
+def test_layers(method):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 3))
+    with pytest.raises(TypeError, match=r"1, a Bilinear: weight, bias.\n.*\n.*requires_grad_"):
+        method(model, LOSS, batch())
+    unused = network()
+    unused.extra = nn.Linear(4, 4)
+    unused.forward = lambda x: unused[2](unused[1](unused[0](x)))
+    with pytest.raises(ValueError, match="parameters of extra"):
+        method(unused, LOSS, batch())
+    for options in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}):
+        words = nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 3))
+        words[0].weight.data.mul_(0.1)
+        with pytest.raises(TypeError, match="an Embedding with max_norm or scale_grad_by_freq"):
+            method(words, LOSS, (torch.randint(5, (6, 3)), torch.randint(3, (6,))))
+
+
+def test_the_parameter_of_the_model_itself_is_named():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x[:, :3] * self.w
+
+    with pytest.raises(TypeError, match="the model itself, a Bare: w"):
+        kfac(Bare(), LOSS, batch())
+    with pytest.raises(TypeError, match="the parameters of Bare"):
+        uses(Bare(), torch.ones(1, 3), None, False)
+
+
+def test_no_iterations():
+    with pytest.raises(ValueError, match=r"iterations=0.*\n.*kfac"):
+        kfoc(network(), LOSS, batch(), iterations=0)
+
+
+def test_bases_of_other_models():
+    basis = kfac(network(), LOSS, batch(), joint=False)
+    with pytest.raises(ValueError, match="a basis with the blocks"):
+        ekfac(network(), LOSS, batch(), basis=basis)
+    inverse = mg.power(damped(basis, 0.1), -1)
+    again = ekfac(network(), LOSS, batch(), basis=inverse, joint=False)  # it has a basis
+    assert again.shape == basis.shape
+    diagonal = mg.curvature.CurvatureMatrix(
+        tuple(mg.DiagonalMatrix(torch.ones(*block.shape[:-1])) for block in basis.blocks),
+        basis.names,
+        basis.shapes,
+        basis.order,
+    )
+    with pytest.raises(
+        ValueError, match=r"block 0.weight is a DiagonalMatrix.\n.*\n.*kfac or kfoc"
+    ):
+        ekfac(network(), LOSS, batch(), basis=diagonal, joint=False)
+    with pytest.raises(ValueError, match="'pi' was asked of a DiagonalMatrix"):
+        damped(diagonal, 0.1, "pi")
+
+
+def test_a_basis_of_other_sizes():
+    basis = kfac(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), LOSS, batch())
+    with pytest.raises(ValueError, match="basis"):
+        ekfac(network(), LOSS, batch(), basis=basis)
+
+
+def test_damping():
+    F = kfac(network(), LOSS, batch())
+    with pytest.raises(ValueError, match=r"damping=-1.0, rule='tikhonov'"):
+        damped(F, -1.0)
+    with pytest.raises((ValueError, TypeError)):
+        damped(F, 1.0, "plain")
+
+
+def test_names_and_vectors():
+    model = network()
+    F = kfac(model, LOSS, batch())
+    with pytest.raises(ValueError, match=r"'3.weight' was asked.*\n.*0.weight\+0.bias"):
+        F["3.weight"]
+    good = {name: p.detach() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"match at 2.bias.\n2.bias has shape none"):
+        F.vector({name: t for name, t in good.items() if name != "2.bias"})
+    with pytest.raises(ValueError, match=r"more has shape \(2,\), the parameter none"):
+        F.vector(good | {"more": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"0.bias has shape \(6,\), the parameter \(5,\)"):
+        F.vector(good | {"0.bias": torch.ones(6)})
+    with pytest.raises(ValueError, match=r"k=99"):
+        mg.eigh(F, k=99)
+
+
+def test_the_order_of_the_names_does_not_matter():
+    model = network()
+    F = kfac(model, LOSS, batch())
+    good = {name: p.detach() for name, p in model.named_parameters()}
+    swapped = dict(reversed(good.items()))
+    assert torch.equal(F.vector(swapped), F.vector(good))
+
+
+def test_moments_without_backward():
+    model = network()
+    with capture(model) as moments, torch.no_grad():
+        model(batch()[0])
+    with pytest.raises(ValueError, match="Only inputs were seen"):
+        moments.curvature()
+    with pytest.raises(ValueError, match="There was no backward pass"):
+        _moments.known_gradients(Use(OneHot(torch.zeros(1, dtype=torch.long), 2), None))
+
+
+def test_axes_that_are_no_stack_of_matrices():
+    """A core that mixes the axes of its rows and columns."""
+    from matrigami.operators import Contraction, LinearOperator, contraction, contractions
+
+    class Mixed(mg.DenseMatrix):
+        pass
+
+    @contractions.register
+    def _(A: Mixed) -> tuple[Contraction, ...]:
+        return (
+            Contraction(
+                contraction(A.entries.view(2, 2, 2), "a i b", "i", "a b", a=2, b=2, i=2),
+            ),
+        )
+
+    class Recipe(mg.Structure):
+        def init(self, m, n, *, generator=None, dtype=None, device=None) -> LinearOperator:
+            return Mixed(torch.ones(4, 2))
+
+    @mg.operators.fans.register
+    def _(A: Mixed) -> tuple[mg.operators.Fan, ...]:
+        return (mg.operators.Fan(2, 4, last=True),)
+
+    layer = mg.nn.StructuredLinear(2, 4, Recipe())
+    with pytest.raises(TypeError, match="neither row- nor column-major"):
+        kfac(layer, LOSS, (torch.randn(3, 2), torch.randint(4, (3,))))
