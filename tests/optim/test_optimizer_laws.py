@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from matrigami.optim import (
@@ -21,9 +22,11 @@ from matrigami.optim import (
 from matrigami.testing import OPTIMIZER_LAWS, check_optimizer
 from matrigami.testing._optimizer_laws import (
     bad_gradients_are_skipped,
+    converges,
     equals_its_reference,
     turns_with_its_coordinates,
 )
+from matrigami.testing._optimizer_targets import feed, gradients, parameters
 
 VARIANTS = {
     "soap_at_once": partial(SOAP, stagger=False),
@@ -56,9 +59,40 @@ def test_optimizer(name: str, law):
     check_optimizer(FACTORIES[name], laws=[law])
 
 
+def without(name: str, *laws: str) -> list:
+    """The laws of a variant, without some."""
+    skipped = {"converges", *laws}
+    skipped |= {"equals_its_reference"} if name == "shampoo_tiles" else set()  # it has four blocks
+    if name in {"shampoo_kl", "shampoo_sgd"}:  # their steps have the size of the gradient's
+        skipped |= {"ignores_the_scale_of_the_loss", "poor_gradients_are_harmless"}
+    return [law for law in OPTIMIZER_LAWS if law.__name__ not in skipped]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant(name: str):
-    check_optimizer(VARIANTS[name])
+    check_optimizer(VARIANTS[name], without(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in {"shampoo_kl", "shampoo_sgd"}])
+def test_variant_converges(name: str):
+    check_optimizer(VARIANTS[name], [converges])
+
+
+@given(
+    name=st.sampled_from([name for name in OPTIMIZERS if name != "kfac"]),
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+)
+@settings(max_examples=25)
+def test_any_shapes_are_trained_together_as_alone(name: str, sizes: list[tuple[int, int]]):
+    ps = parameters(*sizes)
+    stream = gradients(ps, 3)
+    make = partial(OPTIMIZERS[name], lr=0.1, **({} if name == "muon" else {"stagger": False}))
+    feed(make(ps), ps, stream)
+    for i, (p, q) in enumerate(zip(ps, parameters(*sizes), strict=True)):
+        feed(make([q]), [q], [[Gs[i]] for Gs in stream])
+        assert torch.isfinite(p).all()
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=1e-7)
 
 
 def test_a_broken_optimizer_is_named():
