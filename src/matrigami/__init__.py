@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PACKAGES = ("cli", "curvature", "krylov", "nn", "plots", "studies", "testing")
+PACKAGES = ("cli", "curvature", "krylov", "nn", "optim", "plots", "studies", "testing")
 
 
 def __getattr__(name: str) -> Any:

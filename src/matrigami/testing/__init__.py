@@ -1,5 +1,6 @@
-"""The law suites: what every matrix and every structure has to obey, for ours and for yours."""
+"""The law suites: what a matrix, a structure, an optimiser has to obey, ours and yours."""
 
+from matrigami.testing._optimizer_suite import OPTIMIZER_LAWS, check_optimizer
 from matrigami.testing._structure_laws import STRUCTURE_LAWS
 from matrigami.testing._suite import (
     LAWS,
@@ -13,9 +14,11 @@ from matrigami.testing._suite import (
 __all__ = [
     "LAWS",
     "OPERATOR_LAWS",
+    "OPTIMIZER_LAWS",
     "SIZES",
     "STRUCTURE_LAWS",
     "Size",
     "check_operator",
+    "check_optimizer",
     "check_structure",
 ]

@@ -49,7 +49,7 @@ def check_operator(A: LinearOperator, laws: Iterable[Callable[..., None]] = OPER
         >>> check_operator(DiagonalMatrix(torch.tensor([1.0, 2.0], dtype=torch.float64)))
     """
     for law in laws:
-        _enforce(law, repr(A), A)
+        enforce(law, repr(A), A)
 
 
 def check_structure(
@@ -82,10 +82,10 @@ def check_structure(
         A = member(recipe, m, n)
         for law in laws:
             subject = (A,) if law in OPERATOR_LAWS else (recipe, m, n)
-            _enforce(law, f"{recipe} at {m}x{n}", *subject)
+            enforce(law, f"{recipe} at {m}x{n}", *subject)
 
 
-def _enforce(law: Callable[..., None], where: str, *subject: Any) -> None:
+def enforce(law: Callable[..., None], where: str, *subject: Any) -> None:
     """Call a law; whatever it raises becomes a report of the breach."""
     try:
         law(*subject)

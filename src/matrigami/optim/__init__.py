@@ -1,0 +1,115 @@
+"""Optimisers that precondition a matrix from both sides, on dense and on structured layers."""
+
+from collections.abc import Callable, Collection
+from typing import cast
+
+import torch
+from torch import nn
+
+from matrigami.optim._adam import Adam
+from matrigami.optim._base import MatrixOptimizer
+from matrigami.optim._exchange import Exchange, Local, Update
+from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
+from matrigami.optim._method import MatrixMethod, Method, Options, State
+from matrigami.optim._muon import Muon, rms_match, spectral
+from matrigami.optim._plan import Plan, planned
+from matrigami.optim._polynomials import CANS, POLAR_EXPRESS, QUINTIC, Polynomial, cans
+from matrigami.optim._roots import Root, cans_root, eigh_root, measured_root, newton_root
+from matrigami.optim._routing import Role, Route, Routes, routes
+from matrigami.optim._shampoo import Shampoo
+from matrigami.optim._soap import SOAP
+from matrigami.optim._view import MatrixView
+
+OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {
+    "muon": Muon,
+    "shampoo": Shampoo,
+    "soap": SOAP,
+}
+"""Each optimiser by its command-line name: laws, tables and CLI walk over it."""
+
+
+def plan(
+    model: nn.Module,
+    optimizer: Callable[..., MatrixOptimizer] | str = SOAP,
+    *,
+    head: Collection[str] | None = None,
+    elementwise: Collection[str] = (),
+) -> Plan:
+    """Which method each parameter of a model takes, its blocks, state bytes and work per step.
+
+    Dense weights, convolutions and the cores of structured layers are matrices; embeddings, tied
+    heads, norms, biases and gains take Adam. Each is recognised by the module that owns it (see
+    `routes`), none by its shape.
+
+    Args:
+        model: The model; frozen parameters are left out.
+        optimizer: A class, one with some options filled in by `functools.partial`, or a name of
+            `OPTIMIZERS`.
+        head: Names of the output layers; by default the last linear layer. Muon leaves them to
+            Adam, as its field does.
+        elementwise: Names of parameters that take Adam whatever they are.
+
+    Returns:
+        The plan: print it, then pass it to the optimiser.
+
+    Raises:
+        ValueError: If a parameter belongs to a module without a rule, or a name is unknown.
+
+    Examples:
+        >>> print(plan(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))
+        parameter  role           method  blocks    state bytes  FLOPs a step
+        0.weight   hidden matrix  SOAP    1 of 4x3          304           492
+        0.bias     bias           Adam    4                  32            48
+        2.weight   output head    SOAP    1 of 2x4          232           290
+        2.bias     bias           Adam    2                  16            24
+        total                                               584           854
+    """
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"plan was asked for the optimiser {optimizer!r}.\n"
+                f"The optimisers are {sorted(OPTIMIZERS)}.\nUse one of these names, or a class."
+            )
+        optimizer = OPTIMIZERS[optimizer]
+    make = cast("Callable[..., MatrixOptimizer]", optimizer)
+    probe = make([nn.Parameter(torch.zeros(()))])  # knows the options and their defaults
+    return planned(model, type(probe), probe.defaults, head=head, elementwise=elementwise)
+
+
+__all__ = [
+    "ADAM_SIZE",
+    "CANS",
+    "OPTIMIZERS",
+    "POLAR_EXPRESS",
+    "QUINTIC",
+    "SGD_SIZE",
+    "SOAP",
+    "Adam",
+    "Exchange",
+    "Graft",
+    "Local",
+    "MatrixMethod",
+    "MatrixOptimizer",
+    "MatrixView",
+    "Method",
+    "Muon",
+    "Options",
+    "Plan",
+    "Polynomial",
+    "Role",
+    "Root",
+    "Route",
+    "Routes",
+    "Shampoo",
+    "State",
+    "Update",
+    "cans",
+    "cans_root",
+    "eigh_root",
+    "measured_root",
+    "newton_root",
+    "plan",
+    "rms_match",
+    "routes",
+    "spectral",
+]

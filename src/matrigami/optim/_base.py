@@ -1,0 +1,229 @@
+"""The one step loop: collect the gradients, compute the updates on stacks, apply them.
+
+Everything around the mathematics is here and in `_bucket.py`: views, precision, gradients that are
+not finite, weight decay, learning rates, the state of torch. A subclass is `init` and `direction`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from matrigami.optim._bucket import ON_HOST, working_dtype
+from matrigami.optim._exchange import Exchange, Local, Update
+from matrigami.optim._layout import Layout
+from matrigami.optim._method import Options, State
+from matrigami.optim._plan import Plan, planned
+from matrigami.optim._routing import Role
+from matrigami.optim._view import MatrixView, whole
+
+Source = nn.Module | Plan | Iterable[Any]
+"""A model, a plan of one, or whatever a torch optimiser takes."""
+
+
+class MatrixOptimizer(Optimizer, ABC):
+    """A `torch.optim.Optimizer` whose updates are functions of stacks of matrices.
+
+    Parameters with a view are stacks of matrices and take this method; all others take Adam. A
+    parameter whose gradient is not finite is skipped in that step, decay included, and counted in
+    its state. The state is in single precision (double for double parameters).
+
+    Args:
+        source: A model, a `Plan`, or parameters, named parameters or groups. Without a model, two
+            axes are a matrix, none or one are not, and more need a group with `views`.
+        defaults: The options of a group, with `lr`, `weight_decay`, `adam_betas` and `adam_eps`.
+
+    Raises:
+        ValueError: If an option is out of range, or it is not known how a parameter is a stack of
+            matrices.
+    """
+
+    def __init__(self, source: Source, defaults: dict[str, Any]) -> None:
+        check_options(type(self).__name__, defaults)
+        self.exchange: Exchange = Local()
+        self._layout = Layout(type(self))
+        if isinstance(source, nn.Module):
+            source = planned(source, type(self), defaults)
+        super().__init__(source.groups() if isinstance(source, Plan) else source, defaults)
+
+    @staticmethod
+    @abstractmethod
+    def init(G: Float[Tensor, "b m n"], options: Options) -> State:
+        """The state before the first update; see `Method`."""
+
+    @staticmethod
+    @abstractmethod
+    def direction(
+        G: Float[Tensor, "b m n"], state: State, options: Options
+    ) -> tuple[Float[Tensor, "b m n"], State]:
+        """The update and the next state; see `Method`."""
+
+    @staticmethod
+    @abstractmethod
+    def flops(m: int, n: int, options: Options) -> float:
+        """Floating-point operations of a mean step for one block, refreshes included."""
+
+    @staticmethod
+    def refresh_costs(m: int, n: int, options: Options) -> tuple[float, ...]:  # noqa: ARG004
+        """Work of each refresh of a block, if there are any."""
+        return ()
+
+    @staticmethod
+    def viewed(view: MatrixView, options: Options) -> MatrixView:  # noqa: ARG004
+        """The view that this method uses, such as one cut into tiles."""
+        return view
+
+    @staticmethod
+    def is_equivariant(options: Options) -> bool:  # noqa: ARG004
+        """Whether turning the gradients by orthogonal matrices turns the updates by them."""
+        return True
+
+    @staticmethod
+    def takes(role: Role) -> bool:  # noqa: ARG004
+        """Whether it is meant for matrices of this role; the others are given to Adam."""
+        return True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters; returns the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        clock = self.param_groups[0]["clock"] + 1
+        for group in self.param_groups:
+            group["clock"] = clock
+        gradients = self.exchange.collect(p for g in self.param_groups for p in g["params"])
+        updates = self._updates(gradients)
+        self._apply(self.exchange.deliver(updates))
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch does; `views` holds the view of each parameter, if the group has it."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_options(type(self).__name__, group)
+            views = group.get("views") or [_bare(p) for p in group["params"]]
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        group["views"] = [v and self.viewed(v, group) for v in views]
+        group.setdefault("clock", self.param_groups[0].get("clock", 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch does, with plain data only: views and functions belong to the constructor."""
+        state = super().state_dict()
+        groups = [{k: v for k, v in g.items() if _plain(v)} for g in state["param_groups"]]
+        return state | {"param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does, but the state keeps its precision whatever that of the parameters is."""
+        before = [dict(group) for group in self.param_groups]
+        loaded: list[dict[str, Any]] = []
+        hook = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        ids = [i for group in loaded[0]["param_groups"] for i in group["params"]]
+        owners = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, owners, strict=True):
+            for name, S in loaded[0]["state"].get(i, {}).items():
+                self.state[p][name] = _placed(name, S, p)
+        self.param_groups = [
+            old | group for old, group in zip(before, self.param_groups, strict=True)
+        ]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Whatever is loaded, the stacks are made anew from it."""
+        super().__setstate__(state)
+        if "exchange" not in self.__dict__:  # a copy that was unpickled
+            self.exchange = Local()
+        self._layout = Layout(type(self))
+
+    def _updates(self, gradients: dict[Tensor, Tensor]) -> list[Update]:
+        """The part without parameters: gradients in, updates out, and the next state."""
+        buckets = self._layout.arrange(self.param_groups, self.state, gradients)
+        return [update for bucket in buckets for update in bucket.advance(gradients)]
+
+    def _apply(self, updates: list[Update]) -> None:
+        """`p <- p (1 - lr wd) - lr u`, with each group's own numbers."""
+        by_parameter = {update.parameter: update for update in updates}
+        for group in self.param_groups:
+            lr, decay = group["lr"], group["weight_decay"]
+            mine = [by_parameter[p] for p in group["params"] if p in by_parameter]
+            exact = [u.parameter.dtype == u.direction.dtype for u in mine]
+            _apply_together([u for u, e in zip(mine, exact, strict=True) if e], lr, decay)
+            for update in (u for u, e in zip(mine, exact, strict=True) if not e):
+                p, keep = update.parameter, 1 - lr * decay * update.applied
+                p.copy_(p.to(update.direction.dtype) * keep - lr * update.direction)  # rounds once
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise unless the numbers that every method has, or may have, are in range."""
+    ranges: dict[str, Callable[[Any], Any]] = {
+        "lr": lambda x: x >= 0,
+        "weight_decay": lambda x: x >= 0,
+        "betas": lambda x: len(x) == 2 and min(x) >= 0 and x[0] < 1 and x[1] <= 1,
+        "adam_betas": lambda x: len(x) == 2 and min(x) >= 0 and max(x) < 1,
+        "eps": lambda x: x >= 0,
+        "adam_eps": lambda x: x >= 0,
+        "frequency": lambda x: x >= 1 and x == int(x),
+        "statistics_every": lambda x: x >= 1 and x == int(x),
+        "momentum": lambda x: 0 <= x < 1,
+    }
+    for key, fits in ranges.items():
+        if key in options and not fits(options[key]):
+            raise ValueError(
+                f"{name} was asked for with {key}={options[key]}.\n"
+                "That is out of range: rates and eps are at least 0, betas and momentum below 1.\n"
+                "Intervals are whole numbers, at least 1."
+            )
+
+
+def _apply_together(updates: list[Update], lr: Any, decay: Any) -> None:
+    """The updates of one group in two calls."""
+    if not updates:
+        return
+    together: Any = torch  # its functions on lists are public only in torch's own optimisers
+    parameters = [u.parameter for u in updates]
+    if decay != 0:
+        together._foreach_mul_(parameters, [1 - lr * decay * u.applied for u in updates])
+    directions = [u.direction for u in updates]
+    if isinstance(lr, Tensor):
+        together._foreach_sub_(parameters, together._foreach_mul(directions, lr))
+    else:
+        together._foreach_sub_(parameters, directions, alpha=lr)
+
+
+def _bare(p: Tensor) -> MatrixView | None:
+    """The view of a parameter that came without its module."""
+    if p.ndim > 2:
+        raise ValueError(
+            f"An optimiser was given a bare parameter of shape {tuple(p.shape)}.\n"
+            "Which of its axes are rows, columns and blocks is not known from the shape.\n"
+            "Pass the model, or matrigami.optim.plan(model), or groups with views."
+        )
+    return whole(tuple(p.shape)) if p.ndim == 2 else None
+
+
+def _plain(value: Any) -> bool:
+    """Whether `torch.load(weights_only=True)` takes a value."""
+    if type(value) in {list, tuple}:
+        return all(_plain(x) for x in value)
+    return value is None or type(value) in {bool, int, float, str} or isinstance(value, Tensor)
+
+
+def _placed(name: str, S: Any, p: Tensor) -> Any:
+    """A loaded tensor on the parameter's device, in its working precision."""
+    if not isinstance(S, Tensor):
+        return S
+    if name in ON_HOST or not S.is_floating_point():
+        return S.to("cpu" if name in ON_HOST else p.device, copy=True)
+    dtype = S.dtype if S.ndim == 0 else working_dtype(p)
+    return S.to(p.device, dtype, copy=True)

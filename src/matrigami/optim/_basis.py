@@ -1,0 +1,93 @@
+"""Eigenvector bases that follow a slowly changing symmetric matrix.
+
+One step of orthogonal iteration, `Q <- qr(L Q)`, instead of an eigendecomposition, as in SOAP (Vyas
+et al. 2024, arXiv:2409.11321). A refresh is a transaction: a basis that is not orthogonal or not
+finite is never taken.
+
+Shapes: b = blocks, m = size of the matrices.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from matrigami.optim._products import averaged_gram
+
+
+class Refresh(NamedTuple):
+    """The next basis, which of its columns came from where, and whether it may be used."""
+
+    basis: Float[Tensor, "b m m"]
+    order: Int64[Tensor, "b m"]
+    sound: Bool[Tensor, " b"]
+
+
+def eigenbasis(L: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+    """Eigenvectors, those of the largest eigenvalues first.
+
+    Examples:
+        >>> eigenbasis(torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])).abs()
+        tensor([[[0., 1.],
+                 [1., 0.]]])
+    """
+    try:
+        Q = torch.linalg.eigh(L).eigenvectors
+    except RuntimeError:  # LAPACK: clustered eigenvalues in single precision
+        Q = torch.linalg.eigh(L.double()).eigenvectors.to(L.dtype)
+    return Q.flip(-1)
+
+
+def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:
+    """Orthogonal iteration; the columns are first sorted by their Rayleigh quotients.
+
+    Examples:
+        >>> L, Q = torch.diag(torch.tensor([4.0, 1.0]))[None], torch.eye(2)[None]
+        >>> refreshed(L, Q).order, bool(refreshed(L, Q).sound)
+        (tensor([[0, 1]]), True)
+    """
+    X = L @ Q
+    order = (Q * X).sum(-2).argsort(dim=-1, descending=True, stable=True)
+    X = sorted_rows(X.mT, order).mT
+    basis = _orthonormal(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
+    return Refresh(basis, order, orthogonal(basis))
+
+
+def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+    """The orthogonal factor of each matrix, by the cheapest way that is accurate for it.
+
+    Cholesky, once more if that was not enough (CholeskyQR2), Householder for the rest. Asking
+    which is needed would make the host wait for another device.
+    """
+    basis = _cholesky_q(X)
+    for again in (True, False):
+        bad = (~orthogonal(basis)).nonzero().flatten()
+        if not len(bad):
+            break
+        basis[bad] = _cholesky_q(basis[bad]) if again else torch.linalg.qr(X[bad]).Q
+    return basis
+
+
+def sorted_rows(X: Float[Tensor, "b m n"], order: Int64[Tensor, "b m"]) -> Float[Tensor, "b m n"]:
+    """The rows of each matrix in an order of its own."""
+    return X[torch.arange(len(X), device=X.device)[:, None], order]
+
+
+def orthogonal(Q: Float[Tensor, "b m m"]) -> Bool[Tensor, " b"]:
+    """Whether `Q' Q` leaves a test vector as it is, up to rounding; NaN does not."""
+    m = Q.shape[-1]
+    x = torch.cos(1.7 * torch.arange(1, m + 1, dtype=Q.dtype, device=Q.device))[:, None]
+    error = torch.linalg.vector_norm(Q.mT @ (Q @ x) - x, dim=(-2, -1))
+    return error <= 100 * m**0.5 * torch.finfo(Q.dtype).eps * torch.linalg.vector_norm(x)
+
+
+def _cholesky_q(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+    """The orthogonal factor by Cholesky, two thirds of the time of Householder's.
+
+    Columns of unit length leave it as it is, and near an eigenbasis they are nearly orthogonal, so
+    that squaring them loses little. Where they are not, the result is not orthogonal.
+    """
+    X = X / torch.linalg.vector_norm(X, dim=-2, keepdim=True)
+    C = torch.linalg.cholesky_ex(averaged_gram(torch.zeros_like(X), X.mT, 0.0, 1.0)).L
+    return torch.linalg.solve_triangular(C.mT, X, upper=True, left=False)

@@ -1,0 +1,78 @@
+"""What the mathematics of an optimiser is: two pure functions on a stack of equal matrices.
+
+Neither knows a parameter, a learning rate, weight decay, a device or a process.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.optim._routing import Role
+from matrigami.optim._view import MatrixView
+
+State = dict[str, Tensor]
+"""Named tensors with one entry for each item of the stack along their first axis."""
+
+Options = Mapping[str, Any]
+"""The options of a parameter group, and `clock`, the number of the step, from 1."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """`init` and `direction`; every item of a stack is on its own.
+
+    The state that `direction` is given also holds `step`, the updates that an item has had. Where
+    a method refreshes something expensive every `frequency` steps, `refresh_costs` says what, and
+    the state holds `offset`, the step of the cycle at which each of them is due.
+    """
+
+    @staticmethod
+    def init(G: Float[Tensor, "b *n"], options: Options) -> State:
+        """The state before the first update, from the first gradient that is not zero.
+
+        It may use the gradient to choose coordinates, but does not count it: `direction` will see
+        it next.
+        """
+        ...
+
+    @staticmethod
+    def direction(
+        G: Float[Tensor, "b *n"], state: State, options: Options
+    ) -> tuple[Float[Tensor, "b *n"], State]:
+        """The update (to be subtracted, times the learning rate) and the next state.
+
+        It changes none of its arguments. Entries that stay the same may be left out.
+        """
+        ...
+
+
+@runtime_checkable
+class MatrixMethod(Method, Protocol):
+    """A method of matrices, and what is to be known of it before a step."""
+
+    @staticmethod
+    def flops(m: int, n: int, options: Options) -> float:
+        """Floating-point operations of a mean step for one block, refreshes included."""
+        ...
+
+    @staticmethod
+    def refresh_costs(m: int, n: int, options: Options) -> tuple[float, ...]:
+        """Work of each refresh of a block, if there are any."""
+        ...
+
+    @staticmethod
+    def viewed(view: MatrixView, options: Options) -> MatrixView:
+        """The view that this method uses, such as one cut into tiles."""
+        ...
+
+    @staticmethod
+    def is_equivariant(options: Options) -> bool:
+        """Whether turning the gradients by orthogonal matrices turns the updates by them."""
+        ...
+
+    @staticmethod
+    def takes(role: Role) -> bool:
+        """Whether it is meant for matrices of this role; the others are given to Adam."""
+        ...

@@ -1,0 +1,107 @@
+"""Muon: the momentum with all its singular values set to 1.
+
+`M <- mu M + (1 - mu) G`, `N = mu M + (1 - mu) G` (Nesterov) or `M`, and the update is `scale(m, n)
+U V'` with `N = U S V'`; `U V'` comes from a few odd polynomials. State: `M`. Sources: Jordan et al.
+(2024), "Muon: an optimizer for hidden layers in neural networks"; scale for the learning rate of
+AdamW, Liu et al. (2025), arXiv:2502.16982.
+
+Shapes: b = blocks, m = rows, n = columns.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.optim._base import MatrixOptimizer, Source
+from matrigami.optim._method import Options, State
+from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, orthogonalised
+from matrigami.optim._routing import Role
+
+
+def rms_match(m: int, n: int) -> float:
+    """`0.2 sqrt(max(m, n))`: entries of the size that AdamW's updates have."""
+    return 0.2 * max(m, n) ** 0.5
+
+
+def spectral(m: int, n: int) -> float:
+    """`sqrt(max(1, m / n))`: the spectral norm that keeps features of one size at any width."""
+    return max(1.0, m / n) ** 0.5
+
+
+class Muon(MatrixOptimizer):
+    """Steepest descent in the spectral norm, with momentum; Adam for the output layer.
+
+    Args:
+        source: A model, a `Plan`, parameters, named parameters or groups.
+        lr: Learning rate; a number or a tensor. With `rms_match` that of AdamW suits.
+        momentum: Decay of the mean of the gradients.
+        nesterov: Look one step ahead.
+        weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
+        polynomials: `QUINTIC`, `POLAR_EXPRESS`, `CANS`, or steps of your own.
+        scale: Size of the update by rows and columns, such as `rms_match` or `spectral`.
+        dtype: Precision of the products; None measures once whether bfloat16 is the faster. Double
+            parameters stay double.
+        adam_betas: Decay of the moments of parameters that are not matrices.
+        adam_eps: Added to the square root of their second moment.
+
+    Defaults are those of torch and of the source; `scale` lets one learning rate serve all groups.
+
+    Examples:
+        >>> W = torch.nn.Parameter(torch.zeros(4, 4))
+        >>> optimizer = Muon([W], lr=0.1, weight_decay=0.0)
+        >>> W.grad = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+        >>> optimizer.step()
+        >>> bool((W.diagonal() / -0.04 - 1).abs().max() < 0.35)  # all near 0.1 * 0.2 * sqrt(4)
+        True
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        lr: float | Tensor = 1e-3,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        polynomials: tuple[Polynomial, ...] = QUINTIC,
+        scale: Callable[[int, int], float] = rms_match,
+        dtype: torch.dtype | None = None,
+        adam_betas: tuple[float, float] = (0.9, 0.95),
+        adam_eps: float = 1e-8,
+    ) -> None:
+        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "scale": scale}
+        options |= {"weight_decay": weight_decay, "polynomials": polynomials, "dtype": dtype}
+        super().__init__(source, options | {"adam_betas": adam_betas, "adam_eps": adam_eps})
+
+    @staticmethod
+    def init(G: Float[Tensor, "b m n"], options: Options) -> State:  # noqa: ARG004
+        """No momentum yet."""
+        return {"M": torch.zeros_like(G)}
+
+    @staticmethod
+    def direction(
+        G: Float[Tensor, "b m n"], state: State, options: Options
+    ) -> tuple[Float[Tensor, "b m n"], State]:
+        """The orthogonal factor of the momentum."""
+        M = state["M"].lerp(G, 1 - options["momentum"])
+        N = G.lerp(M, options["momentum"]) if options["nesterov"] else M
+        dtype = options["dtype"]
+        if G.dtype == torch.float64:
+            dtype = torch.float64
+        elif dtype is None:
+            dtype = fastest_dtype(G.device)
+        U = orthogonalised(N, options["polynomials"], dtype)
+        return U * options["scale"](G.shape[-2], G.shape[-1]), {"M": M}
+
+    @staticmethod
+    def flops(m: int, n: int, options: Options) -> float:
+        """Two or three products for each polynomial."""
+        k, l = min(m, n), max(m, n)
+        return sum(4.0 * k * k * l + 2.0 * k**3 * bool(p.c) for p in options["polynomials"])
+
+    @staticmethod
+    def takes(role: Role) -> bool:
+        """Hidden matrices: the rows of an output layer are classes, not directions."""
+        return role is not Role.HEAD

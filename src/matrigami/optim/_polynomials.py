@@ -1,0 +1,102 @@
+"""Odd polynomials whose composition sends every singular value to 1: orthogonalisation by products.
+
+A step is `X <- a X + b (X X') X + c (X X')^2 X`, which acts on the singular values as
+`a s + b s^3 + c s^5` and leaves the singular vectors alone.
+
+Shapes: b = blocks, m = rows, n = columns.
+"""
+
+import functools
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Polynomial(NamedTuple):
+    """`a x + b x^3 + c x^5`."""
+
+    a: float
+    b: float
+    c: float = 0.0
+
+
+QUINTIC = (Polynomial(3.4445, -4.7750, 2.0315),) * 5
+"""Jordan et al. (2024): steep at 0; ends in [0.68, 1.16] for singular values above 0.005."""
+
+POLAR_EXPRESS = (
+    Polynomial(8.28721201814563, -23.595886519098837, 17.300387312530933),
+    Polynomial(4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    Polynomial(3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    Polynomial(3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    Polynomial(2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+)
+"""Best quintics one after the other, for [0.001, 1]. Amsel et al. (2025), arXiv:2505.16932."""
+
+
+def cans(smallest: float, steps: int) -> tuple[Polynomial, ...]:
+    """Best cubics one after the other, for singular values in `[smallest, 1]`.
+
+    On `[l, u]` the odd cubic nearest to 1 in the maximum norm takes the values `1 - e` at both
+    ends and `1 + e` between; `[1 - e, 1 + e]` is the next interval.
+    Source: Grishina, Smirnov and Rakhuba (2025), arXiv:2506.10935.
+
+    Examples:
+        >>> first = cans(0.1, steps=2)[0]
+        >>> [round(first.a * x + first.b * x**3, 3) for x in (0.1, 1.0)]  # the same at both ends
+        [0.393, 0.393]
+    """
+    found, low, high = [], smallest, 1.0
+    for _ in range(steps):
+        square = low * low + low * high + high * high
+        peak = 2 * (square / 3) ** 1.5
+        scale = 2 / (peak + low * high * (low + high))
+        found.append(Polynomial(scale * square, -scale))
+        error = 1 - scale * low * high * (low + high)
+        low, high = 1 - error, 1 + error
+    return tuple(found)
+
+
+CANS = cans(1e-3, steps=9)
+"""`cans` for singular values above 0.001, to 1 %."""
+
+
+def orthogonalised(
+    G: Float[Tensor, "b m n"], polynomials: tuple[Polynomial, ...], dtype: torch.dtype
+) -> Float[Tensor, "b m n"]:
+    """`U V'` of the singular value decomposition `U S V'`, nearly; zero stays zero.
+
+    Examples:
+        >>> G = torch.diag(torch.tensor([1.0, 0.5, 0.1]))[None]
+        >>> orthogonalised(G, CANS, torch.float32)[0].diagonal()
+        tensor([1.0015, 0.9989, 1.0020])
+    """
+    size = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True)
+    X = (G / size.clamp_min(torch.finfo(G.dtype).tiny)).to(dtype)
+    tall = X.shape[-2] > X.shape[-1]
+    X = X.mT if tall else X
+    for a, b, c in polynomials:
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c) if c else b * A
+        X = torch.baddbmm(X, B, X, beta=a)
+    return (X.mT if tall else X).to(G.dtype)
+
+
+@functools.cache
+def fastest_dtype(device: torch.device, n: int = 256) -> torch.dtype:
+    """The faster of bfloat16 and float32 for a product on a device, measured once.
+
+    Processors without bfloat16 units emulate them, tens of times slower.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        A = torch.ones(n, n, dtype=dtype, device=device)
+        times = []
+        for _ in range(4):
+            start = perf_counter()
+            float((A @ A)[0, 0])  # waits for the device
+            times.append(perf_counter() - start)
+        seconds[dtype] = min(times[1:])
+    return min(seconds, key=lambda dtype: seconds[dtype])

@@ -1,0 +1,72 @@
+"""Every optimiser, and every variant of it, obeys the laws."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from matrigami.optim import (
+    CANS,
+    OPTIMIZERS,
+    POLAR_EXPRESS,
+    SGD_SIZE,
+    SOAP,
+    Muon,
+    Shampoo,
+    cans_root,
+    spectral,
+)
+from matrigami.testing import OPTIMIZER_LAWS, check_optimizer
+from matrigami.testing._optimizer_laws import (
+    bad_gradients_are_skipped,
+    equals_its_reference,
+    turns_with_its_coordinates,
+)
+
+VARIANTS = {
+    "soap_at_once": partial(SOAP, stagger=False),
+    "soap_one_sided": partial(SOAP, one_sided=True),
+    "soap_sampled": partial(SOAP, statistics_every=3, frequency=4),
+    "soap_rotated": partial(SOAP, rotate_second_moment=True, frequency=3),
+    "soap_one_basis": partial(SOAP, max_dim=4),
+    "shampoo_own_size": partial(Shampoo, graft=None, frequency=2),
+    "shampoo_sgd": partial(Shampoo, graft=SGD_SIZE, one_sided=True, frequency=1),
+    "shampoo_tiles": partial(Shampoo, block_size=2),
+    "shampoo_kl": partial(Shampoo, kl=True, graft=SGD_SIZE, frequency=1),
+    "shampoo_products": partial(Shampoo, root=cans_root),
+    "muon_cans": partial(Muon, polynomials=CANS, nesterov=False),
+    "muon_polar": partial(Muon, polynomials=POLAR_EXPRESS, scale=spectral),
+}
+
+
+@pytest.mark.parametrize("law", OPTIMIZER_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer(name: str, law):
+    check_optimizer(OPTIMIZERS[name], laws=[law])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant(name: str):
+    skipped = {"converges"} if name == "shampoo_sgd" else set()  # its steps are the gradient's
+    skipped |= {"equals_its_reference"} if name == "shampoo_tiles" else set()  # it has four blocks
+    if name.startswith("shampoo_kl") or name == "shampoo_sgd":
+        skipped |= {"ignores_the_scale_of_the_loss", "poor_gradients_are_harmless", "converges"}
+    check_optimizer(VARIANTS[name], [law for law in OPTIMIZER_LAWS if law.__name__ not in skipped])
+
+
+def test_a_broken_optimizer_is_named():
+    class Drifting(SOAP):
+        """Its step does not depend on the state alone."""
+
+        @staticmethod
+        def direction(G, state, options):
+            return torch.full_like(G, float("nan")), {}
+
+    with pytest.raises(AssertionError, match="breaks the law 'bad_gradients_are_skipped'"):
+        check_optimizer(Drifting, laws=[bad_gradients_are_skipped])
+
+
+def test_adam_is_not_equivariant():
+    wrong = partial(SOAP, max_dim=1)
+    with pytest.raises(AssertionError, match="the turned trajectory is off"):
+        check_optimizer(wrong, laws=[equals_its_reference, turns_with_its_coordinates])

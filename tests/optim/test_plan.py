@@ -1,0 +1,149 @@
+"""Routing: each parameter by the module that owns it; views and their inverses."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from matrigami import Monarch
+from matrigami.nn import StructuredLinear, param_groups
+from matrigami.operators import contractions
+from matrigami.optim import SOAP, Muon, Role, Route, Shampoo, plan, routes
+from matrigami.optim._view import convolution, core, transposed_convolution
+from matrigami.structures import EXAMPLES
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(7, 4), nn.LayerNorm(4)
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def roles(model: nn.Module, **options) -> dict[str, tuple[Role, str]]:
+    return {row.name: (row.role, row.blocks) for row in plan(model, **options).rows}
+
+
+def test_every_kind_of_layer():
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(4, 6, 3, groups=2),
+            "up": nn.ConvTranspose2d(4, 6, 2),
+            "attention": nn.MultiheadAttention(4, 2),
+            "lstm": nn.LSTM(3, 5),
+            "gru": nn.GRU(3, 5),
+            "norm": nn.BatchNorm2d(3),
+            "act": nn.PReLU(),
+            "form": nn.Bilinear(3, 4, 2),
+            "core": StructuredLinear(8, 12, Monarch(blocks=4), rms_cap=True),
+            "head": nn.Linear(12, 3),
+        }
+    )
+    found = roles(model)
+    assert found["conv.weight"] == (Role.CONVOLUTION, "2 of 3x18")
+    assert found["up.weight"] == (Role.CONVOLUTION, "1 of 24x4")
+    assert found["attention.in_proj_weight"] == (Role.MATRIX, "3 of 4x4")
+    assert found["lstm.weight_hh_l0"] == (Role.MATRIX, "4 of 5x5")
+    assert found["gru.weight_ih_l0"] == (Role.MATRIX, "3 of 5x3")
+    assert found["norm.weight"] == (Role.NORM, "3")
+    assert found["act.weight"] == (Role.GAIN, "1")
+    assert found["form.weight"] == (Role.MATRIX, "2 of 3x4")
+    assert found["core.left"] == (Role.CORE, "4 of 3x4")
+    assert found["core.gain_left"] == (Role.GAIN, "1")
+    assert found["head.weight"] == (Role.HEAD, "1 of 3x12")
+    assert {row.name for row in plan(model).rows} == {n for n, _ in model.named_parameters()}
+
+
+def test_tied_heads_and_embeddings_take_adam():
+    rows = {row.name: row for row in plan(Tied()).rows}
+    assert rows["embed.weight"].role is Role.TIED
+    assert rows["embed.weight"].method == "Adam"
+    assert rows["mix.weight"].method == "SOAP"
+
+
+def test_muon_leaves_the_head_to_adam():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    rows = {row.name: row.method for row in plan(model, "muon").rows}
+    assert rows["0.weight"] == "Muon"
+    assert rows["1.weight"] == "Adam"
+    assert {r.method for r in plan(model, Muon, head=()).rows if "weight" in r.name} == {"Muon"}
+
+
+def test_the_forecast_is_what_is_allocated():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).float()
+    for make in (SOAP, Muon, partial(Shampoo, block_size=4)):
+        table = plan(model, make)
+        optimizer = make(table)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        counters = {"step", "skipped", "seeded", "offset"}
+        entries = [(k, S) for state in optimizer.state.values() for k, S in state.items()]
+        assert table.bytes == sum(S.nbytes for k, S in entries if k not in counters)
+        assert str(table).splitlines()[-1].startswith("total")
+
+
+def test_unknown_parameters_are_refused_listed_or_registered():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.layer = nn.Parameter(torch.ones(3)), nn.Linear(3, 2)
+
+    with pytest.raises(ValueError, match=r"\['scale'\] of a Scaled"):
+        plan(Scaled())
+    assert roles(Scaled(), elementwise=["scale"])["scale"] == (Role.LISTED, "3")
+    with pytest.raises(ValueError, match="names \\['scales'\\]"):
+        plan(Scaled(), elementwise=["scales"])
+    routes.register(Scaled, lambda module: {"scale": Route(Role.GAIN)})
+    assert roles(Scaled())["scale"] == (Role.GAIN, "3")
+    with pytest.raises(ValueError, match="unknown|optimisers are"):
+        plan(Scaled(), "sgd")
+
+
+def test_bare_parameters_are_matrices_only_with_two_axes():
+    with pytest.raises(ValueError, match="Pass the model"):
+        SOAP([nn.Parameter(torch.zeros(2, 3, 4))])
+    with pytest.raises(ValueError, match="out of range"):
+        SOAP([nn.Parameter(torch.zeros(2))], lr=-1.0)
+    with pytest.raises(ValueError, match="sparse=False"):
+        layer = nn.Embedding(3, 2, sparse=True)
+        layer(torch.tensor([1])).sum().backward()
+        Muon(layer).step()
+
+
+def test_groups_with_transferred_rates_get_their_views():
+    model = nn.Sequential(StructuredLinear(8, 8, Monarch(blocks=2)), nn.Linear(8, 2))
+    groups = plan(model).groups(param_groups(model, lr=0.01))
+    optimizer = SOAP(groups)
+    assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.01, 0.02]
+    model(torch.ones(3, 8)).square().sum().backward()
+    optimizer.step()
+    assert optimizer.state[model[0].left]["P"].shape == (2, 4, 4)
+    with pytest.raises(ValueError, match="The plan does not have them"):
+        plan(model).groups([{"params": [nn.Parameter(torch.ones(2))]}])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_views_of_cores_are_their_blocks_and_invert(name: str):
+    for part in contractions(EXAMPLES[name].init(8, 8)):
+        view = core(part.matrix)
+        if view is None:
+            assert 1 in part.matrix.blocks().shape[-2:]
+            continue
+        blocks = part.matrix.blocks()
+        assert torch.equal(view.split(part.matrix.core), blocks.reshape(-1, *blocks.shape[-2:]))
+        assert torch.equal(view.merge(view.split(part.matrix.core)), part.matrix.core)
+
+
+@pytest.mark.parametrize("largest", [2, 3, 100])
+def test_views_of_convolutions_invert_in_tiles(largest: int):
+    W = torch.randn(4, 3, 2, 2)
+    for view in (convolution((4, 3, 2, 2), 2), transposed_convolution((4, 3, 2, 2), 2)):
+        tiled = view.tiled(largest)
+        assert torch.equal(tiled.merge(tiled.split(W)), W)
+        assert max(tiled.stack[1:]) <= largest
+        assert tuple(tiled.split(W).shape) == tiled.stack
