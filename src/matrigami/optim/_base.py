@@ -134,9 +134,9 @@ class MatrixOptimizer(Optimizer, ABC):
         state = super().state_dict()
         groups = [{k: v for k, v in g.items() if _plain(v)} for g in state["param_groups"]]
         entries = self.exchange.saved(self.param_groups, self.state)
-        places = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
-        entries = {places[p]: entry for p, entry in entries.items()}
-        return state | {"param_groups": groups, "state": entries}
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        ordered = {i: entries[p] for i, p in enumerate(parameters) if p in entries}
+        return state | {"param_groups": groups, "state": ordered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does, but the state keeps its precision whatever that of the parameters is."""
@@ -152,10 +152,10 @@ class MatrixOptimizer(Optimizer, ABC):
         for i, p in zip(ids, owners, strict=True):
             for name, S in loaded[0]["state"].get(i, {}).items():
                 self.state[p][name] = _placed(name, S, p)
-        self.state.update(self.exchange.loaded(self.param_groups, self.state))
         self.param_groups = [
             old | group for old, group in zip(before, self.param_groups, strict=True)
         ]
+        self.state.update(self.exchange.loaded(self.param_groups, self.state))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whatever is loaded, the stacks are made anew from it."""

@@ -155,7 +155,7 @@ class Bucket:
     def _commit(self, state: State, keep: Bool[Tensor, " p"] | None) -> None:
         """Take over the next state, except where a gradient was missing or not finite."""
         if keep is None:
-            self.state |= state
+            self.state |= {name: S.contiguous() for name, S in state.items()}  # as it is loaded
             self._share(state)
             return
         for name, S in state.items():

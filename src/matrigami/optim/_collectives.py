@@ -172,5 +172,3 @@ def _cut_flat(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 def _size(shape: tuple[int, ...]) -> int:
     """Number of entries."""
     return torch.Size(shape).numel()
-
-

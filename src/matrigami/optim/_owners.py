@@ -217,7 +217,9 @@ class Owners:
         parts = send(wholes, [*cuts, *flags], team.group, team.device)
         told: dict[int, Any] = {}
         for r, values in zip(ranks, parts[len(cuts) :], strict=True):
-            told |= zip(places[r], values.tolist() if values.is_cpu else values.double(), strict=True)
+            told |= zip(
+                places[r], values.tolist() if values.is_cpu else values.double(), strict=True
+            )
         return [
             Update(p, _placed_as(p, part, team, cut), told[i])
             for i, (p, part, cut) in enumerate(zip(matrices, parts, cuts, strict=False))
@@ -236,15 +238,15 @@ class Owners:
             if isinstance(fact, tuple)
         }
         wholes = {
-            k: state[matrices[i]][name]
-            for k, (i, name) in enumerate(cuts)
-            if state[matrices[i]]
+            k: state[matrices[i]][name] for k, (i, name) in enumerate(cuts) if state[matrices[i]]
         }
         send = copies if team.mesh is None else from_owners
         parts = send(wholes, list(cuts.values()), team.group, team.device)
         found: dict[Tensor, State] = {
             matrices[i]: {
-                name: fact.to(team.device) for name, fact in entry.items() if isinstance(fact, Tensor)
+                name: fact.to(team.device)
+                for name, fact in entry.items()
+                if isinstance(fact, Tensor)
             }
             for i, entry in facts.items()
         }
@@ -398,9 +400,7 @@ def _placed_as(p: Tensor, part: Tensor, team: Team, cut: Cut) -> Tensor:
     return whole.redistribute(p.device_mesh, p.placements).to_local()
 
 
-def _assembled(
-    part: Tensor, mesh: DeviceMesh, placements: Any, shape: tuple[int, ...]
-) -> DTensor:
+def _assembled(part: Tensor, mesh: DeviceMesh, placements: Any, shape: tuple[int, ...]) -> DTensor:
     """The tensor of which each process of a mesh has a part."""
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(

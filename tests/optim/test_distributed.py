@@ -1,0 +1,72 @@
+"""Several processes train as one does, whichever way the parameters are spread."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.optim import distributed_cases as cases
+from tests.optim.ranks import on_ranks
+
+EVERY = list(product(cases.METHODS, cases.MODELS))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kind"),
+    [(1, "fsdp"), (2, "fsdp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (4, "hsdp"), (2, "redundant")],
+)
+def test_training_is_that_of_one_process(ranks: int, kind: str, tmp_path: Path):
+    on_ranks(ranks, tmp_path, cases.agrees, kind, EVERY)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+@pytest.mark.parametrize(
+    ("method", "model"), [("soap", "dense"), ("soap", "cores"), ("muon", "cores")]
+)
+def test_a_checkpoint_resumes_on_any_number_of_ranks(
+    kind: str, method: str, model: str, tmp_path: Path
+):
+    saved = tmp_path / "saved"
+    on_ranks(2, tmp_path, cases.saves, kind, method, model, saved)
+    on_ranks(1, tmp_path, cases.resumes, "plain", method, model, saved)
+    on_ranks(4, tmp_path, cases.resumes, "fsdp", method, model, saved)
+
+
+def test_a_checkpoint_resumes_on_fewer_ranks_and_with_replicas(tmp_path: Path):
+    saved = tmp_path / "saved"
+    on_ranks(4, tmp_path, cases.saves, "hsdp", "shampoo", "dense", saved)
+    on_ranks(2, tmp_path, cases.resumes, "fsdp", "shampoo", "dense", saved)
+    on_ranks(2, tmp_path, cases.resumes, "ddp", "shampoo", "dense", saved)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_whole_states_are_taken_apart_and_put_together(kind: str, tmp_path: Path):
+    on_ranks(2, tmp_path, cases.resumes_from_whole_tensors, kind, "soap", "dense")
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_asking_for_the_state_changes_nothing(kind: str, tmp_path: Path):
+    on_ranks(2, tmp_path, cases.asks_for_shapes, kind)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_what_is_not_finite_on_one_rank_is_skipped_on_all(kind: str, tmp_path: Path):
+    on_ranks(4, tmp_path, cases.skips, kind)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_accumulation_clipping_and_schedules(kind: str, tmp_path: Path):
+    on_ranks(2, tmp_path, cases.accumulates_and_clips, kind)
+
+
+def test_two_axes_of_a_mesh(tmp_path: Path):
+    on_ranks(4, tmp_path, cases.takes_two_cuts)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_the_plan_names_owners(kind: str, tmp_path: Path):
+    on_ranks(4, tmp_path, cases.plans, kind)
+
+
+def test_ranks_check_annotations(tmp_path: Path):
+    on_ranks(1, tmp_path, cases.checks_annotations)
