@@ -85,7 +85,7 @@ class Local:
                 raise ValueError(
                     f"load_state_dict was given shards for a plain {tuple(p.shape)} parameter.\n"
                     "One process has no other parts of them.\n"
-                    "Load such a checkpoint with torch.distributed.checkpoint, which puts it together."
+                    "Load it with torch.distributed.checkpoint, which puts them together."
                 )
         return dict(state)
 

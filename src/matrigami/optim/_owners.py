@@ -12,14 +12,13 @@ first, to the process with the least so far (Graham 1969: at most 4/3 of the opt
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
-from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 
 from matrigami.optim._bucket import working_dtype
 from matrigami.optim._collectives import (
@@ -29,47 +28,21 @@ from matrigami.optim._collectives import (
     anywhere,
     copies,
     from_owners,
-    summed,
     to_owners,
 )
-from matrigami.optim._exchange import Groups, Update, local, present
+from matrigami.optim._exchange import Groups, Update, present
 from matrigami.optim._method import MatrixMethod, State
-
-
-@dataclass(frozen=True)
-class Team:
-    """Processes that share the work of some parameters.
-
-    Args:
-        group: The processes.
-        device: Where their tensors are.
-        mesh: The mesh of sharded parameters; None: each process has all of the parameters.
-        axis: The axis of the mesh along which the group lies.
-    """
-
-    group: Group
-    device: torch.device
-    mesh: DeviceMesh | None = None
-    axis: int = 0
-
-    def cut(self, p: Tensor, owner: int, dtype: torch.dtype) -> Cut:
-        """How a parameter is spread over the team."""
-        axis = p.placements[self.axis].dim % p.ndim if isinstance(p, DTensor) else None  # pyright: ignore[reportAttributeAccessIssue]
-        return Cut(owner, tuple(p.shape), axis, dtype)
-
-    def line(self, axis: int) -> list[Any]:
-        """Placements that cut an axis over this team, and copy it to other lines of the mesh."""
-        count = 1 if self.mesh is None else self.mesh.ndim
-        return [Shard(axis) if i == self.axis else Replicate() for i in range(count)]
-
-    def part(self, T: DTensor, axis: int) -> Tensor:
-        """What this process holds of a tensor that is cut over the team."""
-        return T.redistribute(T.device_mesh, self.line(axis)).to_local().contiguous()
-
-    def spread(self, part: Tensor, shape: tuple[int, ...], axis: int) -> DTensor:
-        """The tensor of which this is a part."""
-        mesh = cast("DeviceMesh", self.mesh)
-        return _assembled(part, mesh, self.line(axis), shape)
+from matrigami.optim._shards import (
+    agreed,
+    by_places,
+    described,
+    elementwise,
+    sizes,
+    small,
+    spread_shards,
+    taken_shards,
+)
+from matrigami.optim._team import Team, aligned, sharded_axes
 
 
 class Owners:
@@ -91,13 +64,13 @@ class Owners:
     def collect(self, groups: Groups) -> dict[Tensor, Inexact[Tensor, "..."]]:
         """Whole gradients of the matrices that this process owns; shards of the rest."""
         self.owners(groups)
-        gradients = {p: _aligned(p, G) for p, _, G in present(groups)}
+        gradients = {p: aligned(p, G) for p, _, G in present(groups)}
         self._shared = self._by_team(groups, gradients)
         found: dict[Tensor, Tensor] = {}
         for team, matrices in self._shared.items():
             parts = [gradients.pop(p) for p in matrices]
             found |= self._gathered(team, matrices, parts)
-        return found | _agreed(gradients)
+        return found | agreed(gradients)
 
     def deliver(self, updates: list[Update]) -> list[Update]:
         """Those of owned matrices go to all that hold a part."""
@@ -113,8 +86,8 @@ class Owners:
         work: dict[Team, list[tuple[float, Tensor]]] = defaultdict(list)
         for group in groups:
             for p, view in zip(group["params"], group["views"], strict=True):
-                team = None if view is None or p in self._owners else self._team(p)
-                if team is not None:
+                team = None if p in self._owners else self._team(p)
+                if view is not None and team is not None:
                     b, m, n = view.stack
                     work[team].append((b * self.method.flops(m, n, group), p))
         for team, costs in work.items():
@@ -141,8 +114,8 @@ class Owners:
         found = dict(state)
         for team, matrices in self._by_team(groups, state).items():
             found |= self._spread(team, matrices, state)
-        for places, parameters in _by_places(_elementwise(groups, state)).items():
-            found |= _spread_shards(places, parameters, state)
+        for places, parameters in by_places(elementwise(groups, state)).items():
+            found |= spread_shards(places, parameters, state)
         return found
 
     def loaded(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:
@@ -151,7 +124,7 @@ class Owners:
         found = dict(state)
         for team, matrices in self._by_team(groups, state).items():
             found |= self._collected(team, matrices, state)
-        found |= {p: _shards(p, state[p]) for p in _elementwise(groups, state)}
+        found |= {p: taken_shards(p, state[p]) for p in elementwise(groups, state)}
         return found
 
     def _team(self, p: Tensor) -> Team | None:
@@ -160,7 +133,7 @@ class Owners:
             if self.replicas is None:
                 return None
             return self._teams.setdefault(None, Team(self.replicas, p.device))
-        axes = _sharded_axes(p)
+        axes = sharded_axes(p)
         if not axes:
             return None
         mesh, axis = p.device_mesh, axes[0]
@@ -221,7 +194,7 @@ class Owners:
                 places[r], values.tolist() if values.is_cpu else values.double(), strict=True
             )
         return [
-            Update(p, _placed_as(p, part, team, cut), told[i])
+            Update(p, team.restored(p, part, cut), told[i])
             for i, (p, part, cut) in enumerate(zip(matrices, parts, cuts, strict=False))
         ]
 
@@ -229,30 +202,22 @@ class Owners:
         self, team: Team, matrices: Sequence[Tensor], state: Mapping[Tensor, State]
     ) -> dict[Tensor, State]:
         """The state of owned matrices, as each process of the team saves it."""
-        told = [(i, _facts(state[p])) for i, p in enumerate(matrices) if state[p]]
-        facts = dict(sorted(all_known(told, [team.group]), key=lambda pair: pair[0]))
-        cuts = {
-            (i, name): Cut(self._owners[matrices[i]], fact[0], _longest(fact[0]), fact[1])
-            for i, entry in facts.items()
-            for name, fact in entry.items()
-            if isinstance(fact, tuple)
-        }
-        wholes = {
-            k: state[matrices[i]][name] for k, (i, name) in enumerate(cuts) if state[matrices[i]]
-        }
+        told = [(i, described(state[p])) for i, p in enumerate(matrices) if state[p]]
+        entries = sorted(all_known(told, [team.group]), key=lambda pair: pair[0])
+        found: dict[Tensor, State] = {}
+        large: list[tuple[Tensor, str]] = []
+        cuts: list[Cut] = []
+        for i, entry in entries:
+            p = matrices[i]
+            found[p] = {name: S.to(team.device) for name, S in small(entry).items()}
+            for name, (shape, dtype) in sizes(entry).items():
+                large.append((p, name))
+                cuts.append(Cut(self._owners[p], shape, _longest(shape), dtype))
+        wholes = {k: state[p][name] for k, (p, name) in enumerate(large) if state[p]}
         send = copies if team.mesh is None else from_owners
-        parts = send(wholes, list(cuts.values()), team.group, team.device)
-        found: dict[Tensor, State] = {
-            matrices[i]: {
-                name: fact.to(team.device)
-                for name, fact in entry.items()
-                if isinstance(fact, Tensor)
-            }
-            for i, entry in facts.items()
-        }
-        for ((i, name), cut), part in zip(cuts.items(), parts, strict=True):
-            whole = part if team.mesh is None else team.spread(part, cut.shape, cut.axis or 0)
-            found[matrices[i]][name] = whole
+        parts = send(wholes, cuts, team.group, team.device)
+        for (p, name), cut, part in zip(large, cuts, parts, strict=True):
+            found[p][name] = team.spread(part, cut.shape, cut.axis or 0)
         return found
 
     def _collected(
@@ -281,128 +246,6 @@ class Owners:
         return found
 
 
-def _sharded_axes(p: DTensor) -> list[int]:
-    """Axes of the mesh over which a parameter is cut."""
-    axes = [i for i, place in enumerate(p.placements) if not place.is_replicate()]
-    if any(p.placements[i].is_partial() for i in axes):
-        raise ValueError(
-            f"A step was asked for with a parameter whose placements are {p.placements}.\n"
-            "The processes hold terms of a sum.\nRedistribute it to Shard or Replicate first."
-        )
-    return axes
-
-
-def _aligned(p: Tensor, G: Tensor) -> Tensor:
-    """The gradient, placed as its parameter."""
-    if isinstance(p, DTensor) and isinstance(G, DTensor) and G.placements != p.placements:
-        return G.redistribute(p.device_mesh, p.placements)
-    return G
-
-
-def _agreed(gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """Local shards; where one is not finite, all processes see NaN, and skip the parameter."""
-    found = {p: local(G) for p, G in gradients.items()}
-    for places, parameters in _by_places(found).items():
-        squares = [
-            torch.linalg.vector_norm(found[p].to(working_dtype(p))).square().double()
-            for p in parameters
-        ]
-        finite = summed(torch.stack(squares), places).isfinite()
-        if finite.is_cpu and bool(finite.all()):
-            continue
-        for p, ok in zip(parameters, finite, strict=True):
-            found[p] = found[p].where(ok, torch.nan)
-    return {p: G for p, G in found.items() if G.numel() or not p.numel()}
-
-
-def _by_places(parameters: Iterable[Tensor]) -> dict[tuple[Group, ...], list[Tensor]]:
-    """Sharded parameters by the groups over which they are cut."""
-    found: dict[tuple[Group, ...], list[Tensor]] = defaultdict(list)
-    for p in parameters:
-        axes = _sharded_axes(p) if isinstance(p, DTensor) else []
-        if isinstance(p, DTensor) and axes:
-            found[tuple(p.device_mesh.get_group(i) for i in axes)].append(p)
-    return found
-
-
-def _elementwise(groups: Groups, those: Mapping[Tensor, Any]) -> list[Tensor]:
-    """Sharded parameters that are not matrices."""
-    return [
-        p
-        for group in groups
-        for p, view in zip(group["params"], group["views"], strict=True)
-        if view is None and p in those and isinstance(p, DTensor) and _sharded_axes(p)
-    ]
-
-
-def _spread_shards(
-    places: tuple[Group, ...], parameters: Sequence[Tensor], state: Mapping[Tensor, State]
-) -> dict[Tensor, State]:
-    """The state of shards, as tensors placed like the parameter; processes without any help out."""
-    told = [(i, _facts(state[p])) for i, p in enumerate(parameters) if state[p]]
-    facts: dict[int, dict[str, Any]] = defaultdict(dict)
-    for i, entry in all_known(told, places):
-        for name, fact in entry.items():
-            other = facts[i].get(name, fact)
-            facts[i][name] = torch.maximum(fact, other) if isinstance(fact, Tensor) else fact
-    found: dict[Tensor, State] = {}
-    for i, entry in facts.items():
-        p = cast("DTensor", parameters[i])
-        found[p] = {
-            name: fact.to(p.device)
-            if isinstance(fact, Tensor)
-            else _assembled(
-                state[p].get(name, torch.zeros_like(local(p), dtype=fact[1])),
-                p.device_mesh,
-                p.placements,
-                tuple(p.shape),
-            )
-            for name, fact in entry.items()
-        }
-    return found
-
-
-def _shards(p: Tensor, entry: State) -> State:
-    """This process's part of the state of a parameter that is not a matrix."""
-    sharded = cast("DTensor", p)
-    if not local(p).numel() and p.numel():
-        return {}
-    mesh, copied = sharded.device_mesh, [Replicate()] * sharded.device_mesh.ndim
-    found: State = {}
-    for name, S in entry.items():
-        whole = S
-        if S.ndim and not isinstance(S, DTensor):
-            whole = _assembled(S, mesh, copied, tuple(S.shape))
-        if isinstance(whole, DTensor):
-            whole = whole.redistribute(mesh, sharded.placements).to_local().clone()
-        found[name] = whole
-    return found
-
-
-def _facts(entry: State) -> dict[str, Any]:
-    """Small tensors themselves, shape and type of the others."""
-    return {
-        name: (tuple(S.shape), S.dtype) if S.ndim and S.is_floating_point() else S.cpu()
-        for name, S in entry.items()
-    }
-
-
 def _longest(shape: tuple[int, ...]) -> int:
     """The axis along which a state is cut."""
     return shape.index(max(shape))
-
-
-def _placed_as(p: Tensor, part: Tensor, team: Team, cut: Cut) -> Tensor:
-    """What this process holds of an update, from its part in the team."""
-    if not isinstance(p, DTensor) or list(p.placements) == team.line(cut.axis or 0):
-        return part
-    whole = team.spread(part, cut.shape, cut.axis or 0)
-    return whole.redistribute(p.device_mesh, p.placements).to_local()
-
-
-def _assembled(part: Tensor, mesh: DeviceMesh, placements: Any, shape: tuple[int, ...]) -> DTensor:
-    """The tensor of which each process of a mesh has a part."""
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
-    )
