@@ -1,5 +1,6 @@
 """What each rank does in the tests of distribution; every function raises if a number is wrong."""
 
+import copy
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -337,6 +338,15 @@ def exchanges_states(kind: str) -> None:
     resumes_from_whole_tensors(kind)
     keeps_single_precision(kind)
     asks_for_shapes(kind)
+
+
+def refuses_a_copy() -> None:
+    """A copy of a replica's optimiser would lack the state of the matrices of others."""
+    model = wrapped(model_of("cores"), "ddp")
+    optimizer = SOAP(model)
+    train(model, optimizer, range(1))
+    with pytest.raises(ValueError, match="have owners"):
+        copy.deepcopy(optimizer)
 
 
 def checks_annotations() -> None:

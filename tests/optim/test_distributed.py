@@ -60,3 +60,7 @@ def test_the_plan_names_owners(kind: str, tmp_path: Path):
 
 def test_ranks_check_annotations(tmp_path: Path):
     on_ranks(1, tmp_path, cases.checks_annotations)
+
+
+def test_a_copy_without_the_others_is_refused(tmp_path: Path):
+    on_ranks(2, tmp_path, cases.refuses_a_copy)

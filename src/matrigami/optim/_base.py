@@ -163,6 +163,12 @@ class MatrixOptimizer(Optimizer, ABC):
         if "exchange" not in self.__dict__:  # a copy that was unpickled
             parameters = [p for group in self.param_groups for p in group["params"]]
             self.exchange = exchange_between(parameters, None, type(self))
+            if isinstance(self.exchange, Local) and not all(self.state.values()):
+                raise ValueError(
+                    f"A copy was asked for of a {type(self).__name__} whose matrices have owners.\n"
+                    "Other processes hold a part of its state.\n"
+                    "Make a new optimiser of the model, and load its state_dict."
+                )
         self._layout = Layout(type(self))
 
     def _is_rehearsal(self, gradients: dict[Tensor, Tensor]) -> bool:
