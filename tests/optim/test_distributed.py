@@ -8,7 +8,7 @@ from tests.optim import distributed_cases as cases
 from tests.optim.ranks import on_ranks
 
 EVERY = list(product(cases.METHODS, ["dense", "cores"]))
-RESUMED = [("soap", "dense"), ("shampoo", "cores"), ("muon", "dense")]
+SOME = [("soap", "dense"), ("shampoo", "cores"), ("muon", "dense")]
 
 
 @pytest.mark.parametrize(
@@ -16,22 +16,22 @@ RESUMED = [("soap", "dense"), ("shampoo", "cores"), ("muon", "dense")]
     [(1, "fsdp"), (2, "fsdp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (4, "hsdp"), (2, "redundant")],
 )
 def test_training_is_that_of_one_process(ranks: int, kind: str, tmp_path: Path):
-    on_ranks(ranks, tmp_path, cases.agrees, kind, EVERY)
+    on_ranks(ranks, tmp_path, cases.agrees, kind, EVERY if kind == "fsdp" else SOME)
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])
 def test_a_checkpoint_of_two_resumes_on_any_number(kind: str, tmp_path: Path):
     saved = tmp_path / "saved"
-    on_ranks(2, tmp_path, cases.saves, kind, RESUMED, saved)
-    on_ranks(1, tmp_path, cases.resumes, "plain", RESUMED, saved)
-    on_ranks(4, tmp_path, cases.resumes, "fsdp", RESUMED, saved)
+    on_ranks(2, tmp_path, cases.saves, kind, SOME, saved)
+    on_ranks(1, tmp_path, cases.resumes, "plain", SOME, saved)
+    on_ranks(4, tmp_path, cases.resumes, "fsdp", SOME, saved)
 
 
 def test_a_checkpoint_with_replicas_resumes_on_fewer(tmp_path: Path):
     saved = tmp_path / "saved"
-    on_ranks(4, tmp_path, cases.saves, "hsdp", RESUMED, saved)
-    on_ranks(2, tmp_path, cases.resumes, "fsdp", RESUMED, saved)
-    on_ranks(2, tmp_path, cases.resumes, "ddp", RESUMED, saved)
+    on_ranks(4, tmp_path, cases.saves, "hsdp", SOME, saved)
+    on_ranks(2, tmp_path, cases.resumes, "fsdp", SOME, saved)
+    on_ranks(2, tmp_path, cases.resumes, "ddp", SOME, saved)
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])
