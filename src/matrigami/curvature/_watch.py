@@ -23,6 +23,7 @@ from matrigami.curvature._objective import Loss
 from matrigami.curvature._passes import Key, SharedInputs, finite, joined, named_uses
 from matrigami.curvature._record import Record, Site, find_sites, pull_back, unwrapped
 from matrigami.curvature._uses import Use
+from matrigami.nn import StructuredLinear
 from matrigami.operators import trace
 
 
@@ -37,14 +38,15 @@ class Watch:
     """Hooks on a model that estimate the Kronecker factors of some of its weights.
 
     Args:
-        model: The model; a data-parallel wrapper averages over its processes.
+        model: The model; of a data-parallel or sharded one the factors are averaged over all
+            processes, each of which has its own data.
         loss: Its loss, which has a known likelihood.
         wanted: The weights. Those of embeddings and norms are not for this.
         labels: How many labels to draw for each output.
         optimal: The nearest Kronecker product to the block (KFOC) instead of K-FAC's.
 
     Raises:
-        ValueError: If the loss is no known likelihood.
+        ValueError: If the loss is no known likelihood, or a structured layer is sharded.
         TypeError: If a weight belongs to a module without a rule.
     """
 
@@ -59,8 +61,11 @@ class Watch:
     ) -> None:
         terms(loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
         self.model, self.loss, self.labels, self.optimal = unwrapped(model), loss, labels, optimal
-        self.distributed = isinstance(model, DistributedDataParallel)
+        sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
+        self.distributed = isinstance(model, DistributedDataParallel) or any(sharded)
         self.sites = find_sites(self.model, joint=False, wanted=wanted)
+        if any(sharded):
+            _refuse_structured(self.sites)
         self.clock: int | None = None
         self.rejected = 0
         self._batches, self._records = 0, list[Record]()
@@ -142,6 +147,18 @@ class Watch:
             if key in best:
                 sides = _balanced(best[key].factors, sides, transposed=known.transposed)
             self._found.setdefault(key[0], []).append(sides)
+
+
+def _refuse_structured(sites: list[Site]) -> None:
+    """The tensors of a structured layer are whole during its own forward pass only."""
+    for site in sites:
+        if isinstance(site.layer, StructuredLinear):
+            raise ValueError(
+                f"a watch was asked for a StructuredLinear, {site.name}, "
+                "whose tensors are sharded.\n"
+                "Its curvature needs them whole after the forward pass.\n"
+                "Use DistributedDataParallel, or another optimiser."
+            )
 
 
 def _sides(known: Factors) -> Sides:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from matrigami.optim._bucket import ON_HOST, working_dtype
-from matrigami.optim._exchange import Exchange, Local, Update
+from matrigami.optim._exchange import Exchange, Local, Update, exchange_between, local
 from matrigami.optim._layout import Layout
 from matrigami.optim._method import Options, State
 from matrigami.optim._plan import Plan, planned
@@ -44,10 +44,11 @@ class MatrixOptimizer(Optimizer, ABC):
 
     def __init__(self, source: Source, defaults: dict[str, Any]) -> None:
         check_options(type(self).__name__, defaults)
-        self.exchange: Exchange = Local()
-        self._layout = Layout(type(self))
         if isinstance(source, nn.Module):
             source = planned(source, type(self), defaults)
+        replicas = source.replicas if isinstance(source, Plan) else None
+        self.exchange: Exchange = exchange_between((), replicas, type(self))
+        self._layout = Layout(type(self))
         super().__init__(source.groups() if isinstance(source, Plan) else source, defaults)
 
     @staticmethod
@@ -97,8 +98,12 @@ class MatrixOptimizer(Optimizer, ABC):
         updates: list[Update],
         groups: list[dict[str, Any]],  # noqa: ARG004
         state: Mapping[Tensor, State],  # noqa: ARG004
+        summed: Callable[[float], float],  # noqa: ARG004
     ) -> list[Update]:
-        """What the updates of all parameters decide together, such as the length of the step."""
+        """What the updates of all parameters decide together, such as the length of the step.
+
+        `summed` adds up a number over all processes that own matrices.
+        """
         return updates
 
     @torch.no_grad()
@@ -108,11 +113,16 @@ class MatrixOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        gradients = self.exchange.collect(self.param_groups)
+        if self._is_rehearsal(gradients):
+            self._layout.arrange(self.param_groups, self.state, gradients)
+            return loss
         clock = self.param_groups[0]["clock"] + 1
         for group in self.param_groups:
             group["clock"] = clock
-        gradients = self.exchange.collect(p for g in self.param_groups for p in g["params"])
-        updates = self.together(self._updates(gradients), self.param_groups, self.state)
+        updates = self.together(
+            self._updates(gradients), self.param_groups, self.state, self.exchange.summed
+        )
         self._apply(self.exchange.deliver(updates))
         return loss
 
@@ -128,12 +138,20 @@ class MatrixOptimizer(Optimizer, ABC):
             raise
         group["views"] = [v and self.viewed(v, group) for v in views]
         group.setdefault("clock", self.param_groups[0].get("clock", 0))
+        if isinstance(self.exchange, Local):
+            self.exchange = exchange_between(group["params"], None, type(self))
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch does, with plain data only: views and functions belong to the constructor."""
+        """As torch does, with plain data only: views and functions belong to the constructor.
+
+        Where matrices have owners, all processes must call it, as checkpoints do; see `_owners.py`.
+        """
         state = super().state_dict()
         groups = [{k: v for k, v in g.items() if _plain(v)} for g in state["param_groups"]]
-        return state | {"param_groups": groups}
+        entries = self.exchange.saved(self.param_groups, self.state)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        ordered = {i: entries[p] for i, p in enumerate(parameters) if p in entries}
+        return state | {"param_groups": groups, "state": ordered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does, but the state keeps its precision whatever that of the parameters is."""
@@ -152,13 +170,30 @@ class MatrixOptimizer(Optimizer, ABC):
         self.param_groups = [
             old | group for old, group in zip(before, self.param_groups, strict=True)
         ]
+        self.state.update(self.exchange.loaded(self.param_groups, self.state))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whatever is loaded, the stacks are made anew from it."""
         super().__setstate__(state)
         if "exchange" not in self.__dict__:  # a copy that was unpickled
-            self.exchange = Local()
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            self.exchange = exchange_between(parameters, None, type(self))
+            if isinstance(self.exchange, Local) and not all(self.state.values()):
+                raise ValueError(
+                    f"A copy was asked for of a {type(self).__name__} whose matrices have owners.\n"
+                    "Other processes hold a part of its state.\n"
+                    "Make a new optimiser of the model, and load its state_dict."
+                )
         self._layout = Layout(type(self))
+
+    def _is_rehearsal(self, gradients: dict[Tensor, Tensor]) -> bool:
+        """Whether this first step, with nothing but zeros, only asks which state there will be.
+
+        `torch.distributed.checkpoint` takes one such step before it loads; it should not count.
+        """
+        if self.state or any(float(group["lr"]) for group in self.param_groups):
+            return False
+        return not self.exchange.anywhere(any(bool(G.any()) for G in gradients.values()))
 
     def _updates(self, gradients: dict[Tensor, Tensor]) -> list[Update]:
         """The part without parameters: gradients in, updates out, and the next state."""
@@ -167,7 +202,7 @@ class MatrixOptimizer(Optimizer, ABC):
 
     def _apply(self, updates: list[Update]) -> None:
         """`p <- p (1 - lr wd) - lr u`, with each group's own numbers."""
-        by_parameter = {update.parameter: update for update in updates}
+        by_parameter = {u.parameter: u._replace(parameter=local(u.parameter)) for u in updates}
         for group in self.param_groups:
             lr, decay = group["lr"], group["weight_decay"]
             mine = [by_parameter[p] for p in group["params"] if p in by_parameter]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from matrigami.optim._exchange import Update
+from matrigami.optim._exchange import Update, local
 from matrigami.optim._method import Method, Options, State
 from matrigami.optim._view import MatrixView
 
@@ -37,9 +37,14 @@ class Slot(NamedTuple):
         return 1 if self.view is None else self.view.stack[0]
 
     @property
+    def shape(self) -> torch.Size:
+        """Shape of what is updated: a whole matrix, or what this process has of the rest."""
+        return local(self.parameter).shape if self.view is None else self.parameter.shape
+
+    @property
     def item(self) -> tuple[int, ...]:
         """Shape of an item: a matrix, or all entries of the parameter."""
-        return (self.parameter.numel(),) if self.view is None else self.view.stack[1:]
+        return (self.shape.numel(),) if self.view is None else self.view.stack[1:]
 
     def split(self, W: Float[Tensor, "..."]) -> Float[Tensor, "b *item"]:
         """The parameter's part of the stack."""
@@ -47,12 +52,12 @@ class Slot(NamedTuple):
 
     def merge(self, M: Float[Tensor, "b *item"]) -> Float[Tensor, "..."]:
         """Back to the shape of the parameter."""
-        return M.reshape(self.parameter.shape) if self.view is None else self.view.merge(M)
+        return M.reshape(self.shape) if self.view is None else self.view.merge(M)
 
     def entry(self, S: Tensor) -> Tensor:
         """State of the parameter, in its own shape where there is one number for each entry."""
         plain = self.view is None and tuple(S.shape) == (1, *self.item)
-        return S.view(self.parameter.shape) if plain else S
+        return S.view(self.shape) if plain else S
 
 
 def working_dtype(t: Tensor) -> torch.dtype:
@@ -150,7 +155,7 @@ class Bucket:
     def _commit(self, state: State, keep: Bool[Tensor, " p"] | None) -> None:
         """Take over the next state, except where a gradient was missing or not finite."""
         if keep is None:
-            self.state |= state
+            self.state |= {name: S.contiguous() for name, S in state.items()}  # as it is loaded
             self._share(state)
             return
         for name, S in state.items():
@@ -184,7 +189,7 @@ class Bucket:
         G = gradients.get(p)
         dtype = working_dtype(p)
         if G is None:
-            return torch.zeros(p.shape, dtype=dtype, device=p.device)
+            return torch.zeros(slot.shape, dtype=dtype, device=p.device)
         return G.to(dtype)
 
     def _stack(self, name: str, entries: list[State]) -> Tensor:

@@ -1,14 +1,22 @@
 """Where gradients come from and where updates go: here one process, which owns every parameter.
 
-This is the seam for distribution: another exchange gathers shards, decides which process updates
-which parameter, and hands each its part of the result. The mathematics does not notice.
+This is the seam for distribution: another exchange (`_owners.py`) gathers shards, decides which
+process updates which parameter, and hands each its part of the result. The mathematics does not
+notice.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Inexact
 from torch import Tensor
+
+from matrigami.optim._method import MatrixMethod, State
+from matrigami.optim._view import MatrixView
+
+Groups = list[dict[str, Any]]
+"""The parameter groups of an optimiser, with the views of their parameters."""
 
 
 class Update(NamedTuple):
@@ -16,7 +24,8 @@ class Update(NamedTuple):
 
     Args:
         parameter: The parameter.
-        direction: What is subtracted, times the learning rate; of the parameter's shape.
+        direction: What is subtracted, times the learning rate; of the shape of the parameter, or
+            of its local shard.
         applied: 1, or 0 where the step of this parameter is skipped; then nothing decays either.
     """
 
@@ -25,33 +34,120 @@ class Update(NamedTuple):
     applied: float | Tensor = 1.0
 
 
+@runtime_checkable
 class Exchange(Protocol):
-    """The three questions that the step asks."""
+    """What the step and the state ask about other processes."""
 
-    def collect(self, parameters: Iterable[Tensor]) -> dict[Tensor, Inexact[Tensor, "..."]]:
-        """The full gradients of the parameters that this process updates and that have one."""
+    def collect(self, groups: Groups) -> dict[Tensor, Inexact[Tensor, "..."]]:
+        """The gradients of what this process updates: of whole matrices, of shards of the rest."""
         ...
 
     def deliver(self, updates: list[Update]) -> list[Update]:
         """The updates of this process in, those that it applies to its tensors out."""
         ...
 
+    def saved(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:
+        """The state as checkpoints hold it: every entry, on every process."""
+        ...
+
+    def loaded(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:
+        """The inverse of `saved`: what this process keeps of a checkpoint."""
+        ...
+
+    def owners(self, groups: Groups) -> dict[Tensor, int]:
+        """The rank that updates each matrix, for those that one process updates for others."""
+        ...
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it holds on some process."""
+        ...
+
+    def summed(self, value: float) -> float:
+        """The sum over the processes among which matrices have owners."""
+        ...
+
 
 class Local:
     """One process, whole tensors."""
 
-    def collect(self, parameters: Iterable[Tensor]) -> dict[Tensor, Inexact[Tensor, "..."]]:
+    def collect(self, groups: Groups) -> dict[Tensor, Inexact[Tensor, "..."]]:
         """Every gradient there is."""
-        gradients = {p: p.grad for p in parameters if p.grad is not None}
-        for p, G in gradients.items():
-            if G.is_sparse:
+        return {p: G for p, _, G in present(groups)}
+
+    def deliver(self, updates: list[Update]) -> list[Update]:
+        """They are here already."""
+        return updates
+
+    def saved(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:  # noqa: ARG002 - one signature
+        """It is whole already."""
+        return dict(state)
+
+    def loaded(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:  # noqa: ARG002
+        """All of it, if it is whole."""
+        for p, entry in state.items():
+            if any(is_sharded(S) for S in entry.values() if isinstance(S, Tensor)):
+                raise ValueError(
+                    f"load_state_dict was given shards for a plain {tuple(p.shape)} parameter.\n"
+                    "One process has no other parts of them.\n"
+                    "Load it with torch.distributed.checkpoint, which puts them together."
+                )
+        return dict(state)
+
+    def owners(self, groups: Groups) -> dict[Tensor, int]:  # noqa: ARG002
+        """There is nobody else."""
+        return {}
+
+    def anywhere(self, flag: bool) -> bool:
+        """Here."""
+        return flag
+
+    def summed(self, value: float) -> float:
+        """Here."""
+        return value
+
+
+def exchange_between(
+    parameters: Iterable[Tensor], replicas: Any, method: type[MatrixMethod]
+) -> Exchange:
+    """The exchange of some parameters: among owners if they are sharded, or have replicas.
+
+    Args:
+        parameters: The parameters.
+        replicas: The process group that holds equal copies of the plain ones, or None.
+        method: The method of matrices.
+    """
+    if replicas is None and not any(map(is_sharded, parameters)):
+        return Local()
+    from matrigami.optim._owners import Owners  # noqa: PLC0415 - DTensor takes a second to import
+
+    return Owners(replicas, method)
+
+
+def present(groups: Groups) -> Iterator[tuple[Tensor, MatrixView | None, Tensor]]:
+    """The parameters that have a gradient, with their views.
+
+    Raises:
+        ValueError: If a gradient is sparse.
+    """
+    for group in groups:
+        for p, view in zip(group["params"], group["views"], strict=True):
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
                 raise ValueError(
                     f"A step was asked for with a sparse gradient of shape {tuple(p.shape)}.\n"
                     "Only dense gradients are taken.\n"
                     "Make the embedding with sparse=False, or give it to torch.optim.SparseAdam."
                 )
-        return gradients
+            yield p, view, p.grad
 
-    def deliver(self, updates: list[Update]) -> list[Update]:
-        """They are here already."""
-        return updates
+
+def is_sharded(t: Tensor) -> bool:
+    """Whether it is a `DTensor`: who has one has imported its module, which takes a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
+
+
+def local(t: Any) -> Tensor:
+    """What this process holds of a tensor; it shares its storage."""
+    return t.detach().to_local() if is_sharded(t) else t

@@ -9,7 +9,7 @@ for each block of each of its tensors. Source: Martens and Grosse (2015), arXiv:
 Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -186,7 +186,7 @@ class KFAC(MatrixOptimizer):
         Returns:
             The damping from now on.
         """
-        gain, size = natural(self.param_groups, self.state)
+        gain, size = map(self.exchange.summed, natural(self.param_groups, self.state))
         share = shortened(size, self.param_groups)
         predicted = share * gain - share * share / 2 * size
         ratio = (float(before) - float(after)) / max(predicted, 1e-30)
@@ -225,11 +225,15 @@ class KFAC(MatrixOptimizer):
 
     @staticmethod
     def together(
-        updates: list[Update], groups: list[dict[str, Any]], state: Mapping[Tensor, State]
+        updates: list[Update],
+        groups: list[dict[str, Any]],
+        state: Mapping[Tensor, State],
+        summed: Callable[[float], float],
     ) -> list[Update]:
         """Shorten all natural gradients by one factor, if together they go too far."""
         moved = {u.parameter for u in updates if bool(u.applied)}
-        share = shortened(natural(groups, {p: state[p] for p in moved})[1], groups)
+        size = summed(natural(groups, {p: state[p] for p in moved})[1])
+        share = shortened(size, groups)
         return [
             u._replace(direction=u.direction * share) if "norm" in state[u.parameter] else u
             for u in updates
@@ -271,7 +275,7 @@ class KFAC(MatrixOptimizer):
         told, self._told = self._told, {}
         if self.watch is not None:
             told |= {self._names[name]: sides for name, sides in self.watch.take().items()}
-        gradients = self.exchange.collect(p for g in self.param_groups for p in g["params"])
+        gradients = self.exchange.collect(self.param_groups)
         self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
         clock = self.param_groups[0]["clock"] + 1
         for group in self.param_groups:

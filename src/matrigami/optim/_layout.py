@@ -9,14 +9,12 @@ from torch import Tensor
 
 from matrigami.optim._adam import Adam
 from matrigami.optim._bucket import Bucket, Slot, initial_state, working_dtype
+from matrigami.optim._exchange import Groups
 from matrigami.optim._method import MatrixMethod, Method, State
 from matrigami.optim._schedule import spread
 
 OUTSIDE = frozenset({"params", "param_names", "views", "clock", "lr", "weight_decay", "initial_lr"})
 """Keys of a group that the mathematics does not see: groups that differ only there share stacks."""
-
-Groups = list[dict[str, Any]]
-"""The parameter groups of an optimiser."""
 
 
 class Layout:
@@ -34,14 +32,20 @@ class Layout:
     def arrange(
         self, groups: Groups, state: dict[Tensor, State], gradients: Mapping[Tensor, Tensor]
     ) -> list[Bucket]:
-        """The buckets of all parameters that have a state or a gradient."""
+        """The buckets of all parameters that have a state or a gradient.
+
+        Every parameter with a gradient is given an entry in the state, if an empty one where
+        another process updates it: refreshes are spread over those of all processes.
+        """
         signature = tuple(options_key(group) for group in groups)
         fresh = {p for p in gradients if not state.get(p)}
-        if fresh or signature != self.signature:
+        new = {p for g in groups for p in g["params"] if p.grad is not None and p not in state}
+        if fresh or new or signature != self.signature:
             places = _places(groups, signature, state, gradients)
             for options, slots in places.values():
                 self._adopt([s for s in slots if s.parameter in fresh], state, gradients, options)
-            stagger(groups, state, fresh, self.method)
+            stagger(groups, state, fresh | new, self.method)
+            state.update({p: {} for p in new - fresh})
             self.buckets = [
                 Bucket(self._method(slots), slots, [state[s.parameter] for s in slots], options)
                 for options, slots in places.values()
@@ -86,9 +90,11 @@ def stagger(
                 continue
             b, m, n = view.stack
             costs = method.refresh_costs(m, n, group)
-            state[p]["offset"] = torch.zeros(b, len(costs), dtype=torch.int64)
+            offset = torch.zeros(b, len(costs), dtype=torch.int64)
+            if p in state:
+                state[p]["offset"] = offset
             if costs and group["stagger"]:
-                turns = state[p]["offset"].view(-1)
+                turns = offset.view(-1)
                 cycles[group["frequency"]] += [
                     (turns[i], costs[i % len(costs)]) for i in range(len(turns))
                 ]

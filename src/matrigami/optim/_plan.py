@@ -4,15 +4,17 @@ A plan is printed before training: nothing about it is a surprise in the run.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.nn import StructuredLinear
 from matrigami.optim._adam import Adam
-from matrigami.optim._bucket import Slot, working_dtype
+from matrigami.optim._bucket import working_dtype
+from matrigami.optim._exchange import exchange_between
 from matrigami.optim._method import MatrixMethod, Options
 from matrigami.optim._routing import Role, Route, routes
 from matrigami.optim._view import MatrixView
@@ -30,6 +32,7 @@ class Row:
         method: Name of its method.
         bytes: Size of its state.
         flops: Floating-point operations of a mean step.
+        owner: Rank of the process that updates it for all that share it; None: each one does.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Row:
     method: str
     bytes: int
     flops: float
+    owner: int | None = None
 
     @property
     def blocks(self) -> str:
@@ -56,10 +60,12 @@ class Plan:
     Args:
         rows: One for each parameter.
         method: The optimiser class.
+        replicas: The process group of a `DistributedDataParallel` model.
     """
 
     rows: tuple[Row, ...]
     method: type
+    replicas: Any = field(default=None, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -108,12 +114,17 @@ class Plan:
 
     def __repr__(self) -> str:
         """One line for each parameter, and the totals."""
-        head = ("parameter", "role", "method", "blocks", "state bytes", "FLOPs a step")
+        head = ["parameter", "role", "method", "blocks", "state bytes", "FLOPs a step"]
         lines = [
-            (r.name, r.role.value, r.method, r.blocks, f"{r.bytes:,}", f"{r.flops:,.0f}")
+            [r.name, r.role.value, r.method, r.blocks, f"{r.bytes:,}", f"{r.flops:,.0f}"]
             for r in self.rows
         ]
-        lines.append(("total", "", "", "", f"{self.bytes:,}", f"{self.flops:,.0f}"))
+        lines.append(["total", "", "", "", f"{self.bytes:,}", f"{self.flops:,.0f}"])
+        if any(r.owner is not None for r in self.rows):
+            head.append("owner")
+            for line, row in zip(lines, self.rows, strict=False):
+                line.append("" if row.owner is None else f"{row.owner}")
+            lines[-1].append("")
         widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
         text = [
             "  ".join(
@@ -134,6 +145,9 @@ def planned(
     elementwise: Collection[str] = (),
 ) -> Plan:
     """The plan of a model; see `matrigami.optim.plan`."""
+    replicas = None
+    if isinstance(model, DistributedDataParallel):
+        model, replicas = model.module, model.process_group
     found = _routed(model, _heads(model) if head is None else head, elementwise)
     rows = []
     for name, (p, route) in found.items():
@@ -141,14 +155,18 @@ def planned(
         if view is not None:
             view = method.viewed(view, options) if method.takes(route.role) else None
         rows.append(_row(name, p, Route(route.role, view), method, options))
-    return Plan(tuple(rows), method)
+    exchange = exchange_between((r.parameter for r in rows), replicas, method)
+    group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
+    owners = exchange.owners([{**options, **group}])
+    owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
+    return Plan(tuple(owned), method, replicas)
 
 
 def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options: Options) -> Row:
     """One parameter with what it costs; the state is measured without allocating it."""
     view = route.view
-    slot = Slot(p, view)
-    G = torch.empty(slot.blocks, *slot.item, device="meta", dtype=working_dtype(p))
+    stack = (1, p.numel()) if view is None else view.stack
+    G = torch.empty(stack, device="meta", dtype=working_dtype(p))
     chosen = Adam if view is None else method
     size = sum(S.nbytes for S in chosen.init(G, options).values())
     work = 12.0 * p.numel()
