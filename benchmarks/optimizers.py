@@ -1,8 +1,8 @@
 """Time of an optimiser's step, in units of a product of two 1024 x 1024 matrices.
 
-`python -m benchmarks.optimizers` trains an MLP 512-1024-1024-100 on random data (batch 256, float32,
-one thread, CPU time) and times the steps alone, with a product between them: what else runs on the
-machine falls on both. Whole refresh cycles are counted, after one of warm-up.
+`python -m benchmarks.optimizers` trains an MLP 512-1024-1024-100 on random data (batch 256, single
+precision, one thread, CPU time) and times the steps alone, with a product between them: what else
+runs on the machine falls on both. Whole refresh cycles are counted, after one of warm-up.
 """
 
 import argparse
@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import fmean, median
 
 import torch
 from torch import nn
 
 from benchmarks._timing import Progress, machine, one_thread
-from matrigami.optim import SOAP
+from matrigami.optim import SOAP, Muon, Shampoo
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -24,8 +25,10 @@ CONTESTANTS: dict[str, Make] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters()),
     "SOAP": SOAP,
     "SOAP, all at once": partial(SOAP, stagger=False),
-    "SOAP, statistics every 5": partial(SOAP, statistics_every=5),
+    "SOAP, statistics every 2": partial(SOAP, statistics_every=2),
     "SOAP, one-sided": partial(SOAP, one_sided=True),
+    "Shampoo": Shampoo,
+    "Muon": Muon,
 }
 
 
@@ -49,7 +52,7 @@ class Row:
 def network() -> nn.Module:
     """The MLP."""
     sizes = (512, 1024, 1024, 100)
-    layers = [nn.Linear(n, m) for n, m in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(n, m) for n, m in pairwise(sizes)]
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 

@@ -1,4 +1,4 @@
-"""The published SOAP algorithm, one matrix at a time and as plainly as possible, to compare with."""
+"""The published SOAP algorithm, for one matrix and as plainly as possible, to compare with."""
 
 import torch
 from torch import Tensor

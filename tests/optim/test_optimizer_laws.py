@@ -32,7 +32,7 @@ VARIANTS = {
     "shampoo_own_size": partial(Shampoo, graft=None, frequency=2),
     "shampoo_sgd": partial(Shampoo, graft=SGD_SIZE, one_sided=True, frequency=1),
     "shampoo_tiles": partial(Shampoo, block_size=2),
-    "shampoo_kl": partial(Shampoo, kl=True, graft=SGD_SIZE, frequency=1),
+    "shampoo_kl": partial(Shampoo, kl=True, frequency=1),
     "shampoo_products": partial(Shampoo, root=cans_root),
     "muon_cans": partial(Muon, polynomials=CANS, nesterov=False),
     "muon_polar": partial(Muon, polynomials=POLAR_EXPRESS, scale=spectral),
@@ -47,11 +47,7 @@ def test_optimizer(name: str, law):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant(name: str):
-    skipped = {"converges"} if name == "shampoo_sgd" else set()  # its steps are the gradient's
-    skipped |= {"equals_its_reference"} if name == "shampoo_tiles" else set()  # it has four blocks
-    if name.startswith("shampoo_kl") or name == "shampoo_sgd":
-        skipped |= {"ignores_the_scale_of_the_loss", "poor_gradients_are_harmless", "converges"}
-    check_optimizer(VARIANTS[name], [law for law in OPTIMIZER_LAWS if law.__name__ not in skipped])
+    check_optimizer(VARIANTS[name])
 
 
 def test_a_broken_optimizer_is_named():

@@ -100,7 +100,7 @@ def test_unknown_parameters_are_refused_listed_or_registered():
         plan(Scaled(), elementwise=["scales"])
     routes.register(Scaled, lambda module: {"scale": Route(Role.GAIN)})
     assert roles(Scaled())["scale"] == (Role.GAIN, "3")
-    with pytest.raises(ValueError, match="unknown|optimisers are"):
+    with pytest.raises(ValueError, match="The optimisers are"):
         plan(Scaled(), "sgd")
 
 
@@ -109,20 +109,20 @@ def test_bare_parameters_are_matrices_only_with_two_axes():
         SOAP([nn.Parameter(torch.zeros(2, 3, 4))])
     with pytest.raises(ValueError, match="out of range"):
         SOAP([nn.Parameter(torch.zeros(2))], lr=-1.0)
+    layer = nn.Embedding(3, 2, sparse=True)
+    layer(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse=False"):
-        layer = nn.Embedding(3, 2, sparse=True)
-        layer(torch.tensor([1])).sum().backward()
         Muon(layer).step()
 
 
 def test_groups_with_transferred_rates_get_their_views():
-    model = nn.Sequential(StructuredLinear(8, 8, Monarch(blocks=2)), nn.Linear(8, 2))
+    model = nn.Sequential(StructuredLinear(8, 8, Monarch(blocks=4)), nn.Linear(8, 2))
     groups = plan(model).groups(param_groups(model, lr=0.01))
     optimizer = SOAP(groups)
     assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.01, 0.02]
     model(torch.ones(3, 8)).square().sum().backward()
     optimizer.step()
-    assert optimizer.state[model[0].left]["P"].shape == (2, 4, 4)
+    assert optimizer.state[model[0].left]["P"].shape == (4, 2, 2)
     with pytest.raises(ValueError, match="The plan does not have them"):
         plan(model).groups([{"params": [nn.Parameter(torch.ones(2))]}])
 

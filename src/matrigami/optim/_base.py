@@ -83,6 +83,11 @@ class MatrixOptimizer(Optimizer, ABC):
         return True
 
     @staticmethod
+    def is_scale_invariant(options: Options) -> bool:  # noqa: ARG004
+        """Whether multiplying all gradients by a constant leaves the updates as they are."""
+        return True
+
+    @staticmethod
     def takes(role: Role) -> bool:  # noqa: ARG004
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         return True

@@ -73,6 +73,11 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
+    def is_scale_invariant(options: Options) -> bool:
+        """Whether multiplying all gradients by a constant leaves the updates as they are."""
+        ...
+
+    @staticmethod
     def takes(role: Role) -> bool:
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         ...

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from matrigami.optim._adam import over
 from matrigami.optim._base import MatrixOptimizer, Source
-from matrigami.optim._grafting import ADAM_SIZE, Graft
+from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._method import Options, State
 from matrigami.optim._products import averaged_gram, items, symmetric, two_sided, with_items
 from matrigami.optim._roots import Root, eigh_root, measured_root
@@ -104,12 +104,11 @@ class Shampoo(MatrixOptimizer):
         if options["graft"] is not None:
             state |= options["graft"].init(G)
         first = eigh_root if G.device.type == "meta" else None
-        scale = {"L": G.shape[-1], "R": G.shape[-2]} if options["kl"] else {"L": 1, "R": 1}
         for name, power, S in (("L", "P", G @ G.mT), ("R", "Q", G.mT @ G)):
             if left if name == "L" else right:
                 state |= {
                     name: torch.zeros_like(S),
-                    power: powered(S / scale[name], options, first),
+                    power: powered(_scaled(S, name, options), options, first),
                 }
         return state
 
@@ -153,6 +152,11 @@ class Shampoo(MatrixOptimizer):
         return options["graft"] is not ADAM_SIZE
 
     @staticmethod
+    def is_scale_invariant(options: Options) -> bool:
+        """Unless the size comes from the gradient."""
+        return options["graft"] is not SGD_SIZE
+
+    @staticmethod
     def viewed(view: MatrixView, options: Options) -> MatrixView:
         """Tiles of at most `block_size`."""
         return view.tiled(options["block_size"])
@@ -171,6 +175,14 @@ def powered(
     chosen: Root = root or options["root"] or measured_root(L.device, m, exponent)
     mean = L.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     return chosen(L, exponent, options["epsilon"] * mean)
+
+
+def _scaled(S: Float[Tensor, "b m m"], name: str, options: Options) -> Float[Tensor, "b m m"]:
+    """The first moment of a side; the fixed point of `kl` leaves open which side has the scale."""
+    if not options["kl"]:
+        return S
+    mean = S.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    return S if name == "L" else S / mean.clamp_min(torch.finfo(S.dtype).tiny)
 
 
 def _statistics(G: Float[Tensor, "b m n"], state: State, options: Options) -> State:
@@ -194,7 +206,7 @@ def _refreshed(state: State, names: tuple[str, str], where: list[int], options: 
     b2, old = options["betas"][1], items(state[power], where)
     L = symmetric(items(state[moment], where))
     if b2 < 1:
-        L = L / (1 - b2 ** (over(state["step"], L)[where] + 1))
+        L = L / (1 - b2 ** (over(items(state["step"], where), L) + 1))
     new = powered(L, options)
     sound = torch.linalg.vector_norm(new, dim=(-2, -1)).isfinite()
     new = new.where(sound[:, None, None], old)

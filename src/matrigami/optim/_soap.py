@@ -106,11 +106,16 @@ class SOAP(MatrixOptimizer):
         U = two_sided(P, N, None if Q is None else Q.mT)
         after = state | moments | _statistics(G, state, options)
         for side, names in ((0, ("L", "P")), (-1, ("R", "Q"))):
-            where = due(state["offset"][:, side], options["clock"], options["frequency"])
-            if where and names[0] in state:
+            if names[0] in state:
+                where = due(state["offset"][:, side], options["clock"], options["frequency"])
                 turned = _turned if side == 0 else _turned_columns
-                after |= turned(after, names, where, options)
+                after |= turned(after, names, where, options) if where else {}
         return U, {k: S for k, S in after.items() if S is not state[k]}
+
+    @staticmethod
+    def is_equivariant(options: Options) -> bool:
+        """Unless one side keeps its coordinates."""
+        return not options["one_sided"]
 
     @staticmethod
     def flops(m: int, n: int, options: Options) -> float:
@@ -149,7 +154,7 @@ def _adam(
     (b1, b2), t = options["betas"], over(state["step"] + 1, H)
     M = state["M"].lerp(H, 1 - b1)
     V = (state["V"] * b2).addcmul_(H, H, value=1 - b2)
-    N = torch.div(M, V.sqrt().add_(options["eps"]))
+    N = torch.div(M, V.sqrt().add_(max(options["eps"], torch.finfo(V.dtype).tiny)))
     return N.mul_((1 - b2**t).sqrt() / (1 - b1**t)), {"M": M, "V": V}
 
 

@@ -22,30 +22,34 @@ SHAPES = ((4, 3), (4, 3), (3, 5), (5,), ())
 
 
 def converges(factory: Factory) -> None:
-    """The loss of each of four targets falls to less than a fifth."""
+    """The loss of each of four targets falls to less than a fifth, at one of four rates."""
     for make in TARGETS:
-        target = make()
-        optimizer = factory(target.model, lr=0.1, weight_decay=0.0)
-        first, last = descend(target, optimizer, steps=150)
-        fall = f"{first:.3g} to {last:.3g}"
-        expect(last < 0.2 * first, f"the loss of {make.__name__} goes from {fall}")
+        ratios = []
+        for lr in (0.3, 0.1, 0.03, 0.01):
+            target = make()
+            optimizer = factory(target.model, lr=lr, weight_decay=0.0)
+            first, last = descend(target, optimizer, steps=150)
+            ratios.append(last / first)
+            if ratios[-1] < 0.2:
+                break
+        expect(ratios[-1] < 0.2, f"the loss of {make.__name__} falls to {ratios} of the first")
 
 
 def equals_its_reference(factory: Factory) -> None:
     """A step is `p - lr (U + wd p)` with `U` from `direction`, called by hand for each matrix."""
     (p,) = parameters((4, 3))
     optimizer = factory([p], lr=0.1, weight_decay=0.2)
-    stream = gradients([p], 12)
-    expected = p.detach().clone()
-    method, options = type(optimizer), dict(optimizer.param_groups[0])
-    G = stream[0][0][None]
-    state = method.init(G, options) | {"step": torch.zeros(1, dtype=torch.float64)}
-    for t, (G,) in enumerate(stream, 1):
+    view, options = optimizer.param_groups[0]["views"][0], dict(optimizer.param_groups[0])
+    stream = [Gs[0] for Gs in gradients([p], 12)]
+    expected, method = p.detach().clone(), type(optimizer)
+    state = method.init(view.split(stream[0]), options)
+    state |= {"step": torch.zeros(view.stack[0])}
+    for t, G in enumerate(stream, 1):
         feed(optimizer, [p], [[G]])
         state |= {"offset": optimizer.state[p]["offset"]}
-        U, after = method.direction(G[None], state, options | {"clock": t})
+        U, after = method.direction(view.split(G), state, options | {"clock": t})
         state = state | after | {"step": state["step"] + 1}
-        expected = expected * (1 - 0.1 * 0.2) - 0.1 * U[0]
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * view.merge(U)
         expect_close(p.detach(), expected, f"the parameter after step {t}", 1e-9)
 
 
@@ -54,13 +58,13 @@ def direction_is_pure(factory: Factory) -> None:
     (p,) = parameters((4, 3))
     optimizer = factory([p])
     feed(optimizer, [p], gradients([p], 3))
+    group = optimizer.param_groups[0]
+    G = group["views"][0].split(random(4, 3, seed=9))
     state = {k: S for k, S in optimizer.state[p].items() if k not in {"skipped", "seeded"}}
-    state |= {"step": state["step"][None]}
-    before = {k: S.clone() for k, S in state.items()}
-    G = random(1, 4, 3, seed=9)
-    kept = G.clone()
+    state |= {"step": state["step"].expand(len(G))}
+    before, kept = {k: S.clone() for k, S in state.items()}, G.clone()
     for clock in range(4, 15):
-        type(optimizer).direction(G, state, optimizer.param_groups[0] | {"clock": clock})
+        type(optimizer).direction(G, state, group | {"clock": clock})
     expect(torch.equal(G, kept), "the gradient has changed")
     changed = [k for k, S in state.items() if not torch.equal(S, before[k])]
     expect_equal(changed, [], "the entries of the state that have changed")
@@ -180,7 +184,10 @@ def turns_with_its_coordinates(factory: Factory) -> None:
 
 
 def ignores_the_scale_of_the_loss(factory: Factory) -> None:
-    """Multiplying all gradients by a constant changes nothing but the weight of `eps`."""
+    """Multiplying all gradients by a constant changes only the weight of `eps`, if declared."""
+    probe = factory(parameters((4, 3)))
+    if not type(probe).is_scale_invariant(probe.defaults):
+        return
     ps, qs = parameters(*SHAPES), parameters(*SHAPES)
     stream = gradients(ps, 13)
     feed(factory(ps, lr=0.1), ps, stream)
