@@ -5,12 +5,13 @@ A plan is printed before training: nothing about it is a surprise in the run.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matrigami.nn import StructuredLinear
+from matrigami.nn import Rule, StructuredLinear, spectral_rule
 from matrigami.optim._adam import Adam
 from matrigami.optim._bucket import Slot, working_dtype
 from matrigami.optim._method import MatrixMethod, Options
@@ -56,10 +57,12 @@ class Plan:
     Args:
         rows: One for each parameter.
         method: The optimiser class.
+        options: Its options.
     """
 
     rows: tuple[Row, ...]
-    method: type
+    method: type[MatrixMethod]
+    options: Options
 
     @property
     def bytes(self) -> int:
@@ -70,6 +73,23 @@ class Plan:
     def flops(self) -> float:
         """Floating-point operations of a mean step."""
         return sum(row.flops for row in self.rows)
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """How the learning rate of each matrix follows its size: for `nn.param_groups`.
+
+        Examples:
+            >>> from matrigami.nn import param_groups
+            >>> from matrigami.optim import Muon, plan
+            >>> model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 2, bias=False))
+            >>> routes = plan(model, Muon)  # Muon for the first, Adam for the head
+            >>> groups = param_groups(model, 0.02, base_width=16, width=64, rules=routes.rules)
+            >>> optimizer = Muon(routes.groups(groups))
+            >>> [(g["lr"], g["views"][0] is None) for g in optimizer.param_groups]
+            [(0.005, True), (0.01, False)]
+        """
+        rule = spectral_rule(partial(self.method.norm, options=self.options))
+        return {row.name: rule for row in self.rows if row.view is not None}
 
     def groups(self, groups: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
         """Parameter groups that carry the views: for the optimiser's constructor.
@@ -141,7 +161,7 @@ def planned(
         if view is not None:
             view = method.viewed(view, options) if method.takes(route.role) else None
         rows.append(_row(name, p, Route(route.role, view), method, options))
-    return Plan(tuple(rows), method)
+    return Plan(tuple(rows), method, options)
 
 
 def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options: Options) -> Row:

@@ -47,6 +47,11 @@ class Batch(NamedTuple):
     others: Tensor | None = None
     weight: float = 1.0
 
+    def part(self, which: slice) -> "Batch":
+        """Some of the examples."""
+        others = None if self.others is None else self.others[which]
+        return Batch(self.inputs[which], self.targets[which], others, self.weight)
+
 
 class Score(NamedTuple):
     """Loss to minimise, and sums over the batch of loss and error (a count, or a square)."""
