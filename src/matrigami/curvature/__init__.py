@@ -11,6 +11,7 @@ from matrigami.curvature._kfoc import kfoc
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
 from matrigami.curvature._uses import OneHot, Use, uses
+from matrigami.curvature._watch import Sides, Watch
 
 __all__ = [
     "BlockErrors",
@@ -21,7 +22,9 @@ __all__ = [
     "Moments",
     "Objective",
     "OneHot",
+    "Sides",
     "Use",
+    "Watch",
     "capture",
     "compare",
     "damped",

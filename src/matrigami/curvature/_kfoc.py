@@ -83,13 +83,32 @@ def kfoc(
         )
     found = passes(model, loss, data, Setting(labels, joint, reduce, seed))
     every = Repeated(found)
-    products = {} if found.distributed else by_grams(every.load(), iterations)
-    start = merged(sums(_without(every, products), found.distributed, dtype))
-    for _ in range(iterations if start else 0):
+    grams = {} if found.distributed else by_grams(every.load(), iterations)
+    products = grams | _streamed(every, grams, iterations, dtype, distributed=found.distributed)
+    return assembled(found.objective.model, products)
+
+
+def fitted(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, KroneckerMatrix]:
+    """The nearest Kronecker products to the blocks of batches that are in memory."""
+    grams = by_grams(kept, iterations)
+    return grams | _streamed(kept, grams, iterations, None, distributed=False)
+
+
+def _streamed(
+    every: Data,
+    done: Collection[Key],
+    iterations: int,
+    dtype: torch.dtype | None,
+    *,
+    distributed: bool,
+) -> dict[Key, KroneckerMatrix]:
+    """All other blocks, by passes over the data that start from K-FAC."""
+    products = merged(sums(_without(every, done), distributed, dtype))
+    for _ in range(iterations if products else 0):
         for left in (False, True):
-            rest = _without(every, products)
-            start = _half_step(rest, start, left=left, dtype=dtype, distributed=found.distributed)
-    return assembled(found.objective.model, products | start)
+            rest = _without(every, done)
+            products = _half_step(rest, products, left=left, dtype=dtype, distributed=distributed)
+    return products
 
 
 def by_grams(kept: list[dict[Key, list[Use]]], iterations: int) -> dict[Key, KroneckerMatrix]:

@@ -3,7 +3,7 @@
 Shapes: N = examples of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,19 +42,33 @@ class Record:
     edge: GradientEdge | None
     g: Tensor | None = None
 
+    @classmethod
+    def of(cls, site: Site, x: Tensor, output: Tensor) -> "Record":
+        """Note a call; the edge outlives a change of the output in place."""
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        return cls(site, x.detach(), edge)
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of a data-parallel wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def find_sites(model: nn.Module, *, joint: bool) -> list[Site]:
-    """The layers that hold the trainable parameters.
+def find_sites(
+    model: nn.Module, *, joint: bool, wanted: Collection[Tensor] | None = None
+) -> list[Site]:
+    """The layers that hold the trainable parameters, or some of them.
+
+    Args:
+        model: The model.
+        joint: Whether a bias is one more column of its weight.
+        wanted: The parameters that matter; all trainable ones by default.
 
     Raises:
         TypeError: If a trainable parameter belongs to a module without a rule.
     """
     canonical = {id(p): name for name, p in model.named_parameters()}
+    chosen = set(canonical) if wanted is None else set(map(id, wanted))
     owners: dict[int, int] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -62,7 +76,9 @@ def find_sites(model: nn.Module, *, joint: bool) -> list[Site]:
     found = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        names = {key: canonical[id(p)] for key, p in own.items() if p.requires_grad}
+        names = {
+            key: canonical[id(p)] for key, p in own.items() if p.requires_grad and id(p) in chosen
+        }
         if not names:
             continue
         if not known(module):
@@ -82,9 +98,8 @@ def recording(sites: list[Site]) -> Iterator[list[Record]]:
         """The hook of one layer."""
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            """Note the call; the edge outlives a change of the output in place."""
-            edge = get_gradient_edge(output) if output.requires_grad else None
-            records.append(Record(site, inputs[0].detach(), edge))
+            """Note the call."""
+            records.append(Record.of(site, inputs[0], output))
 
         return hook
 

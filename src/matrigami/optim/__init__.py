@@ -10,6 +10,7 @@ from matrigami.optim._adam import Adam
 from matrigami.optim._base import MatrixOptimizer
 from matrigami.optim._exchange import Exchange, Local, Update
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
+from matrigami.optim._kfac import KFAC
 from matrigami.optim._method import MatrixMethod, Method, Options, State
 from matrigami.optim._muon import Muon, rms_match, spectral
 from matrigami.optim._plan import Plan, planned
@@ -21,6 +22,7 @@ from matrigami.optim._soap import SOAP
 from matrigami.optim._view import MatrixView
 
 OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {
+    "kfac": KFAC,
     "muon": Muon,
     "shampoo": Shampoo,
     "soap": SOAP,
@@ -79,6 +81,7 @@ def plan(
 __all__ = [
     "ADAM_SIZE",
     "CANS",
+    "KFAC",
     "OPTIMIZERS",
     "POLAR_EXPRESS",
     "QUINTIC",

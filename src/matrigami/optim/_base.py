@@ -5,7 +5,7 @@ not finite, weight decay, learning rates, the state of torch. A subclass is `ini
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +97,15 @@ class MatrixOptimizer(Optimizer, ABC):
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         return True
 
+    @staticmethod
+    def together(
+        updates: list[Update],
+        groups: list[dict[str, Any]],  # noqa: ARG004
+        state: Mapping[Tensor, State],  # noqa: ARG004
+    ) -> list[Update]:
+        """What the updates of all parameters decide together, such as the length of the step."""
+        return updates
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters; returns the loss of the closure, if there is one."""
@@ -108,7 +117,7 @@ class MatrixOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             group["clock"] = clock
         gradients = self.exchange.collect(p for g in self.param_groups for p in g["params"])
-        updates = self._updates(gradients)
+        updates = self.together(self._updates(gradients), self.param_groups, self.state)
         self._apply(self.exchange.deliver(updates))
         return loss
 

@@ -1,0 +1,326 @@
+"""K-FAC: the natural gradient, with the Fisher matrix of each layer as a Kronecker product.
+
+The curvature of a weight is `B (x) A`, with `A` the second moment of the layer's inputs and `B`
+that of its output gradients at labels drawn from the model. The update solves with it for the mean
+gradient `M`: `U = (B + r / pi I)^-1 M (A + r pi I)^-1` with `r^2 = damping`, or by eigenpairs
+exactly. State: `A, B`, their inverses or eigenpairs, and `M`. A structured layer has such factors
+for each block of each of its tensors. Source: Martens and Grosse (2015), arXiv:1503.05671.
+
+Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matrigami.curvature import Sides, Watch
+from matrigami.optim._adam import over
+from matrigami.optim._base import MatrixOptimizer, Source
+from matrigami.optim._exchange import Update
+from matrigami.optim._kronecker_factors import average, refresh
+from matrigami.optim._method import Options, State
+from matrigami.optim._plan import Plan, planned
+from matrigami.optim._products import two_sided
+from matrigami.optim._routing import Role
+from matrigami.optim._schedule import due
+from matrigami.optim._view import MatrixView
+
+MATRICES = frozenset({Role.MATRIX, Role.CORE, Role.CONVOLUTION, Role.HEAD})
+"""What has inputs and outputs of its own."""
+
+STEP = 0.95**5
+"""Factor of one change of the damping."""
+
+
+class KFAC(MatrixOptimizer):
+    """Natural gradient descent with Kronecker factors that a watch on the model keeps current.
+
+    Weights of linear layers, convolutions and structured layers take it; all other parameters
+    (biases, norms, embeddings) take Adam with a rate of their own. Until a weight has been watched
+    its curvature counts as the identity.
+
+    Args:
+        source: The model. Bare parameters are never watched: tell their curvature with `observe`.
+        loss: The loss of the training loop: `nn.CrossEntropyLoss`, `nn.MSELoss` or
+            `nn.BCEWithLogitsLoss`. Needed with a model.
+        lr: Learning rate of the natural gradient.
+        adam_lr: Learning rate of all other parameters.
+        damping: Added to the eigenvalues of the curvature; see `adapt_damping`.
+        momentum: Decay of the mean gradient.
+        decay: Decay of the running factors; in the first steps the mean of all is taken.
+        kl_clip: Largest `lr^2 U' (F + damping) U` of a step over all weights: about twice the
+            change of the model's predictions, in nats. A longer step is shortened to it.
+        weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
+        frequency: Steps between two eigendecompositions of a factor.
+        statistics_every: Steps between two batches that are watched.
+        labels: Labels drawn for each example that is watched.
+        optimal: Keep the nearest Kronecker product of each batch (KFOC) instead.
+        inverse: Keep the inverses of the factors, each with its share of the damping (the rule
+            `pi` of `curvature.damped`). Otherwise their eigenpairs, for the exact damped inverse at
+            twice the work of a step.
+        stagger: Give each factor its own turn within the cycle.
+        adam_betas: Decay of the moments of parameters that take Adam.
+        adam_eps: Added to the square root of their second moment.
+
+    Raises:
+        ValueError: If an option is out of range, the loss is missing or no known likelihood.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> x, W = torch.randn(64, 3), torch.ones(2, 3)
+        >>> model, loss = nn.Linear(3, 2, bias=False), nn.MSELoss()
+        >>> options = {"damping": 1e-6, "kl_clip": 1e9, "momentum": 0.0, "labels": 99}
+        >>> optimizer = KFAC(model, loss, lr=1.0, **options)
+        >>> loss(model(x), x @ W.T).backward()
+        >>> optimizer.step()  # of a linear model: nearly to the least squares solution
+        >>> bool((model.weight - W).abs().max() < 0.2)
+        True
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        loss: nn.Module | None = None,
+        lr: float | Tensor = 0.3,
+        *,
+        adam_lr: float | Tensor = 3e-3,
+        damping: float = 1e-2,
+        momentum: float = 0.9,
+        decay: float = 0.95,
+        kl_clip: float = 1e-2,
+        weight_decay: float = 0.0,
+        frequency: int = 10,
+        statistics_every: int = 1,
+        labels: int = 1,
+        optimal: bool = False,
+        inverse: bool = True,
+        stagger: bool = True,
+        adam_betas: tuple[float, float] = (0.9, 0.95),
+        adam_eps: float = 1e-8,
+    ) -> None:
+        options: dict[str, Any] = {"lr": lr, "damping": damping, "momentum": momentum}
+        options |= {"decay": decay, "kl_clip": kl_clip, "weight_decay": weight_decay}
+        options |= {"frequency": frequency, "statistics_every": statistics_every}
+        options |= {"stagger": stagger, "inverse": inverse}
+        options |= {"adam_betas": adam_betas, "adam_eps": adam_eps}
+        _check(options, labels)
+        self.watch: Watch | None = None
+        self._names: dict[str, Tensor] = {}
+        self._told: dict[Tensor, Sides] = {}
+        plan = planned(source, KFAC, options) if isinstance(source, nn.Module) else source
+        if isinstance(plan, Plan):
+            groups = plan.groups()
+            for group in groups:
+                if group["views"][0] is None:
+                    group["lr"] = adam_lr
+            super().__init__(groups, options)
+            if isinstance(source, nn.Module):
+                self.attach(source, loss, labels=labels, optimal=optimal)
+        else:
+            super().__init__(plan, options)
+        self.register_step_pre_hook(KFAC._absorb)
+        self.register_load_state_dict_post_hook(_resume)
+
+    def attach(
+        self, model: nn.Module, loss: nn.Module | None, *, labels: int = 1, optimal: bool = False
+    ) -> None:
+        """Watch a model, when the optimiser was made of a plan or of groups.
+
+        Args:
+            model: The model whose weights these are, wrapped or not.
+            loss: Its loss.
+            labels: As for the optimiser.
+            optimal: As for the optimiser.
+
+        Raises:
+            ValueError: If the loss is missing or no known likelihood, or the optimiser is watching.
+        """
+        if loss is None or self.watch is not None:
+            raise ValueError(
+                f"KFAC was asked to watch a {type(model).__name__} with the loss {loss}.\n"
+                "It draws labels from the likelihood that the loss stands for, of one model.\n"
+                "Give KFAC(model, loss), with the loss of the training loop, once."
+            )
+        chosen = [p for p, view in self._matrices() if view is not None]
+        self.watch = Watch(model, loss, chosen, labels=labels, optimal=optimal)
+        names = {id(p): name for name, p in self.watch.model.named_parameters()}
+        self._names = {names[id(p)]: p for p in chosen}
+        self._look(self.param_groups[0]["clock"])
+
+    def observe(self, p: Tensor, A: Float[Tensor, "b n n"], B: Float[Tensor, "b m m"]) -> None:
+        """Tell the curvature `B (x) A` of a weight for the next step: of a layer of your own, say.
+
+        Args:
+            p: A weight of this optimiser.
+            A: Mean of the outer products of the inputs, for each block.
+            B: Sum of the outer products of the gradients of the mean loss, times the examples.
+
+        Raises:
+            ValueError: If it is no matrix of this optimiser, or the shapes or entries are wrong.
+        """
+        view = dict(self._matrices()).get(p)
+        shapes = None if view is None else [(view.stack[0], k, k) for k in view.stack[:0:-1]]
+        finite = bool(A.isfinite().all()) and bool(B.isfinite().all())
+        if shapes != [tuple(A.shape), tuple(B.shape)] or not finite:
+            raise ValueError(
+                f"KFAC.observe was told factors of shapes {tuple(A.shape)} and {tuple(B.shape)}.\n"
+                f"This parameter needs {shapes or 'none: it takes Adam'}, with finite entries.\n"
+                "Give one factor of inputs and one of outputs for each block."
+            )
+        self._told[p] = Sides(A, B)
+
+    def adapt_damping(self, before: float | Tensor, after: float | Tensor) -> float:
+        """Compare the fall of the loss with the one that the quadratic model predicts.
+
+        The ratio `(before - after) / (lr <U, G> - lr^2/2 U' (F + damping) U)` below 1/4 raises the
+        damping, above 3/4 lowers it, by `0.95^5` (Levenberg and Marquardt; Martens and Grosse 2015,
+        section 6.5). Call it after every fifth step or so, with momentum 0 or little.
+
+        Args:
+            before: Loss of the batch of the last step, before it.
+            after: Loss of the same batch after it.
+
+        Returns:
+            The damping from now on.
+        """
+        gain, size = natural(self.param_groups, self.state)
+        share = shortened(size, self.param_groups)
+        predicted = share * gain - share * share / 2 * size
+        ratio = (float(before) - float(after)) / max(predicted, 1e-30)
+        factor = STEP if ratio > 0.75 else 1 / STEP if ratio < 0.25 else 1.0
+        for group in self.param_groups:
+            group["damping"] = max(group["damping"] * factor, 1e-8)
+        return self.param_groups[0]["damping"]
+
+    @staticmethod
+    def init(G: Float[Tensor, "b m n"], options: Options) -> State:  # noqa: ARG004
+        """The identity as curvature, and no momentum."""
+        b, m, n = G.shape
+        eye = {k: torch.eye(k, dtype=G.dtype, device=G.device).expand(b, -1, -1) for k in (m, n)}
+        state = {"M": torch.zeros_like(G), "A": eye[n].clone(), "B": eye[m].clone()}
+        state |= {"P": eye[m].clone(), "Q": eye[n].clone()}
+        state |= {"beta": G.new_ones(b, m), "alpha": G.new_ones(b, n)}
+        state |= {name: G.new_zeros(b) for name in ("watched", "norm", "gain", "failures")}
+        return state
+
+    @staticmethod
+    def direction(
+        G: Float[Tensor, "b m n"], state: State, options: Options
+    ) -> tuple[Float[Tensor, "b m n"], State]:
+        """Solve with the damped curvature for the mean gradient."""
+        P, Q, mu = state["P"], state["Q"], options["momentum"]
+        M = state["M"].lerp(G, 1 - mu)
+        N = M / (1 - mu ** (over(state["step"], M) + 1))
+        if options["inverse"]:
+            U = two_sided(P, N, Q)
+        else:
+            H = two_sided(P.mT, N, Q)
+            H = H / (state["beta"][:, :, None] * state["alpha"][:, None] + options["damping"])
+            U = two_sided(P, H, Q.mT)
+        norm = (U * N).sum((-2, -1))  # U' (F + damping) U
+        return U, {"M": M, "norm": norm, "gain": (U * G).sum((-2, -1))}
+
+    @staticmethod
+    def together(
+        updates: list[Update], groups: list[dict[str, Any]], state: Mapping[Tensor, State]
+    ) -> list[Update]:
+        """Shorten all natural gradients by one factor, if together they go too far."""
+        moved = {u.parameter for u in updates if bool(u.applied)}
+        share = shortened(natural(groups, {p: state[p] for p in moved})[1], groups)
+        return [
+            u._replace(direction=u.direction * share) if "norm" in state[u.parameter] else u
+            for u in updates
+        ]
+
+    @staticmethod
+    def flops(m: int, n: int, options: Options) -> float:
+        """Two two-sided products, or one with inverses, and the eigendecompositions."""
+        work = (2.0 if options["inverse"] else 4.0) * m * n * (m + n)
+        return work + sum(KFAC.refresh_costs(m, n, options)) / options["frequency"]
+
+    @staticmethod
+    def refresh_costs(m: int, n: int, options: Options) -> tuple[float, ...]:  # noqa: ARG004
+        """An eigendecomposition of each factor."""
+        return 13.0 * m**3, 13.0 * n**3
+
+    @staticmethod
+    def takes(role: Role) -> bool:
+        """Whatever has inputs and outputs of its own."""
+        return role in MATRICES
+
+    def _matrices(self) -> list[tuple[Tensor, MatrixView | None]]:
+        """Every parameter with its view."""
+        return [
+            pair
+            for group in self.param_groups
+            for pair in zip(group["params"], group["views"], strict=True)
+        ]
+
+    def _look(self, clock: int) -> None:
+        """Watch the batches of the step after this one, if its turn has come."""
+        if self.watch is not None:
+            wanted = clock % self.param_groups[0]["statistics_every"] == 0
+            self.watch.open(clock if wanted else None)
+
+    @torch.no_grad()
+    def _absorb(self, *_: Any) -> None:
+        """Before a step: average what was seen into the factors, refresh those that are due."""
+        told, self._told = self._told, {}
+        if self.watch is not None:
+            told |= {self._names[name]: sides for name, sides in self.watch.take().items()}
+        gradients = self.exchange.collect(p for g in self.param_groups for p in g["params"])
+        self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
+        clock = self.param_groups[0]["clock"] + 1
+        for group in self.param_groups:
+            for p, view in zip(group["params"], group["views"], strict=True):
+                entry = self.state.get(p)
+                if view is None or not entry:
+                    continue
+                first = p in told and not bool(entry["watched"].any())
+                if p in told:
+                    average(entry, told[p], group["decay"])
+                for side, names in enumerate((("B", "P", "beta"), ("A", "Q", "alpha"))):
+                    turn = due(entry["offset"][:, side], clock, group["frequency"])
+                    where = list(range(view.stack[0])) if first else turn
+                    if where and bool(entry["watched"].any()):
+                        refresh(entry, names, where, group)
+        self._look(clock)
+
+
+def _resume(optimizer: Any) -> None:
+    """After a state was loaded, watch the batches that it would have watched."""
+    optimizer._look(optimizer.param_groups[0]["clock"])
+
+
+def natural(groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> tuple[float, float]:
+    """`lr <U, G>` and `lr^2 U' (F + damping) U` of the last step, over all matrices."""
+    gain = size = 0.0
+    for group in groups:
+        lr = float(group["lr"])
+        for p in group["params"]:
+            entry = state.get(p, {})
+            if "norm" in entry:
+                gain += lr * float(entry["gain"].sum())
+                size += lr * lr * float(entry["norm"].sum())
+    return gain, size
+
+
+def shortened(size: float, groups: list[dict[str, Any]]) -> float:
+    """The factor that brings a step to its largest length."""
+    clip = groups[0]["kl_clip"]
+    return min(1.0, (clip / size) ** 0.5) if size > 0 else 1.0
+
+
+def _check(options: dict[str, Any], labels: int) -> None:
+    """Refuse numbers out of range."""
+    positive = {"damping": options["damping"], "kl_clip": options["kl_clip"], "labels": labels}
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"KFAC was asked for with {name}={value}.\nIt should be above 0.")
+    if not 0 <= options["decay"] < 1:
+        raise ValueError(
+            f"KFAC was asked for with decay={options['decay']}.\nIt should be at least 0, below 1."
+        )

@@ -1,0 +1,53 @@
+"""Running Kronecker factors of the curvature, and their eigenpairs or damped inverses.
+
+Shapes: b = blocks, k = some of them, m = size of a factor.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.curvature import Sides
+from matrigami.optim._basis import orthogonal
+from matrigami.optim._method import Options, State
+
+
+def average(entry: State, sides: Sides, decay: float) -> None:
+    """`A <- b A + (1 - b) A_now` with `b = min(1 - 1/k, decay)` for the k-th time."""
+    entry["watched"] += 1
+    k = entry["watched"]
+    weight = (1 / k).clamp_min(1 - decay)[:, None, None]
+    for name, S in (("A", sides.A), ("B", sides.B)):
+        entry[name].copy_(entry[name].lerp(S.to(entry[name].dtype), weight))
+
+
+def refresh(entry: State, names: tuple[str, str, str], where: list[int], group: Options) -> None:
+    """New eigenpairs, or the damped inverse, of some items; what is not sound is not taken."""
+    factor, basis, spectrum = names
+    S = entry[factor][where]
+    values, vectors = eigenpairs(S)
+    if group["inverse"]:
+        share = group["damping"] ** 0.5 * _balance(entry, factor)[where, None]
+        vectors = (vectors / (values + share)[:, None]) @ vectors.mT
+    sound = vectors.isfinite().all((-2, -1)) & values.isfinite().all(-1)
+    if not group["inverse"]:
+        sound &= orthogonal(vectors)
+    entry["failures"][where] += (~sound).to(entry["failures"].dtype)
+    kept = torch.where(sound[:, None, None], vectors, entry[basis][where])
+    entry[basis][where] = kept
+    entry[spectrum][where] = torch.where(sound[:, None], values, entry[spectrum][where])
+
+
+def _balance(entry: State, factor: str) -> Float[Tensor, " b"]:
+    """`pi` for `A`, `1 / pi` for `B`: the ratio of the mean eigenvalues, square root."""
+    a, b = (entry[name].diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) for name in "AB")
+    return (a / b).sqrt() if factor == "A" else (b / a).sqrt()
+
+
+def eigenpairs(S: Float[Tensor, "k m m"]) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m m"]]:
+    """Eigenvalues, cut at zero, and eigenvectors; again in double precision where that fails."""
+    try:
+        values, vectors = torch.linalg.eigh(S)
+    except RuntimeError:
+        values, vectors = (t.to(S.dtype) for t in torch.linalg.eigh(S.double()))
+    return values.clamp_min(0), vectors
