@@ -9,12 +9,20 @@ from torch import nn
 
 from matrigami.nn import coordinate_check, coordinate_slope, param_groups, spectral_rule
 from matrigami.operators import Fan
-from matrigami.optim import OPTIMIZERS, SOAP, Muon, Shampoo, plan, spectral
+from matrigami.optim import KFAC, OPTIMIZERS, SOAP, Muon, Shampoo, plan, spectral
 
 WIDTHS = (16, 64, 256)
 OPTIONS = {"base_width": 16, "fixed_outputs": ["head"]}
 
-VARIANTS = {name: make for name, make in OPTIMIZERS.items() if name != "kfac"} | {
+
+def watching(groups) -> KFAC:
+    """K-FAC of groups whose model is noted in the first."""
+    optimizer = KFAC(groups, lr=1e-2)
+    optimizer.attach(groups[0]["model"], nn.CrossEntropyLoss(), labels=4)
+    return optimizer
+
+
+VARIANTS = OPTIMIZERS | {
     "muon, spectral": partial(Muon, scale=spectral),
     "soap, one-sided": partial(SOAP, one_sided=True),
 }
@@ -29,13 +37,15 @@ def slope(make, family: str, transferred: bool) -> float:
     def groups(model: nn.Module):
         routes = plan(model, make)
         rules = routes.rules if transferred else {}
-        return routes.groups(param_groups(model, 1e-3, rules=rules, **OPTIONS))
+        found = routes.groups(param_groups(model, 1e-3, rules=rules, **OPTIONS))
+        return [group | ({"model": model} if make is KFAC else {}) for group in found]
 
     def build(width: int) -> Net:
         return Net(width, FAMILIES[family](width), seed=0)
 
+    optimizer = watching if make is KFAC else make
     changes = coordinate_check(
-        build, WIDTHS, groups, x, y, features="hidden", steps=4, optimizer=make
+        build, WIDTHS, groups, x, y, features="hidden", steps=4, optimizer=optimizer
     )
     return coordinate_slope(changes)
 

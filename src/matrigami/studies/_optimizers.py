@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from matrigami import optim
 from matrigami.nn import adam_rule, param_groups, sgd_rule
-from matrigami.optim import OPTIMIZERS, MatrixOptimizer
+from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Plan
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import HEAD_LAYER, INPUT_LAYER, Model
 
@@ -87,8 +87,13 @@ def canonical_optimizer(text: str) -> str:
     return ast.unparse(ast.parse(text.strip(), mode="eval")).removesuffix("()")
 
 
-def build_optimizer(model: Model, config: RunConfig) -> torch.optim.Optimizer:
-    """The optimiser of a run, with a learning rate and a weight decay for each factor."""
+def build_optimizer(
+    model: Model, config: RunConfig, loss: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of a run, with a learning rate and a weight decay for each factor.
+
+    K-FAC watches the model if it is given the loss.
+    """
     make, matrices = parse_optimizer(config.optimizer), matrix_method(config.optimizer)
     reading = [n for n, _ in model.named_parameters() if n.startswith(f"{INPUT_LAYER}.")]
     scaling: dict[str, Any] = {
@@ -103,8 +108,22 @@ def build_optimizer(model: Model, config: RunConfig) -> torch.optim.Optimizer:
         groups = param_groups(model, config.lr, rule=rule, **scaling)
     else:
         plan = optim.plan(model, matrices)
+        for name, scale in _adam_scales(plan, matrices, config).items():
+            scaling["scales"][name] = scale * scaling["scales"].get(name, 1.0)
         groups = plan.groups(param_groups(model, config.lr, rules=plan.rules, **scaling))
-    return make(groups, lr=config.lr)
+    optimizer = make(groups, lr=config.lr)
+    if loss is not None and isinstance(optimizer, KFAC):
+        optimizer.attach(model, loss)
+    return optimizer
+
+
+def _adam_scales(plan: Plan, make: partial[MatrixOptimizer], config: RunConfig) -> dict[str, float]:
+    """For an optimiser with a rate `adam_lr` of its own for what it leaves to Adam."""
+    parameters = inspect.signature(make).parameters
+    if "adam_lr" not in parameters:
+        return {}
+    scale = parameters["adam_lr"].default / config.lr
+    return {row.name: scale for row in plan.rows if row.view is None}
 
 
 def matrix_method(text: str) -> partial[MatrixOptimizer] | None:

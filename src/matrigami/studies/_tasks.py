@@ -105,6 +105,11 @@ class ImageTask:
         self._shift = (-mean / std)[channel].to(self.device)
         self._table = crop_table(side, self.device)
 
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for, without smoothing and mixing."""
+        return nn.CrossEntropyLoss()
+
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
         """Draw an epoch."""
         n = self.examples
@@ -190,6 +195,11 @@ class TeacherTask:
         y = self._teach(first)
         self._mean, self._std = float(y.mean()), float(y.std())
         self._test = Batch(test, self._teach(test))
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for."""
+        return nn.MSELoss()
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch."""

@@ -163,8 +163,14 @@ class Run:
         self.model: Model = build_model(
             config, task.shape, torch.Generator().manual_seed(2 * config.seed)
         ).to(device)
+        if self.team.size > 1 and config.optimizer.startswith("kfac"):
+            raise ValueError(
+                f"A run with {config.optimizer} was asked of {self.team.size} processes.\n"
+                "K-FAC watches the examples of its own process, so their factors would differ.\n"
+                "Train it with one process, or take another optimiser."
+            )
         self.together: nn.Module = self.team.wrapped(self.model)
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizer = build_optimizer(self.model, config, task.likelihood)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator().manual_seed(2 * config.seed + 1)
         self.epoch_state = self.generator.get_state()
