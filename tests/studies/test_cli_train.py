@@ -168,8 +168,8 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path):
     """Start-up of the launcher alone takes half a minute of a core."""
     (tmp_path / "spec.toml").write_text(SPEC.format(epochs=40, seconds=0.2))
     given = ["train", tmp_path / "spec.toml", "--optimizer", "soap", "--out", tmp_path / "out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-port", "0", "-m", "matrigami.cli", *map(str, given)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", "-m", "matrigami.cli", *map(str, given)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(launch, env=environment, start_new_session=True)
     saved, deadline = tmp_path / "out" / "ckpt" / "state.safetensors", time.monotonic() + 180

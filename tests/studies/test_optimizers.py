@@ -10,6 +10,7 @@ from matrigami.optim import MatrixOptimizer
 from matrigami.studies import (
     Interrupted,
     RunConfig,
+    Team,
     _train as training,
     canonical_optimizer,
     parse_optimizer,
@@ -79,6 +80,13 @@ def test_adamw_is_the_default_and_not_part_of_the_identity():
     soap, often = (replace(config, optimizer=o) for o in ("soap", "soap(frequency=5)"))
     assert len({config.id, soap.id, often.id}) == 3
     assert RunConfig.from_json(often.to_json()) == often
+
+
+def test_kfac_is_refused_by_a_team(tmp_path):
+    config = run_of("kfac")
+    with pytest.raises(ValueError, match="their factors would differ") as caught:
+        training.Run(config, tmp_path, training.load_task(config), torch.device("cpu"), Team(0, 2))
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_study_compares_optimizers():
