@@ -31,6 +31,8 @@ from matrigami.studies import (
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "optimizers"
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
+COMMAND = "python -m benchmarks.optimizer_quality; python -m benchmarks.optimizer_quality --write"
+
 OPTIONS = {"soap": "soap(max_dim=1024)", "shampoo": "shampoo(block_size=256)"}
 """The 3072 inputs of CIFAR's first layer are cut or left alone; all else is at its default."""
 
@@ -264,8 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for dataset in options.only:
             if (options.out / dataset / "env.json").exists():
                 PAGE.mkdir(parents=True, exist_ok=True)
-                write_atomic(PAGE / "env.json", (options.out / dataset / "env.json").read_bytes())
-        write(found, "python -m benchmarks.optimizer_quality, then --write")
+                found_in = json.loads((options.out / dataset / "env.json").read_text("utf-8"))
+                found_in["command"] = COMMAND
+                write_atomic(PAGE / "env.json", json.dumps(found_in, indent=1) + "\n")
+        write(found, COMMAND)
     print("\n\n".join(table(best(found), d) for d in options.only))
     return 0
 
