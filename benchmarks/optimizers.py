@@ -11,24 +11,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean, median
 
 import torch
 from torch import nn
 
 from benchmarks._timing import Progress, machine, one_thread
-from matrigami.optim import SOAP, Muon, Shampoo
+from benchmarks.optimizer_peers import Make, contestants, muon_step, versions
+from matrigami.optim import KFAC, SOAP, Muon, Shampoo
+from matrigami.studies import write_atomic
 
-Make = Callable[[nn.Module], torch.optim.Optimizer]
+PAGE = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- optimizers: begin -->", "<!-- optimizers: end -->"
 
 CONTESTANTS: dict[str, Make] = {
-    "AdamW": lambda model: torch.optim.AdamW(model.parameters()),
+    "torch AdamW": lambda model: torch.optim.AdamW(model.parameters()),
+    "torch AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), fused=True),
     "SOAP": SOAP,
     "SOAP, all at once": partial(SOAP, stagger=False),
     "SOAP, statistics every 2": partial(SOAP, statistics_every=2),
     "SOAP, one-sided": partial(SOAP, one_sided=True),
     "Shampoo": Shampoo,
     "Muon": Muon,
+    "K-FAC": lambda model: KFAC(model, nn.CrossEntropyLoss()),
 }
 
 
@@ -70,8 +76,25 @@ def timed(name: str, make: Make, steps: int, warmup: int, tick: Callable[[], obj
         taken.append(seconds(optimizer.step))
         units.append(seconds(product))
         tick()
-    tensors = [t for entry in optimizer.state.values() for t in entry.values()]
-    return Row(name, taken[warmup:], median(units), sum(t.nbytes for t in tensors))
+    return Row(name, taken[warmup:], median(units), _bytes(dict(optimizer.state)))
+
+
+def _bytes(value: object) -> int:
+    """Size of all tensors in nested containers, each once."""
+    sizes: dict[int, int] = {}
+
+    def visit(x: object) -> None:
+        if isinstance(x, torch.Tensor):
+            sizes[id(x)] = x.nbytes
+        elif isinstance(x, dict):
+            for y in x.values():
+                visit(y)
+        elif isinstance(x, list | tuple):
+            for y in x:
+                visit(y)
+
+    visit(value)
+    return sum(sizes.values())
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -85,19 +108,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__)
     parser.add_argument("--steps", type=int, default=40, help="steps that count; cycles are of 10")
-    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    peers, missing = contestants()
+    everyone = CONTESTANTS | peers
+    parser.add_argument("--only", nargs="+", default=list(everyone), choices=list(everyone))
+    parser.add_argument("--write", action="store_true", help="renew the table of README.md")
     options = parser.parse_args(arguments)
     setting = one_thread()
     progress = Progress(len(options.only) * (options.steps + 10))
     rows = [
-        timed(name, CONTESTANTS[name], options.steps, 10, partial(progress.advance, 1, name))
+        timed(name, everyone[name], options.steps, 10, partial(progress.advance, 1, name))
         for name in options.only
     ]
     head = ("optimiser", "median ms", "mean ms", "worst ms", "mean, units", "worst / median", "MB")
     lines = [head, ["---"] * len(head), *[row.cells() for row in rows]]
-    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    print("\n".join(f"{k}: {v}" for k, v in ({"setting": setting} | machine()).items()))
-    print(f"unit: {1e3 * median(row.unit for row in rows):.1f} ms")
+    theirs, ours, product = (1e3 * t for t in muon_step(seconds))
+    about = {"setting": setting} | machine() | versions()
+    about |= {"unit": f"{1e3 * median(row.unit for row in rows):.1f} ms"}
+    muon = f"torch.optim.Muon {theirs:.1f} ms, ours {ours:.1f} ms, a product {product:.2f} ms."
+    notes = [
+        f"One step on one 256 x 256 matrix: {muon}",
+        "; ".join(f"{k}: {v}" for k, v in about.items()) + ".",
+        *missing,
+    ]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = "\n\n".join([text, *notes])
+    print(text)
+    if options.write:
+        before, rest = PAGE.read_text("utf-8").split(BEGIN)
+        write_atomic(PAGE, f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
     return 0
 
 

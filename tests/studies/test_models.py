@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from matrigami.studies import RunConfig
-from matrigami.studies._models import Shape, build_model, optimizer_groups
+from matrigami.studies._models import Shape, build_model
+from matrigami.studies._optimizers import build_optimizer
 
 CIFAR100 = Shape(channels=3, side=32, outputs=100)
 
@@ -104,7 +105,7 @@ def test_vit_learns(structure):
     vit = build_model(run, shape, torch.Generator().manual_seed(0))
     x = torch.randn(32, 64, dtype=torch.float32)
     y = (x[:, 0] > 0).long()
-    optimizer = torch.optim.AdamW(optimizer_groups(vit, run))
+    optimizer = build_optimizer(vit, run)
     losses = []
     for _ in range(30):
         loss = torch.nn.functional.cross_entropy(vit(x), y)
@@ -120,7 +121,7 @@ def test_learning_rates_follow_structure_width_and_input_scale():
     """BTT of rank 1: `(n / f) / 2`, over `width / base_width` except for the input layer."""
     run = config(width=256)
     model = build_model(run, CIFAR100)
-    rates = {id(p): g["lr"] for g in optimizer_groups(model, run) for p in g["params"]}
+    rates = {id(p): g["lr"] for g in build_optimizer(model, run).param_groups for p in g["params"]}
     names = dict(model.named_parameters())
     assert len(rates) == len(names)
 

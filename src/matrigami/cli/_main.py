@@ -20,6 +20,10 @@ VERBS = {
         "matrigami.cli._study:study",
         "Compare structures at equal compute: run, fit, plot, report.",
     ),
+    "train": (
+        "matrigami.cli._train:train",
+        "Train one model with any of the optimisers; resumes.",
+    ),
     "version": ("matrigami.cli._version:version", "Print the version."),
 }
 """Each verb: where its command is, and its line in the overview."""

@@ -94,7 +94,7 @@ def run(
         raise click.UsageError(
             "--out is missing: the folder that the study is written to. Or give --dry-run."
         )
-    _check_device(device)
+    check_device(device)
     line = ProgressLine()
     outcome = run_study(
         plan,
@@ -104,7 +104,9 @@ def run(
         threads=threads,
         device=device,
         data_dir=data_dir,
-        report=line.show,
+        report=lambda now: line.show(
+            now.line(), done=now.finished == now.total, bad=now.failed > 0
+        ),
     )
     line.end()
     if outcome.interrupted and outcome.left:
@@ -138,6 +140,7 @@ def status(folder: Path, json_: bool) -> int:
             s["id"],
             s["dataset"],
             s["structure"],
+            s["optimizer"],
             s["width"],
             s["seed"],
             f"{s['macs']:.2e}",
@@ -148,7 +151,19 @@ def status(folder: Path, json_: bool) -> int:
         for s in states
     ]
     echo_table(
-        ["run", "dataset", "structure", "width", "seed", "MACs", "status", "done", "cause"], rows
+        [
+            "run",
+            "dataset",
+            "structure",
+            "optimizer",
+            "width",
+            "seed",
+            "MACs",
+            "status",
+            "done",
+            "cause",
+        ],
+        rows,
     )
     kinds = [s["status"] for s in states]
     click.echo(
@@ -246,7 +261,7 @@ def _load(spec: Path | None, preset: str | None) -> "Study":
     return load_spec(spec) if spec else load_preset(str(preset))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Refuse a device that is not there."""
     import torch
 
@@ -330,6 +345,7 @@ def _echo_plan(plan: "Plan", json_: bool) -> None:
             "id": c.id,
             "dataset": c.dataset,
             "structure": c.structure,
+            "optimizer": c.optimizer,
             "width": c.width,
             "seed": c.seed,
             **plan.sizes[c.id]._asdict(),

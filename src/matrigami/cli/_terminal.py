@@ -5,34 +5,29 @@ import shlex
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from matrigami.studies import Snapshot
-
 
 class ProgressLine:
-    """The state of a study on stderr: rewritten on a terminal, else a line every half minute."""
+    """The state of the work on stderr: rewritten on a terminal, else a line every half minute."""
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.terminal, self.seconds, self.last, self.open = sys.stderr.isatty(), seconds, 0.0, False
         self.color = self.terminal and "NO_COLOR" not in os.environ
 
-    def show(self, snapshot: "Snapshot") -> None:
-        """Draw the state, if it is time to."""
+    def show(self, text: str, *, done: bool = False, bad: bool = False) -> None:
+        """Draw the state, if it is time to; the last state is always drawn."""
         now = time.monotonic()
-        done = snapshot.finished == snapshot.total
         if not self.terminal and now - self.last < self.seconds and not (done and self.open):
             return
         self.last, self.open = now, not done
-        text = snapshot.line()
         if not self.terminal:
             click.echo(text, err=True)
             return
         text = text[: shutil.get_terminal_size().columns - 1]
-        shown = click.style(text, fg="red" if snapshot.failed else "cyan") if self.color else text
+        shown = click.style(text, fg="red" if bad else "cyan") if self.color else text
         click.echo(
             f"\r\x1b[2K{shown}"
             if self.color

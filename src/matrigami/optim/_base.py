@@ -89,6 +89,11 @@ class MatrixOptimizer(Optimizer, ABC):
         return True
 
     @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:  # noqa: ARG004
+        """Spectral norm of an update, up to a constant: learning rates that transfer need it."""
+        return (m * n) ** 0.5  # entries of one size, as Adam's
+
+    @staticmethod
     def takes(role: Role) -> bool:  # noqa: ARG004
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         return True

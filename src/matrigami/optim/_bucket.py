@@ -153,7 +153,11 @@ class Bucket:
         self.state["seeded"] |= first.to(self.state["seeded"].device)
 
     def _commit(self, state: State, keep: Bool[Tensor, " p"] | None) -> None:
-        """Take over the next state, except where a gradient was missing or not finite."""
+        """Take over the next state, except where a gradient was missing or not finite.
+
+        It is contiguous, as what is loaded from a file: products depend on strides in the last bit.
+        """
+        state = {name: S.contiguous() for name, S in state.items()}
         if keep is None:
             self.state |= {name: S.contiguous() for name, S in state.items()}  # as it is loaded
             self._share(state)

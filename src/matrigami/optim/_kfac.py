@@ -240,6 +240,11 @@ class KFAC(MatrixOptimizer):
         ]
 
     @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:  # noqa: ARG004
+        """A natural step moves the outputs by an amount that no size enters."""
+        return (m / n) ** 0.5
+
+    @staticmethod
     def flops(m: int, n: int, options: Options) -> float:
         """Two two-sided products, or one with inverses, and the eigendecompositions."""
         work = (2.0 if options["inverse"] else 4.0) * m * n * (m + n)

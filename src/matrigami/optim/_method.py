@@ -78,6 +78,11 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:
+        """Spectral norm of an update, up to a constant: learning rates that transfer need it."""
+        ...
+
+    @staticmethod
     def takes(role: Role) -> bool:
         """Whether it is meant for matrices of this role; the others are given to Adam."""
         ...

@@ -20,12 +20,12 @@ from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, ort
 from matrigami.optim._routing import Role
 
 
-def rms_match(m: int, n: int) -> float:
+def rms_match(m: float, n: float) -> float:
     """`0.2 sqrt(max(m, n))`: entries of the size that AdamW's updates have."""
     return 0.2 * max(m, n) ** 0.5
 
 
-def spectral(m: int, n: int) -> float:
+def spectral(m: float, n: float) -> float:
     """`sqrt(max(1, m / n))`: the spectral norm that keeps features of one size at any width."""
     return max(1.0, m / n) ** 0.5
 
@@ -66,7 +66,7 @@ class Muon(MatrixOptimizer):
         nesterov: bool = True,
         weight_decay: float = 0.1,
         polynomials: tuple[Polynomial, ...] = QUINTIC,
-        scale: Callable[[int, int], float] = rms_match,
+        scale: Callable[[float, float], float] = rms_match,
         dtype: torch.dtype | None = None,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
@@ -100,6 +100,11 @@ class Muon(MatrixOptimizer):
         """Two or three products for each polynomial."""
         k, l = min(m, n), max(m, n)
         return sum(4.0 * k * k * l + 2.0 * k**3 * bool(p.c) for p in options["polynomials"])
+
+    @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:
+        """All singular values are the scale."""
+        return options["scale"](m, n)
 
     @staticmethod
     def takes(role: Role) -> bool:

@@ -5,13 +5,14 @@ A plan is printed before training: nothing about it is a surprise in the run.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.nn import StructuredLinear
+from matrigami.nn import Rule, StructuredLinear, spectral_rule
 from matrigami.optim._adam import Adam
 from matrigami.optim._bucket import working_dtype
 from matrigami.optim._exchange import exchange_between
@@ -60,11 +61,13 @@ class Plan:
     Args:
         rows: One for each parameter.
         method: The optimiser class.
+        options: Its options.
         replicas: The process group of a `DistributedDataParallel` model.
     """
 
     rows: tuple[Row, ...]
-    method: type
+    method: type[MatrixMethod]
+    options: Options
     replicas: Any = field(default=None, repr=False)
 
     @property
@@ -76,6 +79,23 @@ class Plan:
     def flops(self) -> float:
         """Floating-point operations of a mean step."""
         return sum(row.flops for row in self.rows)
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """How the learning rate of each matrix follows its size: for `nn.param_groups`.
+
+        Examples:
+            >>> from matrigami.nn import param_groups
+            >>> from matrigami.optim import Muon, plan
+            >>> model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 2, bias=False))
+            >>> routes = plan(model, Muon)  # Muon for the first, Adam for the head
+            >>> groups = param_groups(model, 0.02, base_width=16, width=64, rules=routes.rules)
+            >>> optimizer = Muon(routes.groups(groups))
+            >>> [(g["lr"], g["views"][0] is None) for g in optimizer.param_groups]
+            [(0.005, True), (0.01, False)]
+        """
+        rule = spectral_rule(partial(self.method.norm, options=self.options))
+        return {row.name: rule for row in self.rows if row.view is not None}
 
     def groups(self, groups: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
         """Parameter groups that carry the views: for the optimiser's constructor.
@@ -159,7 +179,7 @@ def planned(
     group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
     owners = exchange.owners([{**options, **group}])
     owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
-    return Plan(tuple(owned), method, replicas)
+    return Plan(tuple(owned), method, options, replicas)
 
 
 def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options: Options) -> Row:

@@ -134,6 +134,17 @@ class Shampoo(MatrixOptimizer):
         return U, {k: S for k, S in after.items() if S is not state[k]}
 
     @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:
+        """The size of the graft on all `min(m, n)` directions; else that of `L^e G R^e`."""
+        if options["kl"] or options["graft"] is ADAM_SIZE:
+            return max(m, n) ** 0.5  # entries of one size
+        gradient = (n / m) ** 0.5  # where learning rates transfer
+        if options["graft"] is not None:
+            return gradient / min(m, n) ** 0.5
+        sides = 1 if options["one_sided"] else 2
+        return gradient ** (1 + 2 * sides * options["exponent"])
+
+    @staticmethod
     def flops(m: int, n: int, options: Options) -> float:
         """The two-sided product and half of the statistics, and the powers."""
         left, right = sides(m, n, options)

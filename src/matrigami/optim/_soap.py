@@ -118,6 +118,11 @@ class SOAP(MatrixOptimizer):
         return not options["one_sided"]
 
     @staticmethod
+    def norm(m: float, n: float, options: Options) -> float:  # noqa: ARG004
+        """In their basis the entries of an update are of one size and nearly uncorrelated."""
+        return max(m, n) ** 0.5
+
+    @staticmethod
     def flops(m: int, n: int, options: Options) -> float:
         """Projection, its reverse and half of the statistics, and the refreshes."""
         left, right = sides(m, n, options)

@@ -10,7 +10,14 @@ from string import Template
 from typing import Any
 
 from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
-from matrigami.studies import file_hash, fit_results, fit_tables, read_results, write_atomic
+from matrigami.studies import (
+    file_hash,
+    fit_results,
+    fit_tables,
+    labelled,
+    read_results,
+    write_atomic,
+)
 
 SHOWN = (
     "dataset",
@@ -54,7 +61,7 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     Raises:
         ValueError: If the results are missing or hold no finished run.
     """
-    records = read_results(folder / "results.csv")
+    records = labelled(read_results(folder / "results.csv"))
     if not (folder / "fig" / "scaling.svg").exists():
         plot_study(folder, command=command)
     study, environment = _load(folder / "study.json"), _load(folder / "env.json")

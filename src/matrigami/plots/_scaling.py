@@ -17,7 +17,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from matrigami.studies import METRICS, PowerLaw, file_hash, fit_results, read_results, write_atomic
+from matrigami.studies import (
+    METRICS,
+    PowerLaw,
+    file_hash,
+    fit_results,
+    labelled,
+    read_results,
+    write_atomic,
+)
 
 COLORS = (
     "#000000",
@@ -74,7 +82,7 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
         ValueError: If the results are missing or hold no finished run, or the reference lacks a
             column.
     """
-    records = [r for r in read_results(folder / "results.csv") if r["status"] == "done"]
+    records = [r for r in labelled(read_results(folder / "results.csv")) if r["status"] == "done"]
     if not records:
         raise ValueError(
             f"Figures of {folder} were asked for.\nIts results.csv holds no finished run.\n"

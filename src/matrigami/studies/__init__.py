@@ -12,8 +12,19 @@ from matrigami.studies._fit import (
     write_fit,
 )
 from matrigami.studies._load import LoadedRun, load_run
-from matrigami.studies._progress import Snapshot
-from matrigami.studies._record import COLUMNS, file_hash, read_results, write_atomic, write_results
+from matrigami.studies._optimizers import (
+    canonical_optimizer,
+    parse_optimizer,
+)
+from matrigami.studies._progress import Snapshot, duration
+from matrigami.studies._record import (
+    COLUMNS,
+    file_hash,
+    labelled,
+    read_results,
+    write_atomic,
+    write_results,
+)
 from matrigami.studies._run import (
     Outcome,
     Plan,
@@ -23,6 +34,7 @@ from matrigami.studies._run import (
     run_study,
     update_results,
 )
+from matrigami.studies._single import plan_run, single_run, train_single
 from matrigami.studies._size import RunSize, check_data, run_size
 from matrigami.studies._spec import (
     Study,
@@ -32,6 +44,7 @@ from matrigami.studies._spec import (
     parse_spec,
     preset_names,
 )
+from matrigami.studies._team import Team, joined
 from matrigami.studies._train import Interrupted, train_run
 
 __all__ = [
@@ -46,26 +59,35 @@ __all__ = [
     "RunSize",
     "Snapshot",
     "Study",
+    "Team",
+    "canonical_optimizer",
     "canonical_structure",
     "check_data",
+    "duration",
     "environment",
     "file_hash",
     "fit_power_law",
     "fit_results",
     "fit_tables",
     "frontier",
+    "joined",
+    "labelled",
     "load_plan",
     "load_preset",
     "load_run",
     "load_spec",
+    "parse_optimizer",
     "parse_spec",
+    "plan_run",
     "plan_study",
     "preset_names",
     "read_results",
     "run_size",
     "run_states",
     "run_study",
+    "single_run",
     "train_run",
+    "train_single",
     "update_results",
     "write_atomic",
     "write_fit",

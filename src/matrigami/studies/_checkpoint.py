@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrigami.studies._config import RunConfig
+from matrigami.studies._optimizers import parameter_names
 from matrigami.studies._record import write_atomic
 
 _GENERATOR = "generator"
@@ -37,15 +38,15 @@ def save_checkpoint(
     tensors = {
         f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()
     }
-    for i, moments in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
-        tensors |= {
-            f"optimizer.{i}.{name}": t.detach().cpu().contiguous() for name, t in moments.items()
-        }
     header = {
         "id": config.id,
         "position": json.dumps(dict(position)),
         "trained": str(optimizer is None).lower(),
     }
+    if optimizer is not None:
+        moments, groups = _optimizer_state(model, optimizer)
+        tensors |= moments
+        header["groups"] = json.dumps(groups)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**tensors, _GENERATOR: generator_state}, header))
 
@@ -86,14 +87,45 @@ def load_checkpoint(
             "Give each run its own folder."
         )
     model.load_state_dict(_below("model", tensors))
-    if optimizer is None:
-        return json.loads(header["position"]), tensors[_GENERATOR]
-    state = optimizer.state_dict()
-    for name, t in _below("optimizer", tensors).items():
-        index, moment = name.split(".")
-        state["state"].setdefault(int(index), {})[moment] = t
-    optimizer.load_state_dict(state)
+    if optimizer is not None and header["trained"] == "false":
+        _restore(model, optimizer, _below("optimizer", tensors), json.loads(header["groups"]))
     return json.loads(header["position"]), tensors[_GENERATOR]
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Each tensor of the state by the name of its parameter; the numbers of each group."""
+    state, names = optimizer.state_dict(), parameter_names(model, optimizer)
+    tensors = {
+        f"optimizer.{names[i]}.{key}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for i, entry in state["state"].items()  # cloned: they may be views of one stack
+        for key, t in entry.items()
+        if t is not None
+    }
+    groups = [
+        {key: value for key, value in group.items() if isinstance(value, bool | int | float)}
+        for group in state["param_groups"]
+    ]
+    return tensors, groups
+
+
+def _restore(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    groups: list[dict[str, Any]],
+) -> None:
+    """The inverse of `_optimizer_state`."""
+    state = optimizer.state_dict()
+    index = {name: i for i, name in enumerate(parameter_names(model, optimizer))}
+    for name, t in tensors.items():
+        parameter, key = name.rsplit(".", 1)
+        state["state"].setdefault(index[parameter], {})[key] = t
+    state["param_groups"] = [
+        group | numbers for group, numbers in zip(state["param_groups"], groups, strict=True)
+    ]
+    optimizer.load_state_dict(state)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ Layers = Literal["all", "hidden"]
 NOT_IDENTITY = frozenset({"checkpoint_seconds"})
 """Fields that do not change the result of a run."""
 
+ADDED = frozenset({"optimizer"})
+"""Fields that came later: left out at their default, so that older runs keep their identity."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -30,7 +33,8 @@ class RunConfig:
         batch_size: Examples in a step.
         depth: Residual blocks.
         base_width: Width at which `lr` was tuned.
-        weight_decay: Decoupled weight decay of AdamW.
+        weight_decay: Decoupled weight decay at `base_width`; what a step takes of a weight shrinks
+            as the width grows. Biases and norms have none.
         label_smoothing: Share of the target that is spread over all classes.
         mixup: Parameter alpha of the Beta distribution of the mixing weight; 0 for none.
         augment: Random resized crop and horizontal flip.
@@ -41,6 +45,8 @@ class RunConfig:
         checkpoint_seconds: Time between checkpoints; not part of the identity.
         patch: Side of the patches of the vision transformer, in pixels.
         heads: Attention heads of the vision transformer.
+        optimizer: Optimiser as text: `adamw`, `sgd` or one of `matrigami.optim.OPTIMIZERS`, with
+            options of its class, e.g. `soap(frequency=5)`.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -50,7 +56,7 @@ class RunConfig:
         ...     "digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64
         ... )
         >>> config.id, len(config.to_json())
-        ('5e68720d8c5b', 21)
+        ('5e68720d8c5b', 22)
     """
 
     dataset: str
@@ -74,6 +80,7 @@ class RunConfig:
     checkpoint_seconds: float = 60.0
     patch: int = 8
     heads: int = 8
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained."""
@@ -106,6 +113,7 @@ class RunConfig:
             for field in fields(self)
             if field.name not in NOT_IDENTITY
             for value in [getattr(self, field.name)]
+            if field.name not in ADDED or value != field.default
         }
         return json.dumps(identity, sort_keys=True, separators=(",", ":"))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from matrigami.studies._record import Record, write_json
+from matrigami.studies._record import Record, labelled, write_json
 
 METRICS = ("train_error", "test_error")
 """The errors that laws are fitted to, in percent."""
@@ -100,7 +100,7 @@ def fit_results(
         What `fit.json` holds: `datasets[name]` with `structures`, `frontier`, `ranking`,
         `common_macs`, `range`; and the method.
     """
-    good = [r for r in records if r.get("status") == "done"]
+    good = [r for r in labelled(records) if r.get("status") == "done"]
     datasets = sorted({str(r["dataset"]) for r in good})
     fits = {
         name: _fit_dataset([r for r in good if r["dataset"] == name], resamples, seed)

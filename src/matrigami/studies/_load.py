@@ -14,7 +14,7 @@ from matrigami.studies._checkpoint import load_checkpoint
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import build_model
 from matrigami.studies._record import read_json
-from matrigami.studies._tasks import TeacherTask, load_task
+from matrigami.studies._tasks import load_task
 from matrigami.studies._train import CHECKPOINT
 
 
@@ -57,5 +57,4 @@ def load_run(folder: str | Path, examples: int, *, data_dir: str | Path | None =
     count = min(examples, task.examples)
     plan = task.plan(count, torch.Generator().manual_seed(2 * config.seed + 1))
     batch = task.batch(plan, 0, count)
-    loss = nn.MSELoss() if isinstance(task, TeacherTask) else nn.CrossEntropyLoss()
-    return LoadedRun(config, model.eval(), loss, batch.inputs, batch.targets)
+    return LoadedRun(config, model.eval(), task.likelihood, batch.inputs, batch.targets)

@@ -9,18 +9,21 @@ Shapes: b = examples, f = features of an example, w = width, t = tokens.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.nn import StructuredLinear, param_groups
+from matrigami.nn import StructuredLinear
 from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
 
 INPUT_LAYER = "embed"
 """Name of the layer that reads the data, in every model."""
+
+HEAD_LAYER = "head"
+"""Name of the last layer, in every model."""
 
 DTYPE = torch.float32
 """Type of all parameters, whatever the default of the session is."""
@@ -232,18 +235,6 @@ def build_model(config: RunConfig, shape: Shape, generator: torch.Generator | No
         f"Model {config.model!r} was asked for.\nThere are two: mlp, vit.\n"
         "Change `name` of [model]."
     )
-
-
-def optimizer_groups(model: Model, config: RunConfig) -> list[dict[str, Any]]:
-    """A learning rate for each factor; the input layer has its own scale."""
-    inputs = {id(p) for p in model.get_submodule(INPUT_LAYER).parameters()}
-    groups = []
-    for group in param_groups(model, config.lr, base_width=config.base_width, fixed=[INPUT_LAYER]):
-        for reads_data, scale in ((False, 1.0), (True, config.input_lr_scale)):
-            params = [p for p in group["params"] if (id(p) in inputs) == reads_data]
-            if params:
-                groups.append({"params": params, "lr": group["lr"] * scale})
-    return groups
 
 
 def _linear(

@@ -35,7 +35,7 @@ COLUMNS = (
 """First columns of `results.csv`. Errors in percent; MACs of one forward pass of one example."""
 
 _NUMBERS = {"width": int, "seed": int, "params": int, "macs": int, "examples": int}
-_TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device"}
+_TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device", "optimizer"}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -100,6 +100,21 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             "Write them anew with `matrigami study run`."
         )
     return [{key: _value(key, cell) for key, cell in row.items()} for row in rows]
+
+
+def labelled(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Records whose structure names the optimiser, too, unless that is AdamW: each pair is a curve.
+
+    Examples:
+        >>> labelled([{"structure": "dense"}, {"structure": "dense", "optimizer": "soap"}])[1]
+        {'structure': 'dense, soap', 'optimizer': None}
+    """
+    return [
+        {**r, "structure": f"{r['structure']}, {r['optimizer']}", "optimizer": None}
+        if r.get("optimizer")
+        else {**r}
+        for r in records
+    ]
 
 
 def file_hash(path: Path) -> str:

@@ -2,11 +2,9 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +15,7 @@ from matrigami.studies._environment import environment
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
 from matrigami.studies._record import Record, read_json, write_json, write_results
+from matrigami.studies._signals import stop_signals
 from matrigami.studies._size import RunSize, check_data, run_size
 from matrigami.studies._spec import Study
 from matrigami.studies._worker import (
@@ -124,7 +123,7 @@ def run_study(
     write_json(out / "env.json", environment(device, workers, threads))
     job = Job(out, part.configs, data_dir, device, threads)
     clock = Clock(part.work, _fractions(part, out), time.monotonic())
-    with _signals() as asked:
+    with stop_signals() as asked:
         _supervise(job, workers, asked, lambda: report(snapshot(part, out, clock)))
     outcome = collect(part, out, interrupted=asked.is_set())
     outcome = replace(outcome, records=collect(plan, out).records)
@@ -225,6 +224,7 @@ def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
             "id": c.id,
             "dataset": c.dataset,
             "structure": c.structure,
+            "optimizer": c.optimizer,
             "width": c.width,
             "seed": c.seed,
         }
@@ -310,33 +310,13 @@ def _requeue(out: Path, config: RunConfig) -> None:
                 write_status(out, config, "queued", fraction=fraction)
 
 
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT raises KeyboardInterrupt."""
-    asked = threading.Event()
-
-    def ask(number: int, _: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Record:
     """The record of a run that ended; one that crashed has its configuration and its cause."""
     known = {
         key: value
         for key, value in config.to_json().items()
         if key in ("dataset", "model", "structure", "width", "seed", "lr")
+        or (key == "optimizer" and value != "adamw")
     }
     base = known | {"id": config.id, "params": size.params, "macs": size.macs}
     if state["status"] == "crashed":

@@ -37,7 +37,7 @@ def run_size(config: RunConfig) -> RunSize:
         >>> run_size(config)
         RunSize(params=603236, macs=591872, examples=100000)
     """
-    shape, samples = PUBLISHED[config.dataset] if config.dataset in PUBLISHED else _loaded(config)
+    shape, samples = _shape_and_examples(config)
     try:
         model = build_model(config, shape)
     except ValueError as error:
@@ -65,7 +65,14 @@ def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:
         load_task(config, data_dir)
 
 
-def _loaded(config: RunConfig) -> tuple[Shape, int]:
-    """Shape and examples of a task whose data are always at hand."""
+def known_shape(config: RunConfig) -> Shape:
+    """Sizes of the task of a run, without data that would have to be fetched."""
+    return _shape_and_examples(config)[0]
+
+
+def _shape_and_examples(config: RunConfig) -> tuple[Shape, int]:
+    """Published ones, or those of a task whose data are always at hand."""
+    if config.dataset in PUBLISHED:
+        return PUBLISHED[config.dataset]
     task = load_task(config)
     return task.shape, task.examples

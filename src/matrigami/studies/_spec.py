@@ -8,6 +8,7 @@ dataset = "cifar100"
 [model]
 name = "mlp"
 [train]
+optimizer = "adamw"             # or "soap(frequency=5)"
 lr = 3e-3
 epochs = 20
 batch_size = 1024
@@ -29,6 +30,7 @@ from typing import Any, get_args, get_origin
 
 from matrigami.structures import parse
 from matrigami.studies._config import RunConfig
+from matrigami.studies._optimizers import canonical_optimizer
 
 _SEEDS = ("seeds", "repeat_seeds", "repeat_widths")
 _RUN = tuple(
@@ -173,6 +175,8 @@ def _runs(
         return
     own = _without(structure, "name", "widths", "datasets", "repeat_widths")
     merged = {**settings, **task, **own, "structure": canonical_structure(structure["name"])}
+    if "optimizer" in merged:
+        merged["optimizer"] = canonical_optimizer(merged["optimizer"])
     seeds, again = merged.pop("seeds", [0]), merged.pop("repeat_seeds", [1])
     missing = [key for key in ("lr", "epochs", "batch_size") if key not in merged]
     if missing:

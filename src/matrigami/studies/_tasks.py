@@ -47,6 +47,11 @@ class Batch(NamedTuple):
     others: Tensor | None = None
     weight: float = 1.0
 
+    def part(self, which: slice) -> "Batch":
+        """Some of the examples."""
+        others = None if self.others is None else self.others[which]
+        return Batch(self.inputs[which], self.targets[which], others, self.weight)
+
 
 class Score(NamedTuple):
     """Loss to minimise, and sums over the batch of loss and error (a count, or a square)."""
@@ -99,6 +104,11 @@ class ImageTask:
         self._scale = (1 / std[channel]).to(self.device)
         self._shift = (-mean / std)[channel].to(self.device)
         self._table = crop_table(side, self.device)
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for, without smoothing and mixing."""
+        return nn.CrossEntropyLoss()
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
         """Draw an epoch."""
@@ -185,6 +195,11 @@ class TeacherTask:
         y = self._teach(first)
         self._mean, self._std = float(y.mean()), float(y.std())
         self._test = Batch(test, self._teach(test))
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for."""
+        return nn.MSELoss()
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch."""

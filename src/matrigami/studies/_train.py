@@ -1,9 +1,9 @@
-"""One training loop for every task and model: AdamW, cosine to zero, checkpoints, metrics.
+"""One training loop for every task, model and optimiser: cosine to zero, checkpoints, metrics.
 
 All random numbers come from two generators seeded by the run: one for the initial weights, one
 whose state at the start of an epoch determines the epoch. A checkpoint is a single safetensors
 file, written aside and renamed; a run that resumes from it repeats the uninterrupted one bit by
-bit.
+bit. Several processes may train one run together; see `_team.py`.
 """
 
 import json
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
-from matrigami.studies._models import Model, build_model, optimizer_groups
+from matrigami.studies._models import Model, build_model
+from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies._record import write_atomic
-from matrigami.studies._tasks import Plan, Task, load_task
+from matrigami.studies._tasks import Batch, Plan, Score, Task, load_task
+from matrigami.studies._team import Team
 
 Progress = Callable[[float, Mapping[str, Any]], None]
 """Told about once a second: the fraction of the run that is done, and where it stands."""
@@ -102,6 +104,7 @@ def train_run(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Train one run, or resume it from its last checkpoint.
 
@@ -112,6 +115,7 @@ def train_run(
         device: Where to train.
         progress: Called about once a second with the fraction done and a mapping of numbers.
         stop: Asked at each step; true makes the run write a checkpoint and raise `Interrupted`.
+        team: The processes that train the run together; by default this one alone.
 
     Returns:
         The record: sizes, losses, errors in percent (train: mean of the last tenth of the epochs,
@@ -124,7 +128,8 @@ def train_run(
             missing.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    run = Run(config, Path(folder), load_task(config, data_dir, device), torch.device(device))
+    task = load_task(config, data_dir, device)
+    run = Run(config, Path(folder), task, torch.device(device), team or Team())
     run.resume()
     cause = None
     try:
@@ -142,16 +147,24 @@ class Run:
         folder: Where its files are.
         task: Its task.
         device: Where to train.
+        team: The processes that train it.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, task: Task, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        task: Task,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
         self.config, self.folder, self.task, self.device = config, folder, task, device
+        self.team = team or Team()
         self.model: Model = build_model(
             config, task.shape, torch.Generator().manual_seed(2 * config.seed)
         ).to(device)
-        self.optimizer = torch.optim.AdamW(
-            optimizer_groups(self.model, config), weight_decay=config.weight_decay, fused=True
-        )
+        self.together: nn.Module = self.team.wrapped(self.model)
+        self.optimizer = build_optimizer(self.model, config, task.likelihood, self.together)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator().manual_seed(2 * config.seed + 1)
         self.epoch_state = self.generator.get_state()
@@ -201,10 +214,13 @@ class Run:
             "epochs": self.position.epoch,
             "device": self.device.type,
             "id": config.id,
+            **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
         }
 
     def save(self) -> None:
         """Write a checkpoint; that of a finished run keeps the weights only."""
+        if not self.team.leads:
+            return
         finished = self.position.epoch == self.config.epochs
         optimizer = None if finished else self.optimizer
         save_checkpoint(
@@ -221,14 +237,17 @@ class Run:
     ) -> None:
         """The rest of one epoch."""
         at, n = self.position, self.task.examples
-        sums = torch.tensor([at.loss_sum, at.error_sum], dtype=torch.float64, device=self.device)
+        before = [at.loss_sum, at.error_sum] if self.team.leads else [0.0, 0.0]
+        sums = torch.tensor(before, dtype=torch.float64, device=self.device)
         self.model.train()
         while at.start < n:
             self._step(plan, sums)
             at.start = min(at.start + self.config.batch_size, n)
-            stopping, saving, reporting = stop(), clock.save_due(), clock.report_due()
+            stopping, saving, reporting = self.team.any(
+                [stop(), clock.save_due(), clock.report_due()]
+            )
             if stopping or saving or reporting or at.start == n:
-                at.loss_sum, at.error_sum = sums.tolist()
+                at.loss_sum, at.error_sum = self.team.total(sums)
                 clock.lap()
                 self._refuse_divergence()
                 progress(self._fraction(), self._standing())
@@ -248,11 +267,19 @@ class Run:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         batch = self.task.batch(plan, at.start, size)
-        score = self.task.score(self.model(batch.inputs), batch)
         self.optimizer.zero_grad(set_to_none=True)
-        score.loss.backward()
+        self._score(self.together, batch, sums).loss.backward()
         self.optimizer.step()
-        sums += torch.stack([score.loss_sum.double(), score.error_sum.double()])
+
+    def _score(self, model: nn.Module, batch: Batch, sums: Tensor) -> Score:
+        """This process' share of a batch; its mean loss, weighted, is averaged over the team."""
+        mine, weight = self.team.share(len(batch.inputs))
+        if self.team.size > 1:
+            batch = batch.part(mine)
+        score = self.task.score(model(batch.inputs), batch)
+        if weight > 0:
+            sums += torch.stack([score.loss_sum.double(), score.error_sum.double()])
+        return score if self.team.size == 1 else score._replace(loss=score.loss * weight)
 
     def _refuse_divergence(self) -> None:
         """Stop if the loss is not finite."""
@@ -276,7 +303,8 @@ class Run:
         at.epoch, at.start, at.loss_sum, at.error_sum = at.epoch + 1, 0, 0.0, 0.0
         self.epoch_state = self.generator.get_state()
         lines = [json.dumps(entry) for entry in at.history]
-        write_atomic(self.folder / METRICS, "\n".join(lines) + "\n")
+        if self.team.leads:
+            write_atomic(self.folder / METRICS, "\n".join(lines) + "\n")
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float]:
@@ -284,10 +312,9 @@ class Run:
         self.model.eval()
         sums, count = torch.zeros(2, dtype=torch.float64, device=self.device), 0
         for batch in self.task.test_batches():
-            score = self.task.score(self.model(batch.inputs), batch)
-            sums += torch.stack([score.loss_sum.double(), score.error_sum.double()])
+            self._score(self.model, batch, sums)
             count += len(batch.inputs)
-        loss, error = (sums / count).tolist()
+        loss, error = (total / count for total in self.team.total(sums))
         return loss, 100 * error
 
     def _fraction(self) -> float:
