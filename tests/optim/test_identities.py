@@ -168,3 +168,27 @@ def test_half_of_a_symmetric_product_is_all_of_it(m: int):
     L = L + L.mT
     got = symmetric(averaged_gram(L, G, 0.9, 0.1))
     torch.testing.assert_close(got, 0.9 * L + 0.1 * G @ G.mT)
+
+
+def test_a_root_of_what_is_not_finite_is_not_finite_and_no_error():
+    A = torch.stack([torch.eye(3), torch.full((3, 3), torch.inf)])
+    first, second = eigh_root(A, -0.5)
+    torch.testing.assert_close(first, torch.eye(3))
+    assert second.isnan().all()
+
+
+def test_the_kl_fixed_point_trains_a_deep_network():
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 12), torch.arange(64) % 3
+    model = nn.Sequential(
+        nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3)
+    )
+    optimizer = Shampoo(model, lr=3e-3, graft=None, kl=True)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]

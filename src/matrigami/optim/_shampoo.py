@@ -32,7 +32,8 @@ class Shampoo(MatrixOptimizer):
         lr: Learning rate; a number or a tensor.
         betas: Decay of the mean of the gradients and of `L` and `R`; 1 for sums.
         epsilon: Smallest eigenvalue of `L` and `R` relative to the mean one; 0 takes the
-            pseudo-inverse.
+            pseudo-inverse. None: 1e-6, and 1e-2 with `kl`, where each factor divides by the other
+            and directions that the first gradients lack would grow without bound.
         weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
         frequency: Steps between two computations of a power.
         exponent: Of each side. None: -1/4, which is -1/(2 order) for a matrix; with `one_sided` or
@@ -69,7 +70,7 @@ class Shampoo(MatrixOptimizer):
         lr: float | Tensor = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.95),
-        epsilon: float = 1e-6,
+        epsilon: float | None = None,
         weight_decay: float = 0.0,
         frequency: int = 10,
         exponent: float | None = None,
@@ -89,7 +90,8 @@ class Shampoo(MatrixOptimizer):
                 "Leave the exponent out."
             )
         power = (-0.5 if one_sided or kl else -0.25) if exponent is None else exponent
-        options: dict[str, Any] = {"lr": lr, "betas": betas, "epsilon": epsilon, "root": root}
+        least = (1e-2 if kl else 1e-6) if epsilon is None else epsilon
+        options: dict[str, Any] = {"lr": lr, "betas": betas, "epsilon": least, "root": root}
         options |= {"weight_decay": weight_decay, "frequency": frequency, "stagger": stagger}
         options |= {"exponent": power, "one_sided": one_sided, "graft": graft, "kl": kl}
         options |= {"block_size": block_size, "adam_betas": adam_betas, "adam_eps": adam_eps}
