@@ -73,9 +73,10 @@ docs: $(VENV)/.docs  ## the site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site'
 
-bench: setup  ## time of the layers against nn.Linear, and of curvature
+bench: setup  ## time of the layers against nn.Linear, of curvature and of the optimisers
 	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.curvature
+	$(BIN)/python -m benchmarks.optimizers
 
 clean:  ## remove what the tools made; studies in runs/ stay
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -49,10 +49,7 @@ Point = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set and its budget, the same for every method.
-
-    `without` are methods that would take too long: K-FAC's factor of 3072 inputs has no tiles.
-    """
+    """A data set and its budget, the same for every method; `options` are those of some methods."""
 
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -60,17 +57,25 @@ class Setting:
     batch_size: int
     depth: int
     examples: int
-    without: frozenset[str] = frozenset()
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
         return -(-self.examples // self.batch_size)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods, with the options that this data set asks for."""
+        given = dict(self.options)
+        return tuple(given.get(name, name) for name in METHODS)
+
 
 SETTINGS = {
     "digits": Setting((3e-3, 1e-2, 3e-2, 1e-1), (0, 1), 20, 128, 1, 1442),
-    "cifar100": Setting((3e-3, 1e-2, 3e-2), (0,), 3, 256, 1, 50_000, frozenset({"kfac"})),
+    "cifar100": Setting(
+        (3e-3, 1e-2, 3e-2), (0,), 3, 256, 1, 50_000, (("kfac", "kfac(frequency=100)"),)
+    ),
 }
 
 
@@ -101,7 +106,7 @@ def configs(dataset: str) -> Iterator[RunConfig]:
     """All runs of a data set."""
     s = SETTINGS[dataset]
     for structure, width in STRUCTURES.items():
-        for method in (m for m in METHODS if m not in s.without):
+        for method in s.methods:
             scale = 10.0 if method.partition("(")[0] in NATURAL else 1.0
             for lr in s.rates:
                 for seed in s.seeds:
@@ -166,7 +171,7 @@ def table(chosen: dict[tuple[str, str, str], Curve], dataset: str) -> str:
     rows = []
     for structure in STRUCTURES:
         baseline = chosen.get((dataset, structure, "adamw"))
-        for method in METHODS:
+        for method in SETTINGS[dataset].methods:
             curve = chosen.get((dataset, structure, method))
             if curve is None or baseline is None:
                 continue
@@ -193,7 +198,7 @@ def figure(chosen: dict[tuple[str, str, str], Curve], datasets: Sequence[str]) -
     axes = drawn.subplots(len(datasets), len(STRUCTURES), squeeze=False)
     for row, dataset in zip(axes, datasets, strict=True):
         for ax, structure in zip(row, STRUCTURES, strict=True):
-            for i, method in enumerate(METHODS):
+            for i, method in enumerate(SETTINGS[dataset].methods):
                 curve = chosen.get((dataset, structure, method))
                 if curve is not None:
                     x, _, y, _ = zip(*curve.points, strict=True)
