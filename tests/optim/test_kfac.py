@@ -1,7 +1,9 @@
 """K-FAC as an optimiser: the natural gradient of its definition, from a watch on the model."""
 
 import copy
+import gc
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -174,9 +176,75 @@ def test_factors_can_be_told():
 def test_a_plan_and_attach_are_the_model():
     one, two = network(), network()
     first = KFAC(one, LOSS)
-    second = KFAC(plan(two, KFAC), adam_lr=3e-3)
-    second.attach(two, LOSS)
+    second = KFAC(plan(two, KFAC), LOSS)
     assert train(one, first, 5) == train(two, second, 5)
+    three = network()
+    third = KFAC(plan(three, KFAC).groups())
+    third.param_groups[1]["lr"] = 3e-3
+    third.attach(three, LOSS)
+    four = network()
+    assert train(three, third, 5) == train(four, KFAC(four, LOSS), 5)
+
+
+def test_a_closure_is_seen_in_its_own_step():
+    one, two = network(), network()
+    x, y = data()
+    first, second = KFAC(one, LOSS), KFAC(two, LOSS)
+    for _ in range(4):
+        train(one, first, 1)
+
+        def closure() -> torch.Tensor:
+            second.zero_grad()
+            loss = LOSS(two(x), y)
+            loss.backward()
+            return loss
+
+        second.step(closure)
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+
+
+def test_a_watch_ends_with_its_optimizer_and_does_not_follow_copies():
+    model = network()
+    optimizer = KFAC(model, LOSS)
+    twin = copy.deepcopy(model)
+    twin(data()[0])
+    assert optimizer.watch is not None
+    assert optimizer.watch.passes == 0
+    with pytest.raises(ValueError, match="would watch nothing"):
+        copy.deepcopy(optimizer)
+    del optimizer
+    gc.collect()
+    model(data()[0])  # the hooks have nobody to tell
+    torch.save(model, io.BytesIO())
+
+
+def test_training_a_part_of_the_model_is_noticed():
+    model = network()
+    optimizer = KFAC(model, LOSS)
+    x, y = data()
+    for expected in (pytest.warns(RuntimeWarning, match="saw no forward pass"), nullcontext()):
+        optimizer.zero_grad()
+        hidden = model[1](model[0](x))
+        LOSS(model[4](model[3](model[2](hidden))), y).backward()
+        with expected:
+            optimizer.step()
+
+
+def test_fused_attention_takes_adam():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    optimizer = KFAC(nn.Sequential(model, nn.Flatten(), nn.Linear(24, 3)), LOSS)
+    matrices = set(optimizer.param_groups[0]["params"])
+    assert model.linear1.weight in matrices
+    assert model.self_attn.out_proj.weight not in matrices
+
+
+def test_classes_must_be_where_the_loss_has_them():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+    optimizer = KFAC(model, LOSS)
+    assert optimizer.watch is not None
+    with pytest.raises(ValueError, match="the loss has them on axis 1"):
+        model(torch.zeros(3, 5, dtype=torch.long))
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,13 @@ VARIANTS = {
 }
 
 
-FACTORIES = OPTIMIZERS | {"kfac": partial(KFAC, loss=nn.CrossEntropyLoss(), kl_clip=1e9)}
-"""K-FAC needs the loss of the targets; its trust region couples parameters, by intent."""
+def watching(source, **options) -> KFAC:
+    """K-FAC with the loss of the targets; its trust region couples parameters, by intent."""
+    loss = nn.CrossEntropyLoss() if isinstance(source, nn.Module) else None
+    return KFAC(source, loss, kl_clip=1e9, **options)
+
+
+FACTORIES = OPTIMIZERS | {"kfac": watching}
 
 WITHOUT_CURVATURE = {"converges", "ignores_the_scale_of_the_loss", "poor_gradients_are_harmless"}
 """Laws of which K-FAC needs curvature: bare parameters are not watched."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase  # the base of all batch and instance norms
+from torch.nn.modules.dropout import _DropoutNd
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of outputs and targets, such as `nn.CrossEntropyLoss()`."""
@@ -52,6 +54,7 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
             f"curvature was asked of a {type(model).__name__} without trainable parameters.\n"
             "A frozen model has none.\nCall model.requires_grad_() on what should count."
         )
+    _refuse_noise(model)
     single = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
     every: Iterable[Batch] = (data,) if single else data  # pyright: ignore[reportAssignmentType]
     batches = tuple((inputs, targets) for inputs, targets in every)
@@ -73,6 +76,18 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
     summed = isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum"
     weights = tuple(1.0 if summed else size / total for size in sizes)
     return Objective(model, loss, batches, weights)
+
+
+def _refuse_noise(model: nn.Module) -> None:
+    """Batch statistics and dropout make another loss of every pass, and change the model."""
+    for name, m in model.named_modules():
+        statistics = isinstance(m, _NormBase) and m.track_running_stats
+        if m.training and (statistics or (isinstance(m, _DropoutNd) and m.p > 0)):
+            raise ValueError(
+                f"curvature was asked of a model in training mode with a {type(m).__name__}, "
+                f"{name}.\nEvery pass would be of another loss, and would change the model.\n"
+                "Call model.eval() first."
+            )
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

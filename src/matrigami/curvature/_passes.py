@@ -8,7 +8,7 @@ Shapes: N = examples of a batch, K = columns.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,8 @@ class Passes:
         for i, (inputs, targets) in enumerate(self.objective.batches):
             weight = self.objective.weights[i] ** 0.5
             with torch.enable_grad(), recording(self.sites) as records:
-                outputs = self.objective.model(inputs)
+                outputs = one_tensor(self.objective.model(inputs))
+            self._refuse_targets(outputs.detach(), targets)
             self._refuse_unused(records)
             width = sum(r.x[..., 0].numel() * _width(r.site.layer) for r in records)
             turns = max(1, ENTRIES // max(width, 1))
@@ -83,6 +84,17 @@ class Passes:
                 found.setdefault(key, []).append(_reduced(use) if self.reduce else use)
         return {key: joined(parts) for key, parts in found.items()}
 
+    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Let the loss refuse shapes that do not fit; labels that it ignores are not known here."""
+        self.objective.loss(outputs, targets)
+        ignored = getattr(self.objective.loss, "ignore_index", None)
+        if ignored is not None and bool((targets == ignored).any()):
+            raise ValueError(
+                f"curvature was asked for targets that hold ignore_index, {ignored}.\n"
+                "Those positions would count like all others.\n"
+                "Leave them out of the data: flatten the outputs and keep the labelled ones."
+            )
+
     def _refuse_unused(self, records: list[Record]) -> None:
         """A layer that is not called has no curvature."""
         called = {id(record.site) for record in records if record.edge is not None}
@@ -94,6 +106,21 @@ class Passes:
                     "(fused attention calls none of its own).\n"
                     "Freeze it with requires_grad_(False), or use separate layers."
                 )
+
+
+def one_tensor(outputs: Any) -> Tensor:
+    """What a model returned.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"curvature was asked of a model that returns a {type(outputs).__name__}.\n"
+            "It should return one tensor, as the loss takes it.\n"
+            "Wrap the model in a module that returns its logits."
+        )
+    return outputs
 
 
 class Repeated:

@@ -50,7 +50,8 @@ class Record:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of a data-parallel wrapper."""
+    """The module inside of a data-parallel or compiled wrapper."""
+    model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

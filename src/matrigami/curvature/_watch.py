@@ -7,6 +7,7 @@ in the batches in which it is wanted. Nothing changes in the training loop.
 Shapes: N = examples, b = blocks, i = inputs and o = outputs of a block.
 """
 
+import weakref
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -20,7 +21,14 @@ from matrigami.curvature._factors import Adding, Factors
 from matrigami.curvature._kfoc import fitted
 from matrigami.curvature._likelihood import output_columns, terms
 from matrigami.curvature._objective import Loss
-from matrigami.curvature._passes import Key, SharedInputs, finite, joined, named_uses
+from matrigami.curvature._passes import (
+    Key,
+    SharedInputs,
+    finite,
+    joined,
+    named_uses,
+    one_tensor,
+)
 from matrigami.curvature._record import Record, Site, find_sites, pull_back, unwrapped
 from matrigami.curvature._uses import Use
 from matrigami.nn import StructuredLinear
@@ -67,22 +75,27 @@ class Watch:
         if any(sharded):
             _refuse_structured(self.sites)
         self.clock: int | None = None
-        self.rejected = 0
-        self._batches, self._records = 0, list[Record]()
-        self._found: dict[str, list[Sides]] = {}
-        for site in self.sites:
-            site.layer.register_forward_hook(self._hook(site))
-        self.model.register_forward_pre_hook(self._begin)
-        self.model.register_forward_hook(self._end)
+        self.rejected = self.passes = self.seen = 0
+        self._inside, self._records = False, list[Record]()
+        self._found: dict[str, tuple[int, Sides]] = {}
+        layers = [(site.layer, _Hook(self, Watch.note, site)) for site in self.sites]
+        self._handles = [layer.register_forward_hook(hook) for layer, hook in layers]
+        self._handles.append(self.model.register_forward_pre_hook(_Hook(self, Watch.begin)))
+        self._handles.append(self.model.register_forward_hook(_Hook(self, Watch.end)))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def open(self, clock: int | None) -> None:
         """Look at the batches from now on, or with None at none; the clock seeds the labels."""
-        self.clock, self._batches = clock, 0
+        self.clock, self.passes = clock, 0
 
     def take(self) -> dict[str, Sides]:
         """The factors since the last call, by parameter name; looks at no more batches."""
         self.clock = None
-        found = {name: _mean(parts) for name, parts in self._found.items()}
+        found = {name: sides for name, (_, sides) in self._found.items()}
         self._found = {}
         if self.distributed:
             for t in [t for sides in found.values() for t in sides]:
@@ -90,35 +103,29 @@ class Watch:
                 t.div_(dist.get_world_size())
         return found
 
-    def _watching(self) -> bool:
-        """Whether this forward pass counts."""
-        return self.clock is not None and self.model.training and torch.is_grad_enabled()
-
-    def _begin(self, *_: Any) -> None:
+    def begin(self, *_: Any) -> None:
         """Before the forward pass of the model."""
-        self._records = []
+        wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
+        self._records, self._inside = [], wanted
 
-    def _hook(self, site: Site) -> Any:
-        """The hook of one layer."""
+    def note(self, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """A call of one layer; only those within a forward pass of the whole model count."""
+        if self._inside and output.requires_grad:
+            self._records.append(Record.of(site, inputs[0], output))
 
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            """Note a call."""
-            if self._watching() and output.requires_grad:
-                self._records.append(Record.of(site, inputs[0], output))
-
-        return hook
-
-    def _end(self, _module: nn.Module, _inputs: Any, outputs: Tensor) -> None:
+    def end(self, _inputs: Any, outputs: Any) -> None:
         """After the forward pass: draw labels, pull back, and add to the factors."""
-        records, self._records = self._records, []
-        if not records or self.clock is None:
+        records, self._records, self._inside = self._records, [], False
+        if not records or self.clock is None or not one_tensor(outputs).numel():
             return
+        _refuse_last_axis(self.loss, outputs, records)
+        seed = 1_000_003 * self.clock + self.passes
+        self.passes += 1
+        self.seen += 1
         if not bool(outputs.isfinite().all()):
             self.rejected += 1
             return
-        seed = 1_000_003 * self.clock + self._batches
         generator = torch.Generator(outputs.device).manual_seed(seed)
-        self._batches += 1
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         for columns in output_columns(self.loss, f, f, self.labels, generator):
@@ -146,7 +153,7 @@ class Watch:
             sides = _sides(known)
             if key in best:
                 sides = _balanced(best[key].factors, sides, transposed=known.transposed)
-            self._found.setdefault(key[0], []).append(sides)
+            self._found[key[0]] = _averaged(self._found.get(key[0]), sides)
 
 
 def _refuse_structured(sites: list[Site]) -> None:
@@ -178,7 +185,43 @@ def _balanced(factors: Any, plain: Sides, *, transposed: bool) -> Sides:
     )
 
 
-def _mean(parts: list[Sides]) -> Sides:
-    """Of several batches."""
-    A, B = (torch.stack(ts).mean(0) for ts in zip(*parts, strict=True))
-    return Sides(A, B)
+def _averaged(known: tuple[int, Sides] | None, new: Sides) -> tuple[int, Sides]:
+    """The mean with one more batch, and how many there are."""
+    if known is None:
+        return 1, new
+    k, old = known[0] + 1, known[1]
+    return k, Sides(old.A.lerp(new.A, 1 / k), old.B.lerp(new.B, 1 / k))
+
+
+def _refuse_last_axis(loss: Loss, outputs: Tensor, records: list[Record]) -> None:
+    """Classes are axis 1, as the loss takes them; a model of sequences may have them last."""
+    last = getattr(records[-1].site.layer, "out_features", None)
+    sequence = isinstance(loss, nn.CrossEntropyLoss) and outputs.ndim > 2
+    if sequence and outputs.shape[-1] == last != outputs.shape[1]:
+        raise ValueError(
+            f"a watch was asked for outputs of shape {tuple(outputs.shape)} and cross-entropy.\n"
+            "The classes seem to be the last axis; the loss has them on axis 1.\n"
+            "Let the model return its outputs as the loss takes them: transposed, or flattened."
+        )
+
+
+class _Hook:
+    """A hook that does not keep the watch alive, and does nothing in a copy of the model."""
+
+    def __init__(self, watch: "Watch | None", method: Any = None, *first: Any) -> None:
+        self.watch = (lambda: None) if watch is None else weakref.ref(watch)
+        self.method, self.first = method, first
+
+    def __call__(self, _module: nn.Module, *arguments: Any) -> None:
+        """Tell the watch, if there still is one."""
+        watch = self.watch()
+        if watch is not None:
+            self.method(watch, *self.first, *arguments)
+
+    def __deepcopy__(self, _memo: Any) -> "_Hook":
+        """A copy of the model is not watched."""
+        return _Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nor is a saved one."""
+        return _Hook, (None,)

@@ -111,6 +111,9 @@ class MatrixOptimizer(Optimizer, ABC):
         """
         return updates
 
+    def prepare(self, gradients: dict[Tensor, Tensor]) -> None:
+        """What is due before the updates, such as statistics from elsewhere; nothing by default."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters; returns the loss of the closure, if there is one."""
@@ -125,6 +128,7 @@ class MatrixOptimizer(Optimizer, ABC):
         clock = self.param_groups[0]["clock"] + 1
         for group in self.param_groups:
             group["clock"] = clock
+        self.prepare(gradients)
         updates = self.together(
             self._updates(gradients), self.param_groups, self.state, self.exchange.summed
         )
@@ -137,6 +141,7 @@ class MatrixOptimizer(Optimizer, ABC):
         group = self.param_groups[-1]
         try:
             check_options(type(self).__name__, group)
+            _refuse_complex(group["params"])
             views = group.get("views") or [_bare(p) for p in group["params"]]
         except ValueError:
             self.param_groups.pop()
@@ -230,6 +235,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         "frequency": lambda x: x >= 1 and x == int(x),
         "statistics_every": lambda x: x >= 1 and x == int(x),
         "momentum": lambda x: 0 <= x < 1,
+        "max_dim": lambda x: x >= 1,
+        "block_size": lambda x: x >= 1 and x == int(x),
     }
     for key, fits in ranges.items():
         if key in options and not fits(options[key]):
@@ -237,6 +244,17 @@ def check_options(name: str, options: dict[str, Any]) -> None:
                 f"{name} was asked for with {key}={options[key]}.\n"
                 "That is out of range: rates and eps are at least 0, betas and momentum below 1.\n"
                 "Intervals are whole numbers, at least 1."
+            )
+
+
+def _refuse_complex(parameters: Iterable[Tensor]) -> None:
+    """Raise if a parameter is complex."""
+    for p in parameters:
+        if p.is_complex():
+            raise ValueError(
+                f"An optimiser was given a complex parameter of shape {tuple(p.shape)}.\n"
+                "The methods are for real matrices.\n"
+                "Give it to torch.optim.AdamW, or train its real and imaginary parts."
             )
 
 

@@ -9,6 +9,7 @@ for each block of each of its tensors. Source: Martens and Grosse (2015), arXiv:
 Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.curvature import Sides, Watch
+from matrigami.curvature import Sides, Watch, known
 from matrigami.optim._adam import over
 from matrigami.optim._base import MatrixOptimizer, Source
 from matrigami.optim._exchange import Update
@@ -39,15 +40,17 @@ class KFAC(MatrixOptimizer):
     """Natural gradient descent with Kronecker factors that a watch on the model keeps current.
 
     Weights of linear layers, convolutions and structured layers take it; all other parameters
-    (biases, norms, embeddings) take Adam with a rate of their own. Until a weight has been watched
-    its curvature counts as the identity.
+    (biases, norms, embeddings, fused attention) take Adam with a rate of their own. Until a weight
+    has been watched its curvature counts as the identity.
 
     Args:
-        source: The model. Bare parameters are never watched: tell their curvature with `observe`.
+        source: The model, or a plan of it. Bare parameters are never watched: `attach` a model, or
+            tell their curvature with `observe`.
         loss: The loss of the training loop: `nn.CrossEntropyLoss`, `nn.MSELoss` or
-            `nn.BCEWithLogitsLoss`. Needed with a model.
+            `nn.BCEWithLogitsLoss`. Needed with a model. It is not told the targets: the model must
+            return its outputs as the loss takes them (classes on axis 1), all of them labelled.
         lr: Learning rate of the natural gradient.
-        adam_lr: Learning rate of all other parameters.
+        adam_lr: Learning rate of all other parameters, where a model or plan tells them apart.
         damping: Added to the eigenvalues of the curvature; see `adapt_damping`.
         momentum: Decay of the mean gradient.
         decay: Decay of the running factors; in the first steps the mean of all is taken.
@@ -108,26 +111,30 @@ class KFAC(MatrixOptimizer):
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps}
         _check(options, labels)
         self.watch: Watch | None = None
+        self._warned = False
         self._names: dict[str, Tensor] = {}
         self._told: dict[Tensor, Sides] = {}
-        plan = planned(source, KFAC, options) if isinstance(source, nn.Module) else source
-        if isinstance(plan, Plan):
-            groups = plan.groups()
-            for group in groups:
-                if group["views"][0] is None:
-                    group["lr"] = adam_lr
-            super().__init__(groups, options)
-            if isinstance(source, nn.Module):
-                self.attach(source, loss, labels=labels, optimal=optimal)
-        else:
-            super().__init__(plan, options)
-        self.register_step_pre_hook(KFAC._absorb)
+        if isinstance(source, nn.Module):
+            source = planned(source, KFAC, options, elementwise=_unwatched(source))
+        super().__init__(source, options)
         self.register_load_state_dict_post_hook(_resume)
+        model = source.model if isinstance(source, Plan) else None
+        if model is not None:
+            for group in self.param_groups:
+                if not any(group["views"]):
+                    group["lr"] = adam_lr
+        if model is not None or loss is not None:
+            self.attach(model, loss, labels=labels, optimal=optimal)
 
     def attach(
-        self, model: nn.Module, loss: nn.Module | None, *, labels: int = 1, optimal: bool = False
+        self,
+        model: nn.Module | None,
+        loss: nn.Module | None,
+        *,
+        labels: int = 1,
+        optimal: bool = False,
     ) -> None:
-        """Watch a model, when the optimiser was made of a plan or of groups.
+        """Watch a model, when the optimiser was made of groups.
 
         Args:
             model: The model whose weights these are, wrapped or not.
@@ -138,16 +145,17 @@ class KFAC(MatrixOptimizer):
         Raises:
             ValueError: If the loss is missing or no known likelihood, or the optimiser is watching.
         """
-        if loss is None or self.watch is not None:
+        if model is None or loss is None or self.watch is not None:
             raise ValueError(
-                f"KFAC was asked to watch a {type(model).__name__} with the loss {loss}.\n"
-                "It draws labels from the likelihood that the loss stands for, of one model.\n"
-                "Give KFAC(model, loss), with the loss of the training loop, once."
+                f"KFAC was asked to watch {type(model).__name__} with the loss {loss}.\n"
+                "It needs a model and a loss, once; parameters alone cannot be watched.\n"
+                "Give KFAC(model, loss), or KFAC(groups) and then attach(model, loss)."
             )
         chosen = [p for p, view in self._matrices() if view is not None]
         self.watch = Watch(model, loss, chosen, labels=labels, optimal=optimal)
         names = {id(p): name for name, p in self.watch.model.named_parameters()}
         self._names = {names[id(p)]: p for p in chosen}
+        self.defaults["watching"] = True
         self._look(self.param_groups[0]["clock"])
 
     def observe(self, p: Tensor, A: Float[Tensor, "b n n"], B: Float[Tensor, "b m m"]) -> None:
@@ -268,21 +276,47 @@ class KFAC(MatrixOptimizer):
             for pair in zip(group["params"], group["views"], strict=True)
         ]
 
+    def _expect_a_pass(self, watch: Watch) -> None:
+        """Say so, once, if the model is trained without being seen."""
+        if watch.clock is not None and watch.seen == 0 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "KFAC saw no forward pass of its model in training mode before this step: its "
+                "curvature stays as it is. Call the model itself, not a part of it.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of an optimiser that watches a model would watch nothing.
+
+        Raises:
+            ValueError: If the original does.
+        """
+        if state.get("defaults", {}).get("watching"):
+            raise ValueError(
+                "a copy was asked for of a KFAC that watches a model.\n"
+                "The copy would watch nothing.\n"
+                "Make KFAC(copied_model, loss), and load the state_dict of this one."
+            )
+        if "defaults" in state:  # a copy, not a state that is loaded
+            self.watch, self._names, self._told, self._warned = None, {}, {}, False
+        super().__setstate__(state)
+
     def _look(self, clock: int) -> None:
         """Watch the batches of the step after this one, if its turn has come."""
         if self.watch is not None:
             wanted = clock % self.param_groups[0]["statistics_every"] == 0
             self.watch.open(clock if wanted else None)
 
-    @torch.no_grad()
-    def _absorb(self, *_: Any) -> None:
-        """Before a step: average what was seen into the factors, refresh those that are due."""
+    def prepare(self, gradients: dict[Tensor, Tensor]) -> None:
+        """Average what was seen into the factors, and refresh those that are due."""
         told, self._told = self._told, {}
         if self.watch is not None:
+            self._expect_a_pass(self.watch)
             told |= {self._names[name]: sides for name, sides in self.watch.take().items()}
-        gradients = self.exchange.collect(self.param_groups)
         self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
-        clock = self.param_groups[0]["clock"] + 1
+        clock = self.param_groups[0]["clock"]
         for group in self.param_groups:
             for p, view in zip(group["params"], group["views"], strict=True):
                 entry = self.state.get(p)
@@ -302,6 +336,17 @@ class KFAC(MatrixOptimizer):
 def _resume(optimizer: Any) -> None:
     """After a state was loaded, watch the batches that it would have watched."""
     optimizer._look(optimizer.param_groups[0]["clock"])
+
+
+def _unwatched(model: nn.Module) -> list[str]:
+    """Weights of layers that have no curvature rule, or compute without calling their layers."""
+    found = []
+    for name, module in model.named_modules():
+        fused = isinstance(module, nn.MultiheadAttention)
+        if fused or not known(module):
+            own = module.named_parameters(recurse=fused)
+            found += [f"{name}.{key}" if name else key for key, _ in own]
+    return found
 
 
 def natural(groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> tuple[float, float]:

@@ -63,12 +63,14 @@ class Plan:
         method: The optimiser class.
         options: Its options.
         replicas: The process group of a `DistributedDataParallel` model.
+        model: The model.
     """
 
     rows: tuple[Row, ...]
     method: type[MatrixMethod]
     options: Options
     replicas: Any = field(default=None, repr=False)
+    model: nn.Module | None = field(default=None, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -165,7 +167,7 @@ def planned(
     elementwise: Collection[str] = (),
 ) -> Plan:
     """The plan of a model; see `matrigami.optim.plan`."""
-    replicas = None
+    replicas, whole_model = None, model
     if isinstance(model, DistributedDataParallel):
         model, replicas = model.module, model.process_group
     found = _routed(model, _heads(model) if head is None else head, elementwise)
@@ -179,7 +181,7 @@ def planned(
     group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
     owners = exchange.owners([{**options, **group}])
     owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
-    return Plan(tuple(owned), method, options, replicas)
+    return Plan(tuple(owned), method, options, replicas, whole_model)
 
 
 def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options: Options) -> Row:
@@ -206,7 +208,7 @@ def _routed(
         own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         names = {n: f"{prefix}.{n}" if prefix else n for n in own}
         listed = {n for n in own if names[n] in elementwise}
-        rule = routes(module) if set(own) - listed else {}
+        rule = _rule(module, names) if set(own) - listed else {}
         for n, p in own.items():
             route = Route(Role.LISTED) if n in listed else rule[n]
             if prefix in heads and route.role in {Role.MATRIX, Role.CORE}:
@@ -214,6 +216,15 @@ def _routed(
             name, known = found.get(p, (names[n], route))
             found[p] = (name, _tied(name, known, route))
     return {name: (p, route) for p, (name, route) in found.items()}
+
+
+def _rule(module: nn.Module, names: dict[str, str]) -> dict[str, Route]:
+    """The routes of a module; an error names its parameters as the model does."""
+    try:
+        return routes(module)
+    except ValueError as error:
+        text = str(error).replace(str(list(names)), str(list(names.values())))
+        raise ValueError(text) from error
 
 
 def _tied(name: str, first: Route, second: Route) -> Route:

@@ -138,6 +138,6 @@ def view(
     b, m, _ = counts
     blocks, rows = math.prod(lengths[:b]), math.prod(lengths[b : b + m])
     columns = math.prod(lengths[b + m :])
-    if min(rows, columns) == 1:
+    if min(rows, columns) <= 1:
         return None
     return MatrixView(tuple(shape), grid, order, blocks, rows, columns)

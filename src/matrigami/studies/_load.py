@@ -52,7 +52,7 @@ def load_run(folder: str | Path, examples: int, *, data_dir: str | Path | None =
     if load_checkpoint(folder / CHECKPOINT, config, model, None) is None:
         raise ValueError(
             f"The run in {folder} was asked for.\nIt has no checkpoint: it was never begun.\n"
-            "Train it first: matrigami study run."
+            "Train it first: matrigami train, or matrigami study run."
         )
     count = min(examples, task.examples)
     plan = task.plan(count, torch.Generator().manual_seed(2 * config.seed + 1))

@@ -66,14 +66,22 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
             )
     made = partial(make, **options)
     try:
-        made([nn.Parameter(torch.zeros(1, 1))], lr=1e-3)
-    except (TypeError, RuntimeError) as error:
+        _try(made)
+    except (TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"optimizer {text!r} was asked for.\nA value is of the wrong type: "
             f"{str(error).splitlines()[0]}.\n"
             f"See the documentation of {name}."
         ) from error
     return made
+
+
+def _try(made: partial[torch.optim.Optimizer]) -> None:
+    """A step of one small matrix, so that a wrong option is found before training."""
+    W = nn.Parameter(torch.zeros(2, 2))
+    optimizer = made([W], lr=1e-3)
+    W.grad = torch.eye(2)
+    optimizer.step()
 
 
 def canonical_optimizer(text: str) -> str:
