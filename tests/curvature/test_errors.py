@@ -198,3 +198,31 @@ def test_axes_that_are_no_stack_of_matrices():
     layer = mg.nn.StructuredLinear(2, 4, Recipe())
     with pytest.raises(TypeError, match="neither row- nor column-major"):
         kfac(layer, LOSS, (torch.randn(3, 2), torch.randint(4, (3,))))
+
+
+def test_training_mode_ignored_labels_and_unfit_shapes_are_refused():
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    loss = nn.CrossEntropyLoss()
+    for noisy in (nn.BatchNorm1d(4), nn.Dropout(0.5)):
+        model = nn.Sequential(noisy, nn.Linear(4, 3))
+        with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+            kfac(model, loss, (x, y))
+        kfac(model.eval(), loss, (x, y))
+    model = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="ignore_index"):
+        kfac(model, loss, (x, y.where(y > 0, -100)))
+    with pytest.raises((ValueError, RuntimeError)):
+        kfac(model, loss, (x, y[:4]))
+
+
+def test_a_model_returns_one_tensor():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    with pytest.raises(TypeError, match="returns a tuple"):
+        kfac(Pair(), nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.arange(6) % 3))

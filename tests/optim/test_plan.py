@@ -147,3 +147,25 @@ def test_views_of_convolutions_invert_in_tiles(largest: int):
         assert torch.equal(tiled.merge(tiled.split(W)), W)
         assert max(tiled.stack[1:]) <= largest
         assert tuple(tiled.split(W).shape) == tiled.stack
+
+
+def test_states_and_parameters_of_another_kind_are_refused():
+    model = nn.Linear(3, 2)
+    model(torch.ones(1, 3)).sum().backward()
+    other = torch.optim.AdamW(model.parameters())
+    other.step()
+    with pytest.raises(ValueError, match="another optimiser"):
+        SOAP(model.parameters()).load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="complex parameter"):
+        Muon([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex128))])
+
+
+def test_an_error_names_parameters_as_the_model_does():
+    class Gain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(2))
+
+    with pytest.raises(ValueError, match=r"\['0\.gain'\]"):
+        plan(nn.Sequential(Gain()))
+    assert len(plan(nn.Sequential(Gain()), elementwise=["0.gain"]).rows) == 1

@@ -84,6 +84,8 @@ def train(
             "--out is missing: the folder that the run is written to. Or give --dry-run or --plan."
         )
     check_device(device)
+    if optimizer is not None and lr is None:
+        say(f"lr = {config.lr:g} is that of the file; {optimizer} may want another (--lr).")
     with joined(device) as (team, own_device):
         if team.leads and not json_:
             _echo_run(config, size, table, json_=False)

@@ -165,6 +165,7 @@ class MatrixOptimizer(Optimizer, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does, but the state keeps its precision whatever that of the parameters is."""
+        _refuse_foreign(type(self).__name__, state_dict["state"])
         before = [dict(group) for group in self.param_groups]
         loaded: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
@@ -244,6 +245,16 @@ def check_options(name: str, options: dict[str, Any]) -> None:
                 f"{name} was asked for with {key}={options[key]}.\n"
                 "That is out of range: rates and eps are at least 0, betas and momentum below 1.\n"
                 "Intervals are whole numbers, at least 1."
+            )
+
+
+def _refuse_foreign(name: str, entries: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Raise if a state is that of another kind of optimiser."""
+    for entry in entries.values():
+        if entry and "seeded" not in entry:
+            raise ValueError(
+                f"{name}.load_state_dict was given a state with {', '.join(map(str, entry))}.\n"
+                "It comes from another optimiser.\nLoad the state that this class has saved."
             )
 
 
