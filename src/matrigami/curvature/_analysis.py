@@ -85,6 +85,7 @@ def compare(
     _check(exact, approximations)
     first = next(iter(approximations.values()))
     chosen = {names: at for names, at in positions(first).items() if len(at) <= largest}
+    where = {name: positions(F) for name, F in approximations.items()}
     found, done, total = [], 0, sum(map(len, chosen.values()))
     for names, places in chosen.items():
         D = dense_block(exact, places)
@@ -94,7 +95,7 @@ def compare(
         R = torch.randn(len(places), RIGHT_SIDES, generator=generator, dtype=torch.float64)
         R = R.to(dtype=D.dtype, device=D.device)
         for name, F in approximations.items():
-            E = dense_block(F, positions(F)[names])
+            E = dense_block(F, where[name][names])
             found.append(BlockErrors(names, len(places), name, *_errors(E, D, R, c)))
         done += len(places)
         if progress is not None:

@@ -21,10 +21,9 @@ from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_pr
 from matrigami.curvature._kfac import assembled
 from matrigami.curvature._likelihood import terms
 from matrigami.curvature._matrix import CurvatureMatrix
-from matrigami.curvature._objective import Loss
-from matrigami.curvature._passes import Key, SharedInputs, finite, joined, named_uses
+from matrigami.curvature._objective import Loss, sums
+from matrigami.curvature._passes import Key, SharedInputs, by_block, finite
 from matrigami.curvature._record import Record, Site, find_sites, unwrapped
-from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator, operator, scale as scaled
 
 
@@ -128,7 +127,7 @@ class Capture:
         Raises:
             ValueError: If there were none.
         """
-        summed = self._terms is not None and getattr(self.loss, "reduction", "mean") == "sum"
+        summed = self._terms is not None and sums(self.loss)
         blocks = {
             key: scaled(
                 nearest_product([F.product() for F in known.values()]),
@@ -182,10 +181,7 @@ class Capture:
     @torch.no_grad()
     def _count(self, site: Site, records: list[Record]) -> None:
         """Add the calls of one layer in one batch, unless they hold NaN."""
-        found: dict[Key, list[Use]] = {}
-        for record in records:
-            for key, use in named_uses(record, self._seen).items():
-                found.setdefault(key, []).append(use)
+        found = by_block(records, self._seen)
         if not all(finite(use) for parts in found.values() for use in parts):
             self.rejected[site.name] = self.rejected.get(site.name, 0) + 1
             return
@@ -195,15 +191,14 @@ class Capture:
                 self._examples[key] = self._examples.get(key, 0) + N
             known = self._factors.setdefault(key, {})
             weight = N * N if self._terms is None else self._weight(N)
-            for use in joined(parts):
+            for use in parts:
                 known.setdefault(use.transposed, Factors(use.transposed)).add(
                     use, self._adding, weight
                 )
 
     def _weight(self, examples: int) -> float:
         """From gradients of the loss of a batch to those of its terms, times their share."""
-        summed = getattr(self.loss, "reduction", "mean") == "sum"
-        return 1.0 if summed else float(examples * (self._terms or examples))
+        return 1.0 if sums(self.loss) else float(examples * (self._terms or examples))
 
 
 @dataclass(eq=False)

@@ -73,9 +73,13 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
             )
     sizes = [len(targets) for _, targets in batches]
     total = sum(sizes)
-    summed = isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum"
-    weights = tuple(1.0 if summed else size / total for size in sizes)
+    weights = tuple(1.0 if sums(loss) else size / total for size in sizes)
     return Objective(model, loss, batches, weights)
+
+
+def sums(loss: Any) -> bool:
+    """Whether a loss sums over its terms, instead of averaging."""
+    return isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum"
 
 
 def _refuse_noise(model: nn.Module) -> None:

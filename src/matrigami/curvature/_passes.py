@@ -75,14 +75,7 @@ class Passes:
     def _blocks(self, records: list[Record], batch: int) -> dict[Key, list[Use]]:
         """The uses of each block; one input that several layers read stays one tensor."""
         _refuse_nan(records, batch)
-        found: dict[Key, list[Use]] = {}
-        seen = SharedInputs()
-        for record in records:
-            if record.g is None:
-                continue
-            for key, use in named_uses(record, seen).items():
-                found.setdefault(key, []).append(_reduced(use) if self.reduce else use)
-        return {key: joined(parts) for key, parts in found.items()}
+        return by_block([r for r in records if r.g is not None], SharedInputs(), reduce=self.reduce)
 
     def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Let the loss refuse shapes that do not fit; labels that it ignores are not known here."""
@@ -235,6 +228,17 @@ def named_uses(record: Record, seen: SharedInputs) -> dict[Key, Use]:
         if free:
             named[tuple(site.names[key] for key in keys)] = seen.shared(record, i, len(keys), use)
     return named
+
+
+def by_block(
+    records: list[Record], seen: SharedInputs, *, reduce: bool = False
+) -> dict[Key, list[Use]]:
+    """The uses of each block in some calls; those alike as one."""
+    found: dict[Key, list[Use]] = {}
+    for record in records:
+        for key, use in named_uses(record, seen).items():
+            found.setdefault(key, []).append(_reduced(use) if reduce else use)
+    return {key: joined(parts) for key, parts in found.items()}
 
 
 def joined(parts: list[Use]) -> list[Use]:

@@ -198,7 +198,7 @@ def _(layer: StructuredLinear, x: Tensor, g: Tensor | None, joint: bool) -> Uses
     G = None if g is None else g.reshape(-1, layer.out_features).mT
     found: Uses = {}
     for name, (C, before, after) in zip(layer.factor_names, contractions(A), strict=True):
-        if not C.row_major and [*C.batch, *C.columns, *C.rows] != C.axes.split():
+        if not C.row_major and not C.column_major:
             raise TypeError(unsupported(f"{name}, whose axes are neither row- nor column-major"))
         Z = C.split_inputs(X if before is None else before @ X)  # b s i NS
         inputs = Z.unflatten(-1, (N, -1)).permute(0, 3, 4, 1, 2).flatten(2, 3)

@@ -21,16 +21,8 @@ from matrigami.curvature._factors import Adding, Factors
 from matrigami.curvature._kfoc import fitted
 from matrigami.curvature._likelihood import output_columns, terms
 from matrigami.curvature._objective import Loss
-from matrigami.curvature._passes import (
-    Key,
-    SharedInputs,
-    finite,
-    joined,
-    named_uses,
-    one_tensor,
-)
+from matrigami.curvature._passes import SharedInputs, by_block, finite, one_tensor
 from matrigami.curvature._record import Record, Site, find_sites, pull_back, unwrapped
-from matrigami.curvature._uses import Use
 from matrigami.nn import StructuredLinear
 from matrigami.operators import trace
 
@@ -135,12 +127,7 @@ class Watch:
     @torch.no_grad()
     def _add(self, records: list[Record]) -> None:
         """The factors of one batch, unless it holds NaN."""
-        blocks: dict[Key, list[Use]] = {}
-        seen = SharedInputs()
-        for record in (r for r in records if r.g is not None):
-            for key, use in named_uses(record, seen).items():
-                blocks.setdefault(key, []).append(use)
-        blocks = {key: joined(parts) for key, parts in blocks.items()}
+        blocks = by_block([r for r in records if r.g is not None], SharedInputs())
         if not all(finite(use) for parts in blocks.values() for use in parts):
             self.rejected += 1
             return

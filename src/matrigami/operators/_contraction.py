@@ -57,49 +57,51 @@ class ContractionMatrix(LinearOperator):
     @property
     def batch(self) -> list[str]:
         """Labels of independent blocks, in the order of the core."""
-        return [x for x in self._core if x in self._inputs and x in self._outputs]
+        return [x for x in self.labels if x in self._inputs and x in self._outputs]
 
     @property
     def rows(self) -> list[str]:
         """Labels of the rows of a block."""
-        return [x for x in self._core if x not in self._inputs]
+        return [x for x in self.labels if x not in self._inputs]
 
     @property
     def columns(self) -> list[str]:
         """Labels of the columns of a block."""
-        return [x for x in self._core if x not in self._outputs]
+        return [x for x in self.labels if x not in self._outputs]
 
     @property
     def shared(self) -> list[str]:
         """Labels of the positions on which the same blocks act."""
-        return [x for x in self._inputs if x not in self._core]
+        return [x for x in self._inputs if x not in self.labels]
 
     @property
     def row_major(self) -> bool:
-        """Whether the core stores its blocks one after the other, each row by row.
+        """Whether the core stores its blocks one after the other, each row by row."""
+        return self.labels == [*self.batch, *self.rows, *self.columns]
 
-        Otherwise it stores them column by column (`V` of a low rank).
-        """
-        return self._core == [*self.batch, *self.rows, *self.columns]
+    @property
+    def column_major(self) -> bool:
+        """Whether the core stores its blocks one after the other, each column by column."""
+        return self.labels == [*self.batch, *self.columns, *self.rows]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        return (*self._stack, self._size(self._outputs), self._size(self._inputs))
+        return (*self.stack, self._size(self._outputs), self._size(self._inputs))
 
     def blocks(self) -> Inexact[Tensor, "*stack b o i"]:
         """The core as a stack of matrices; a view where its layout allows."""
-        grid = self.core.reshape(*self._stack, *self._lengths(self._core))
+        grid = self.core.reshape(*self.stack, *self._lengths(self.labels))
         groups = (self.batch, self.rows, self.columns)
-        return _grouped(grid, self._core, groups, [self._size(g) for g in groups])
+        return _grouped(grid, self.labels, groups, [self._size(g) for g in groups])
 
     def with_blocks(self, M: Inexact[Tensor, "*stack b o i"]) -> Inexact[Tensor, "..."]:
         """The inverse of `blocks`: a tensor of the shape of the core."""
         order = [*self.batch, *self.rows, *self.columns]
-        grid = M.reshape(*self._stack, *self._lengths(order))
-        return _grouped(grid, order, [[x] for x in self._core], self._lengths(self._core)).reshape(
-            self.core.shape
-        )
+        grid = M.reshape(*self.stack, *self._lengths(order))
+        return _grouped(
+            grid, order, [[x] for x in self.labels], self._lengths(self.labels)
+        ).reshape(self.core.shape)
 
     def split_inputs(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... b s i k"]:
         """A state that goes in, as the columns that the blocks see."""
@@ -140,7 +142,7 @@ class ContractionMatrix(LinearOperator):
         )
 
     @property
-    def _core(self) -> list[str]:
+    def labels(self) -> list[str]:
         """Labels of the core."""
         return self.axes.replace("(", " ").replace(")", " ").split()
 
@@ -155,7 +157,7 @@ class ContractionMatrix(LinearOperator):
         return self.outputs.split()
 
     @property
-    def _stack(self) -> tuple[int, ...]:
+    def stack(self) -> tuple[int, ...]:
         """Leading axes of the core, without a label: a stack of matrices."""
         labelled = len(GROUP.findall(self.axes))
         return tuple(self.core.shape[: self.core.ndim - labelled])

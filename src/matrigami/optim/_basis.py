@@ -32,11 +32,18 @@ def eigenbasis(L: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
         tensor([[[0., 1.],
                  [1., 0.]]])
     """
+    return eigenpairs(L)[1].flip(-1)
+
+
+def eigenpairs(A: Float[Tensor, "b m m"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m m"]]:
+    """Ascending eigenvalues and eigenvectors; the vectors of what is not finite are NaN."""
+    finite = torch.linalg.vector_norm(A, dim=(-2, -1)).isfinite()
+    safe = A.where(finite[:, None, None], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
     try:
-        Q = torch.linalg.eigh(L).eigenvectors
+        e, Q = torch.linalg.eigh(safe)
     except RuntimeError:  # LAPACK: clustered eigenvalues in single precision
-        Q = torch.linalg.eigh(L.double()).eigenvectors.to(L.dtype)
-    return Q.flip(-1)
+        e, Q = (S.to(A.dtype) for S in torch.linalg.eigh(safe.double()))
+    return e, Q.where(finite[:, None, None], torch.nan)
 
 
 def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.curvature import Sides
-from matrigami.optim._basis import orthogonal
+from matrigami.optim._basis import eigenpairs, orthogonal
 from matrigami.optim._method import Options, State
 
 
@@ -26,6 +26,7 @@ def refresh(entry: State, names: tuple[str, str, str], where: list[int], group: 
     factor, basis, spectrum = names
     S = entry[factor][where]
     values, vectors = eigenpairs(S)
+    values = values.clamp_min(0)
     if group["inverse"]:
         share = group["damping"] ** 0.5 * _balance(entry, factor)[where, None]
         vectors = (vectors / (values + share)[:, None]) @ vectors.mT
@@ -42,12 +43,3 @@ def _balance(entry: State, factor: str) -> Float[Tensor, " b"]:
     """`pi` for `A`, `1 / pi` for `B`: the ratio of the mean eigenvalues, square root."""
     a, b = (entry[name].diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) for name in "AB")
     return (a / b).sqrt() if factor == "A" else (b / a).sqrt()
-
-
-def eigenpairs(S: Float[Tensor, "k m m"]) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m m"]]:
-    """Eigenvalues, cut at zero, and eigenvectors; again in double precision where that fails."""
-    try:
-        values, vectors = torch.linalg.eigh(S)
-    except RuntimeError:
-        values, vectors = (t.to(S.dtype) for t in torch.linalg.eigh(S.double()))
-    return values.clamp_min(0), vectors

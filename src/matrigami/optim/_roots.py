@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.optim._basis import eigenpairs
 from matrigami.optim._polynomials import Polynomial, cans
 
 Root = Callable[[Tensor, float, float], Tensor]
@@ -44,23 +45,12 @@ def eigh_root(
         >>> eigh_root(torch.diag(torch.tensor([1.0, 4.0, 0.0]))[None], -0.5)[0].diagonal()
         tensor([1.0000, 0.5000, 0.0000])
     """
-    e, Q = _eigh(A)
+    e, Q = eigenpairs(A)
     rounding = A.shape[-1] * torch.finfo(A.dtype).eps * e[:, -1:].abs()
     e = e + (damping - e[:, :1]).clamp_min(0) * (e[:, :1] < damping)
     positive = e > rounding * (torch.as_tensor(damping, device=e.device) <= 0)
     power = torch.where(positive, e, 1.0).pow(exponent) * positive
     return (Q * power[:, None]) @ Q.mT
-
-
-def _eigh(A: Float[Tensor, "b m m"]) -> tuple[Tensor, Tensor]:
-    """Eigenpairs, again in double precision where that fails; NaN for what is not finite."""
-    finite = torch.linalg.vector_norm(A, dim=(-2, -1)).isfinite()
-    safe = A.where(finite[:, None, None], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
-    try:
-        e, Q = torch.linalg.eigh(safe)
-    except RuntimeError:  # LAPACK: clustered eigenvalues in single precision
-        e, Q = (S.to(A.dtype) for S in torch.linalg.eigh(safe.double()))
-    return e, Q.where(finite[:, None, None], torch.nan)
 
 
 def newton_root(

@@ -7,7 +7,6 @@ Shapes: b = blocks, m = rows, n = columns.
 """
 
 import math
-import re
 from dataclasses import dataclass, replace
 
 from jaxtyping import Inexact
@@ -15,9 +14,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from matrigami.operators import ContractionMatrix
-
-GROUP = re.compile(r"\([^)]*\)|[^\s()]+")
-"""One axis of a core: a label, or several in parentheses."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +113,9 @@ def core(part: ContractionMatrix) -> MatrixView | None:
         >>> core(contractions(Monarch(blocks=4).init(12, 8))[0].matrix).stack
         (4, 3, 4)
     """
-    labels = part.axes.replace("(", " ").replace(")", " ").split()
+    labels, stack = part.labels, part.stack
     sizes = dict(part.sizes)
     grid = tuple(sizes[x] for x in labels)
-    stack = tuple(part.core.shape[: part.core.ndim - len(GROUP.findall(part.axes))])
     kinds = (part.batch, part.rows, part.columns)
     order = [len(stack) + labels.index(x) for kind in kinds for x in kind]
     counts = (len(stack) + len(part.batch), len(part.rows), len(part.columns))
