@@ -6,7 +6,7 @@ Shapes: m = rows, n = columns, k = right-hand sides, batch = leading axes of a s
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import singledispatch
+from functools import reduce, singledispatch
 from typing import Any, ClassVar, TypeVar, get_args, overload
 
 import torch
@@ -53,9 +53,14 @@ class LinearOperator(ABC):
         """The matrix itself, in `m * n` numbers."""
 
     @property
+    def H(self) -> "LinearOperator":
+        """The adjoint, `conj(A).T`; of a real matrix the transpose."""
+        return conj(self).T if self.dtype.is_complex else self.T
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The type of the entries."""
-        return next(_leaves(self)).dtype
+        """The type of the entries: that to which the types of the tensors promote."""
+        return reduce(torch.promote_types, (t.dtype for t in _leaves(self)))
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +171,14 @@ def scale(A: LinearOperator, factor: float | Tensor) -> LinearOperator:
         "It takes linear operators.\n"
         "Wrap a tensor in DenseMatrix."
     )
+
+
+@singledispatch
+def conj(A: Value) -> Value:
+    """The complex conjugate: by default that of every tensor, right where entries are real polynomials in them."""
+    if not A.dtype.is_complex:
+        return A
+    return with_tensors(A, iter([t.conj() for t in named_tensors(A).values()]))
 
 
 def named_tensors(A: LinearOperator) -> dict[str, Tensor]:
