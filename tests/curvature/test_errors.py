@@ -188,8 +188,8 @@ def test_axes_that_are_no_stack_of_matrices():
         )
 
     class Recipe(mg.Structure):
-        def init(self, m, n, *, generator=None, dtype=None, device=None) -> LinearOperator:
-            return Mixed(torch.ones(4, 2))
+        def blank(self, m, n, empty) -> LinearOperator:
+            return Mixed(empty(4, 2))
 
     @mg.operators.fans.register
     def _(A: Mixed) -> tuple[mg.operators.Fan, ...]:

@@ -348,8 +348,8 @@ def test_third_party_structure_needs_no_more_than_a_recipe():
     class Scaled(Structure):
         """Any structure but with members twice as large."""
 
-        def init(self, m, n, *, generator=None, dtype=None, device=None) -> LinearOperator:
-            return LowRank(rank=1).init(m, n, generator=generator, dtype=dtype, device=device)
+        def blank(self, m, n, empty) -> LinearOperator:
+            return LowRank(rank=1).blank(m, n, empty)
 
     @project.register
     def _(recipe: Scaled, W: torch.Tensor) -> LinearOperator:

@@ -37,9 +37,9 @@ from matrigami.operators import (
 )
 
 
-def three_lines(caught: pytest.ExceptionInfo) -> list[str]:
+def few_lines(caught: pytest.ExceptionInfo) -> list[str]:
     lines = str(caught.value).splitlines()
-    assert len(lines) == 3
+    assert 2 <= len(lines) <= 3
     return lines
 
 
@@ -48,19 +48,19 @@ def test_product_with_the_wrong_axis(shape):
     A = LowRankMatrix(torch.ones(5, 1), torch.ones(3, 1))
     with pytest.raises(ValueError, match="5x3") as caught:
         _ = A @ torch.ones(shape)
-    asked, got, to_do = three_lines(caught)
-    assert "LowRankMatrix @ X was asked for" in asked
-    assert str(shape) in got
-    assert "should be 3" in to_do
+    head, to_do = few_lines(caught)
+    assert str(shape) in head
+    assert "must be 3" in to_do
+    assert "LowRankMatrix" in to_do
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 4, 3), ()])
 def test_solution_with_the_wrong_axis(shape):
     with pytest.raises(ValueError, match="3x3") as caught:
         solve(DenseMatrix(torch.eye(3)), torch.ones(shape))
-    _, got, to_do = three_lines(caught)
-    assert str(shape) in got
-    assert "should be 3" in to_do
+    head, to_do = few_lines(caught)
+    assert str(shape) in head
+    assert "must be 3" in to_do
 
 
 @pytest.mark.parametrize(
@@ -79,31 +79,35 @@ def test_solution_with_the_wrong_axis(shape):
 def test_questions_of_squares_refuse_rectangles(question):
     with pytest.raises(ValueError, match="2x3 DenseMatrix") as caught:
         question(DenseMatrix(torch.ones(2, 3)))
-    three_lines(caught)
+    few_lines(caught)
 
 
 @pytest.mark.parametrize("question", [inverse, slogdet, trace, power])
 def test_questions_of_a_tensor_say_how_to_wrap_it(question):
-    with pytest.raises(TypeError, match=r"Wrap a tensor: DenseMatrix\(tensor\)"):
+    with pytest.raises(TypeError, match=r"Wrap a matrix of numbers: DenseMatrix\(A\)"):
         question(torch.eye(2), *([2] if question is power else []))
 
 
 def test_sums_of_different_sizes():
-    with pytest.raises(ValueError, match="2x2 and 3x3"):
+    with pytest.raises(ValueError, match="A is 2x2, but B is 3x3"):
         _ = DenseMatrix(torch.eye(2)) + DenseMatrix(torch.eye(3))
 
 
-def test_sums_of_anything_else_are_a_type_error():
-    with pytest.raises(TypeError):
-        _ = DenseMatrix(torch.eye(2)) + torch.eye(2)
+def test_sums_with_numbers():
+    A = DenseMatrix(torch.eye(2))
+    torch.testing.assert_close((A + torch.ones(2, 2)).dense(), torch.eye(2) + 1)
+    for other in (3.0, torch.ones(2), "text"):
+        with pytest.raises(TypeError) as caught:
+            _ = A + other
+        few_lines(caught)
 
 
 def test_real_powers_need_a_positive_symmetric_matrix():
-    with pytest.raises(ValueError, match="not symmetric"):
+    with pytest.raises(ValueError, match="does not equal its adjoint"):
         power(DenseMatrix(torch.tensor([[1.0, 1.0], [0.0, 1.0]])), 0.5)
-    with pytest.raises(ValueError, match="smallest eigenvalue -1") as caught:
+    with pytest.raises(ValueError, match="smallest eigenvalue of A is -1") as caught:
         power(DiagonalMatrix(torch.tensor([1.0, -1.0])), 0.5)
-    three_lines(caught)
+    few_lines(caught)
     with pytest.raises(ValueError, match="positive definite"):
         power(DenseMatrix(torch.diag(torch.tensor([1.0, 0.0]))), -0.5)
     half = power(DenseMatrix(torch.diag(torch.tensor([4.0, 0.0]))), 0.5)
@@ -137,7 +141,7 @@ def test_scipy_solves_with_it():
 
 
 def test_inverse_of_an_inverse_is_the_operator():
-    A = ProductMatrix((DenseMatrix(torch.randn(3, 3)), DenseMatrix(torch.randn(3, 3))))
+    A = TransposedMatrix(DenseMatrix(torch.randn(3, 3)))
     inverted = inverse(A)
     assert isinstance(inverted, InverseMatrix)
     assert inverse(inverted) is A
@@ -148,7 +152,7 @@ def test_sums_and_products_stay_flat():
     K = KroneckerMatrix(torch.ones(3, 3), torch.ones(1, 1))
     total = A + B + K + A
     assert isinstance(total, SumMatrix)
-    assert len(total.terms) == 4
+    assert len(total.terms) == 3  # the two diagonals are one
     product = K @ A @ K
     assert isinstance(product, ProductMatrix)
     assert len(product.factors) == 3
@@ -181,15 +185,15 @@ def test_schatten_norms():
 
 def nested() -> LinearOperator:
     low = LowRankMatrix(torch.randn(4, 2), torch.randn(3, 2))
-    return 2.0 * (KroneckerMatrix(low, torch.randn(2, 2)) + DenseMatrix(torch.randn(8, 6)))
+    return 2.0 * (KroneckerMatrix(low, torch.randn(2, 2)) @ DenseMatrix(torch.randn(6, 6)))
 
 
 def test_names_of_nested_tensors():
     assert list(named_tensors(nested())) == [
-        "operator_terms_0_left_U",
-        "operator_terms_0_left_V",
-        "operator_terms_0_right",
-        "operator_terms_1_entries",
+        "operator_factors_0_left_U",
+        "operator_factors_0_left_V",
+        "operator_factors_0_right",
+        "operator_factors_1_entries",
         "factor",
     ]
 
@@ -197,8 +201,7 @@ def test_names_of_nested_tensors():
 def test_with_tensors_takes_them_in_the_order_of_their_names():
     A = nested()
     doubled = with_tensors(A, iter([2 * t for t in named_tensors(A).values()]))
-    terms = A.operator.terms
-    wanted = 4.0 * (8 * terms[0].dense() + 2 * terms[1].dense())
+    wanted = 2.0**5 * A.dense()  # three tensors of the Kronecker product, the other, the factor
     torch.testing.assert_close(doubled.dense(), wanted)
 
 
@@ -207,7 +210,7 @@ def test_leaves_may_be_anything():
     A = nested()
     sizes = pytree.tree_map(lambda t: t.numel(), A)
     assert type(sizes) is type(A)
-    assert pytree.tree_leaves(sizes) == [8, 6, 4, 48, 1]
+    assert pytree.tree_leaves(sizes) == [8, 6, 4, 36, 1]
     leaves, spec = pytree.tree_flatten(A)
     assert pytree.tree_flatten(sizes)[1] == spec
     total = pytree.tree_map(lambda t, size: t.numel() - size, A, sizes)

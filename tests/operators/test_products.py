@@ -143,13 +143,13 @@ def test_direct_sum_of_squares_answers_block_by_block():
 
 
 def test_wrong_products_are_refused():
-    with pytest.raises(TypeError, match="kron was asked"):
+    with pytest.raises(TypeError, match="a matrix has two axes"):
         mg.kron(A, torch.ones(3))
     with pytest.raises(ValueError, match="square"):
         mg.kron_sum(A, B)
-    with pytest.raises(ValueError, match="number of columns"):
+    with pytest.raises(ValueError, match="columns"):
         mg.khatri_rao(A, B)
-    with pytest.raises(ValueError, match="number of rows"):
+    with pytest.raises(ValueError, match="rows"):
         mg.face_split(A, B)
     with pytest.raises(ValueError, match="no blocks"):
         mg.direct_sum()

@@ -28,7 +28,7 @@ def test_targets_that_are_not_finite(name, bad):
 
 @pytest.mark.parametrize("shape", [(), (4,)])
 def test_targets_without_two_axes(shape):
-    with pytest.raises(ValueError, match="matrix of shape"):
+    with pytest.raises(ValueError, match="a matrix has two axes"):
         project(Dense(), torch.ones(shape))
 
 
@@ -36,8 +36,8 @@ def test_structure_without_a_projection():
     class Unknown(Structure):
         """No rule is registered for it."""
 
-        def init(self, m, n, *, generator=None, dtype=None, device=None) -> LinearOperator:
-            return Dense().init(m, n)
+        def blank(self, m, n, empty) -> LinearOperator:
+            return DenseMatrix(empty(m, n))
 
     with pytest.raises(TypeError, match="Unknown") as caught:
         project(Unknown(), torch.eye(2))

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 import matrigami as mg
 from matrigami.operators import factorize, resolve_blocks, resolve_rank
-from matrigami.operators._sizes import BALANCE
+from matrigami.operators._recipe import BALANCE
 
 
 @given(n=st.integers(1, 4000), parts=st.integers(2, 4))

@@ -171,12 +171,12 @@ def _(A: CurvatureMatrix) -> CurvatureMatrix:
 
 
 @shift.register
-def _(A: CurvatureMatrix, amount: float | Tensor) -> CurvatureMatrix:
+def _(A: CurvatureMatrix, amount: Tensor) -> CurvatureMatrix:
     return mapped(A, lambda B: shift(B, amount))
 
 
 @scale.register
-def _(A: CurvatureMatrix, factor: float | Tensor) -> CurvatureMatrix:
+def _(A: CurvatureMatrix, factor: Tensor) -> CurvatureMatrix:
     return mapped(A, lambda B: scale(B, factor))
 
 

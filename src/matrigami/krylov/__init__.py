@@ -2,6 +2,7 @@
 
 from matrigami.krylov._cg import cg
 from matrigami.krylov._gmres import gmres
+from matrigami.krylov._implicit import implicit_solve
 from matrigami.krylov._lanczos import (
     Estimate,
     Tridiagonal,
@@ -20,6 +21,7 @@ __all__ = [
     "Tridiagonal",
     "cg",
     "gmres",
+    "implicit_solve",
     "is_symmetric",
     "lanczos",
     "largest_eigenpairs",

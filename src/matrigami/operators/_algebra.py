@@ -4,13 +4,18 @@ Shapes: m = rows, n = columns, k = right-hand sides.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, add, compose, scale
+from matrigami.operators._dense import times
+from matrigami.operators._diagonal import DiagonalMatrix
 from matrigami.operators._functions import (
     Cost,
     Fan,
@@ -18,10 +23,13 @@ from matrigami.operators._functions import (
     diagonal,
     fans,
     inverse,
+    pinv,
+    shift,
     slogdet,
     solve,
     trace,
 )
+from matrigami.operators._kernels import lu_inverse
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,9 +46,9 @@ class SumMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply by each term and add."""
-        Y = self.terms[0].matmat(X)
+        Y = self.terms[0] @ X
         for A in self.terms[1:]:
-            Y = Y + A.matmat(X)
+            Y = Y + A @ X
         return Y
 
     @property
@@ -71,7 +79,7 @@ class ProductMatrix(LinearOperator):
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply right to left."""
         for A in reversed(self.factors):
-            X = A.matmat(X)
+            X = A @ X
         return X
 
     @property
@@ -83,7 +91,7 @@ class ProductMatrix(LinearOperator):
         """The matrix itself."""
         D = self.factors[0].dense()
         for A in self.factors[1:]:
-            D = D @ A.dense()
+            D = times(D, A.dense())
         return D
 
 
@@ -102,7 +110,7 @@ class ScaledMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply, then scale."""
-        return self.factor[..., None, None] * self.operator.matmat(X)
+        return self.factor[..., None, None] * (self.operator @ X)
 
     @property
     def T(self) -> "ScaledMatrix":
@@ -165,7 +173,7 @@ class InverseMatrix(LinearOperator):
 
     def dense(self) -> Inexact[Tensor, "*batch n n"]:
         """The matrix itself."""
-        return torch.linalg.inv(self.operator.dense())
+        return lu_inverse(self.operator.dense())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,15 +213,34 @@ def cropped(A: LinearOperator, m: int, n: int) -> LinearOperator:
     return A if A.shape[-2:] == (m, n) else CroppedMatrix(A, m, n)
 
 
-@add.register(LinearOperator)
+@add.register
 def _(A: LinearOperator, B: LinearOperator) -> LinearOperator:
-    """Keep sums flat."""
-    left = A.terms if isinstance(A, SumMatrix) else (A,)
-    right = B.terms if isinstance(B, SumMatrix) else (B,)
-    return SumMatrix((*left, *right))
+    return SumMatrix((A, B))
 
 
-@compose.register(LinearOperator)
+@add.register
+def _(A: LinearOperator, B: SumMatrix) -> LinearOperator:
+    return add(B, A)
+
+
+@add.register
+def _(A: SumMatrix, B: LinearOperator) -> LinearOperator:
+    """Keep sums flat, and join two terms of one kind where their sum is of that kind."""
+    for i, term in enumerate(A.terms):
+        joined = add(term, B) if type(term) is type(B) else B
+        if type(joined) is type(term):
+            return SumMatrix((*A.terms[:i], joined, *A.terms[i + 1 :]))
+    return SumMatrix((*A.terms, B))
+
+
+@add.register
+def _(A: SumMatrix, B: SumMatrix) -> LinearOperator:
+    for term in B.terms:
+        A = add(A, term)
+    return A
+
+
+@compose.register
 def _(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """Keep products flat."""
     left = A.factors if isinstance(A, ProductMatrix) else (A,)
@@ -221,19 +248,38 @@ def _(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     return ProductMatrix((*left, *right))
 
 
-@scale.register(LinearOperator)
-def _(A: LinearOperator, factor: float | Tensor) -> LinearOperator:
-    """Keep one factor."""
-    number = torch.as_tensor(factor, dtype=A.dtype, device=A.device)
-    if isinstance(A, ScaledMatrix):
-        return ScaledMatrix(A.operator, A.factor * number)
-    return ScaledMatrix(A, number)
+@scale.register
+def _(A: LinearOperator, factor: Tensor) -> LinearOperator:
+    return ScaledMatrix(A, factor)
 
 
-@solve.register
+@scale.register
+def _(A: ScaledMatrix, factor: Tensor) -> LinearOperator:
+    return ScaledMatrix(A.operator, A.factor * factor)
+
+
+@scale.register
+def _(A: SumMatrix, factor: Tensor) -> LinearOperator:
+    return SumMatrix(tuple(scale(term, factor) for term in A.terms))
+
+
+@shift.register
+def _(A: LinearOperator, amount: Tensor) -> LinearOperator:
+    return add(A, multiple_of_identity(A, amount))
+
+
+def multiple_of_identity(A: LinearOperator, amount: Tensor) -> DiagonalMatrix:
+    """`amount I` of the size of `A`; one number is stored for each matrix of a stack."""
+    return DiagonalMatrix(amount[..., None].expand(*amount.shape, A.shape[-1]))
+
+
+def _square_factors(A: ProductMatrix, *_: Any) -> bool:
+    """Whether every factor is square, so that the product can be taken apart."""
+    return all(F.shape[-2] == F.shape[-1] for F in A.factors)
+
+
+@solve.register(where=_square_factors)
 def _(A: ProductMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    if any(F.shape[-2] != F.shape[-1] for F in A.factors):
-        return solve.dispatch(LinearOperator)(A, B)
     for F in A.factors:
         B = solve(F, B)
     return B
@@ -246,7 +292,12 @@ def _(A: ScaledMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n 
 
 @solve.register
 def _(A: InverseMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return A.operator.matmat(B)
+    return A.operator @ B
+
+
+@inverse.register
+def _(A: LinearOperator) -> LinearOperator:
+    return InverseMatrix(A)
 
 
 @inverse.register
@@ -254,14 +305,30 @@ def _(A: InverseMatrix) -> LinearOperator:
     return A.operator
 
 
-@slogdet.register
+@inverse.register(where=_square_factors)
+def _(A: ProductMatrix) -> LinearOperator:
+    return ProductMatrix(tuple(inverse(F) for F in reversed(A.factors)))
+
+
+@pinv.register
+def _(A: InverseMatrix) -> LinearOperator:
+    return A.operator
+
+
+@slogdet.register(where=_square_factors)
 def _(A: ProductMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    if any(F.shape[-2] != F.shape[-1] for F in A.factors):
-        return slogdet.dispatch(LinearOperator)(A)
     signs, logs = zip(*map(slogdet, A.factors), strict=True)
-    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(
-        torch.broadcast_tensors(*logs)
-    ).sum(0)
+    return multiplied(signs), summed(logs)
+
+
+def summed(parts: Iterable[Tensor]) -> Tensor:
+    """Add tensors of which some may lack batch axes."""
+    return reduce(torch.add, parts)
+
+
+def multiplied(parts: Iterable[Tensor]) -> Tensor:
+    """Multiply tensors of which some may lack batch axes."""
+    return reduce(torch.mul, parts)
 
 
 @slogdet.register
@@ -274,12 +341,12 @@ def _(A: ScaledMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*bat
 @slogdet.register
 def _(A: InverseMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     sign, log = slogdet(A.operator)
-    return sign, -log
+    return sign.conj(), -log
 
 
 @trace.register
 def _(A: SumMatrix) -> Inexact[Tensor, "*batch"]:
-    return torch.stack(torch.broadcast_tensors(*map(trace, A.terms))).sum(0)
+    return summed(map(trace, A.terms))
 
 
 @trace.register
@@ -289,7 +356,7 @@ def _(A: ScaledMatrix) -> Inexact[Tensor, "*batch"]:
 
 @diagonal.register
 def _(A: SumMatrix) -> Inexact[Tensor, "*batch n"]:
-    return torch.stack(torch.broadcast_tensors(*map(diagonal, A.terms))).sum(0)
+    return summed(map(diagonal, A.terms))
 
 
 @diagonal.register

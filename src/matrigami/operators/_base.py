@@ -1,18 +1,32 @@
-"""The two base classes: a matrix is a value, a structure is a recipe.
+"""The base class of every matrix, and the operators of Python on it.
 
 Shapes: m = rows, n = columns, k = right-hand sides, batch = leading axes of a stack of matrices.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import reduce, singledispatch
-from typing import Any, ClassVar, TypeVar, get_args, overload
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from matrigami.operators._convert import as_given, as_scalars, as_tensor, inexact
+from matrigami.operators._dispatch import OpenFunction
+from matrigami.operators._tree import (
+    Unflatten,
+    expand,
+    flatten,
+    mapped,
+    named_tensors,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Value = TypeVar("Value", bound="LinearOperator")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -21,16 +35,18 @@ class LinearOperator(ABC):
 
     A subclass is a frozen dataclass. Its fields are tensors, other operators, tuples of these, or
     plain Python values that describe a layout. It is immutable, and a PyTree: its leaves are its
-    tensors.
+    tensors. NumPy arrays are taken wherever tensors are, and answered by arrays.
     """
+
+    __array_ufunc__ = None  # so that NumPy leaves `x @ A` to `A`
 
     def __init_subclass__(cls) -> None:
         """Make every value a PyTree node."""
         super().__init_subclass__()
         pytree.register_pytree_node(
             cls,
-            _flatten,
-            _Unflatten(cls),
+            flatten,
+            Unflatten(cls),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
         )
 
@@ -41,7 +57,7 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
-        """Multiply a block of vectors; batch axes broadcast."""
+        """Multiply a block of vectors of the type of the entries; batch axes broadcast."""
 
     @property
     @abstractmethod
@@ -58,202 +74,268 @@ class LinearOperator(ABC):
         return conj(self).T if self.dtype.is_complex else self.T
 
     @property
+    def mT(self) -> "LinearOperator":
+        """The transpose, by the name that tensors have for it."""
+        return self.T
+
+    @property
+    def mH(self) -> "LinearOperator":
+        """The adjoint, by the name that tensors have for it."""
+        return self.H
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, those of the stack included."""
+        return len(self.shape)
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The type of the entries: that to which the types of the tensors promote."""
-        return reduce(torch.promote_types, (t.dtype for t in _leaves(self)))
+        """The type of the entries: the one to which the types of the tensors promote."""
+        types = [t.dtype for t in named_tensors(self).values() if inexact(t)]
+        return reduce(torch.promote_types, types)
 
     @property
     def device(self) -> torch.device:
         """Where the entries are."""
-        return next(_leaves(self)).device
+        return next(iter(named_tensors(self).values())).device
 
-    @overload
-    def __matmul__(self, X: Tensor) -> Tensor: ...
-    @overload
-    def __matmul__(self, X: "LinearOperator") -> "LinearOperator": ...
-    def __matmul__(self, X: "Tensor | LinearOperator") -> "Tensor | LinearOperator":
-        """`A @ X` as `torch.matmul`: a vector, a (batched) matrix, or another operator."""
+    def to(self: Value, *args: Any, **options: Any) -> Value:
+        """Another dtype or device, as `Tensor.to`; a real part of a complex value stays real."""
+        complex_value = self.dtype.is_complex
+
+        def moved(t: Tensor) -> Tensor:
+            """A tensor of indices changes its device only."""
+            target = t.new_empty(0, dtype=self.dtype).to(*args, **options)
+            if not inexact(t):
+                return t.to(target.device)
+            real = complex_value and not t.is_complex()
+            return t.to(target.device, target.dtype.to_real() if real else target.dtype)
+
+        return mapped(self, moved)
+
+    def detach(self: Value) -> Value:
+        """The value without its history of derivatives; it shares storage."""
+        return mapped(self, Tensor.detach)
+
+    def __matmul__(self, X: Any) -> Any:
+        """`A @ X` as `torch.matmul`: a vector, a (batched) matrix, an array, another operator."""
+        if not isinstance(X, Tensor | LinearOperator):
+            return as_given(self @ as_tensor(X, self), X)
         rows = X.shape[-2:][0] if X.shape else None
         if rows != self.shape[-1]:
             raise ValueError(
-                f"{type(self).__name__} @ X was asked for a matrix of {_size(self.shape)},\n"
-                f"but X has shape {tuple(X.shape)}.\n"
-                f"The {'first' if len(X.shape) < 2 else 'second last'} axis of X should be "
-                f"{self.shape[-1]}."
+                f"A @ X: A is {_size(self.shape)}, but X has shape {tuple(X.shape)}.\n"
+                f"The {'first' if len(X.shape) < 2 else 'second last'} axis of X must be "
+                f"{self.shape[-1]}, the columns of this {type(self).__name__}."
             )
         if isinstance(X, LinearOperator):
             return compose(self, X)
-        if X.ndim == 1:
-            return self.matmat(X[:, None])[..., 0]
-        return self.matmat(X)
+        return product(self, X[:, None])[..., 0] if X.ndim == 1 else product(self, X)
 
-    def __add__(self, other: "LinearOperator") -> "LinearOperator":
-        """Entrywise sum."""
-        if not isinstance(other, LinearOperator):
-            return NotImplemented
+    def __rmatmul__(self, X: Any) -> Any:
+        """`X @ A` for a vector, a matrix or an array: `(A.T @ X.T).T`."""
+        Y = as_tensor(X, self)
+        if not Y.shape or Y.shape[-1] != self.shape[-2]:
+            raise ValueError(
+                f"X @ A: A is {_size(self.shape)}, but X has shape {tuple(Y.shape)}.\n"
+                f"The last axis of X must be {self.shape[-2]}, the rows of this "
+                f"{type(self).__name__}."
+            )
+        return as_given(self.T @ Y if Y.ndim == 1 else (self.T @ Y.mT).mT, X)
+
+    def __add__(self, other: Any) -> "LinearOperator":
+        """Entrywise sum with a value, a matrix of numbers, or the 0 at which `sum` starts."""
+        if isinstance(other, int | float) and other == 0:
+            return self
+        other = other if isinstance(other, LinearOperator) else as_tensor(other, self)
+        if other.ndim < 2:
+            raise TypeError(
+                f"A + B: A is a matrix, but B has shape {tuple(other.shape)}.\n"
+                "Write shift(A, c) for A + c I."
+            )
         if self.shape[-2:] != other.shape[-2:]:
             raise ValueError(
-                f"A + B was asked for {_size(self.shape)} and {_size(other.shape)}.\n"
-                "Both matrices should have the same rows and columns."
+                f"A + B: A is {_size(self.shape)}, but B is {_size(other.shape)}.\n"
+                "Both matrices must have the same rows and columns."
             )
         return add(self, other)
 
-    def __sub__(self, other: "LinearOperator") -> "LinearOperator":
+    def __radd__(self, other: Any) -> "LinearOperator":
+        """Entrywise sum: it commutes."""
+        return self + other
+
+    def __sub__(self, other: Any) -> "LinearOperator":
         """Entrywise difference."""
         return self + (-other)
 
-    def __mul__(self, factor: "float | Tensor") -> "LinearOperator":
+    def __rsub__(self, other: Any) -> "LinearOperator":
+        """Entrywise difference."""
+        return -self + other
+
+    def __mul__(self, factor: Any) -> "LinearOperator":
         """Multiply every entry by a scalar (one for each matrix of a stack)."""
         return scale(self, factor)
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> "LinearOperator":
+    def __truediv__(self, divisor: Any) -> "LinearOperator":
+        """Divide every entry by a scalar (one for each matrix of a stack)."""
+        if isinstance(divisor, LinearOperator):
+            raise TypeError(
+                f"A / B: B is a {type(divisor).__name__}; only scalars divide.\n"
+                "For a product with the inverse write A @ inverse(B)."
+            )
+        return scale(self, 1 / divisor)
+
+    def __neg__(self: Value) -> Value:
         """Flip the sign of every entry."""
-        return self * -1.0
+        return scale(self, -1.0)
+
+    def __pow__(self, p: float) -> "LinearOperator":
+        """`power(A, p)`."""
+        return power(self, p)
+
+    def __getitem__(self, index: Any) -> Any:
+        """As `A.dense()[index]`: members of a stack are values, rows and entries are tensors."""
+        return indexed(self, index)
+
+    def __iter__(self) -> Any:
+        """A matrix is no sequence: `A[0]` of a stack is its first member."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be iterated over.\nUse A[i], or A.dense() for numbers."
+        )
 
     def __repr__(self) -> str:
         """Name, size and stored numbers."""
-        size = sum(t.numel() for t in _leaves(self))
-        return f"{type(self).__name__}({_size(self.shape)}, {size} parameters)"
+        numbers = sum(t.numel() for t in named_tensors(self).values())
+        return f"{type(self).__name__}({_size(self.shape)}, {numbers} parameters)"
 
 
-class Structure(ABC):
-    """A recipe: a family of matrices with one parameterisation, e.g. `LowRank(rank=8)`.
+def product(A: LinearOperator, X: Tensor) -> Tensor:
+    """`A @ X` of two types: both are promoted, and a real matrix takes complex vectors in parts."""
+    kind = A.dtype
+    if X.dtype == kind:
+        return A.matmat(X)
+    if X.is_complex() and not kind.is_complex:
+        k = X.shape[-1]
+        Y = product(A, torch.cat([X.real, X.imag], -1))
+        return torch.complex(Y[..., :k], Y[..., k:])
+    common = torch.promote_types(kind, X.dtype)
+    return (A if kind == common else A.to(common)).matmat(X.to(common))
 
-    A subclass is a frozen dataclass of hyper-parameters. `project(recipe, W)` is its other half.
+
+def require(name: str, A: Any, *, square: bool = False) -> None:
+    """Refuse what is no linear operator, or not square though it has to be.
+
+    Raises:
+        TypeError: If `A` is no linear operator.
+        ValueError: If it is not square.
     """
-
-    exact_projection: ClassVar[bool] = True
-    """Whether `project` surely finds a member again; False where it may stop at a local minimum."""
-
-    @abstractmethod
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw a random `m x n` member, scaled by the structure-aware rule (see `matrigami.nn`)."""
+    if not isinstance(A, LinearOperator):
+        raise TypeError(
+            f"{name}(A): A is a {type(A).__name__}; it must be a linear operator.\n"
+            "Wrap a matrix of numbers: DenseMatrix(A)."
+        )
+    if square and A.shape[-2] != A.shape[-1]:
+        raise ValueError(
+            f"{name}(A): A is a {_size(A.shape[-2:])} {type(A).__name__}; it must be square.\n"
+            "For a least-squares problem use lstsq(A, B)."
+        )
 
 
-Value = TypeVar("Value", bound=LinearOperator)
+def _asked(function: OpenFunction, A: Any, *args: Any, **options: Any) -> Any:
+    """Answer for a value."""
+    require(function.name, A)
+    return function.answer(A, *args, **options)
 
 
-@singledispatch
+def _asked_of_square(function: OpenFunction, A: Any, *args: Any, **options: Any) -> Any:
+    """Answer for a square value."""
+    require(function.name, A, square=True)
+    return function.answer(A, *args, **options)
+
+
+def question(default: Callable[P, R]) -> OpenFunction[P, R]:
+    """An open function of a value."""
+    return OpenFunction(default, around=_asked)
+
+
+def square_question(default: Callable[P, R]) -> OpenFunction[P, R]:
+    """An open function of a square value, so that no rule has to check."""
+    return OpenFunction(default, around=_asked_of_square)
+
+
+def _scalars(function: OpenFunction, A: Any, numbers: Any) -> Any:
+    """Hand the rules a tensor, with no more axes than the stack has."""
+    require(function.name, A, square=function.name == "shift")
+    if isinstance(numbers, LinearOperator):
+        raise TypeError(
+            f"A * B: both are matrices, {_size(A.shape)} and {_size(numbers.shape)}.\n"
+            "Write A @ B for their product, hadamard(A, B) for the product of their entries."
+        )
+    numbers = as_scalars(numbers, A)
+    if numbers.ndim > len(A.shape) - 2:
+        A = expand(A, torch.broadcast_shapes(A.shape[:-2], numbers.shape))
+    return function.answer(A, numbers)
+
+
+def scalar_question(default: Callable[P, R]) -> OpenFunction[P, R]:
+    """An open function of a value and of numbers, one for each matrix of a stack."""
+    return OpenFunction(default, around=_scalars)
+
+
+@question
 def add(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """`A + B`, in the narrowest structure that is known to hold it."""
-    raise TypeError(
-        f"add was asked for a {type(A).__name__}.\n"
-        "It takes linear operators.\n"
-        "Wrap a tensor in DenseMatrix."
-    )
+    raise NotImplementedError  # the rule for any two values is in _algebra.py
 
 
-@singledispatch
+@question
 def compose(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """`A @ B`, in the narrowest structure that is known to hold it."""
-    raise TypeError(
-        f"compose was asked for a {type(A).__name__}.\n"
-        "It takes linear operators.\n"
-        "Wrap a tensor in DenseMatrix."
-    )
+    raise NotImplementedError
 
 
-@singledispatch
-def scale(A: LinearOperator, factor: float | Tensor) -> LinearOperator:
-    """`factor * A`, in the structure of `A` where that holds it."""
-    raise TypeError(
-        f"scale was asked for a {type(A).__name__}.\n"
-        "It takes linear operators.\n"
-        "Wrap a tensor in DenseMatrix."
-    )
+@scalar_question
+def scale(A: LinearOperator, factor: Any) -> LinearOperator:
+    """`factor * A`, in the structure of `A` where that holds it.
+
+    Args:
+        A: A matrix, or a stack of them.
+        factor: A number, or a tensor with one for each matrix of the stack.
+    """
+    raise NotImplementedError
 
 
-@singledispatch
-def conj(A: Value) -> Value:
-    """The complex conjugate: by default that of every tensor, right where entries are real polynomials in them."""
-    if not A.dtype.is_complex:
-        return A
-    return with_tensors(A, iter([t.conj() for t in named_tensors(A).values()]))
+@question
+def conj(A: Any) -> Any:
+    """The complex conjugate: that of every tensor, if entries are real polynomials in them."""
+    return mapped(A, Tensor.conj) if A.dtype.is_complex else A
 
 
-def named_tensors(A: LinearOperator) -> dict[str, Tensor]:
-    """The tensors of a value by readable name, e.g. `left`, `cores_0`, `padded_right`."""
-    named: dict[str, Tensor] = {}
-    for field in fields(A):
-        named |= _named(field.name, getattr(A, field.name))
-    return named
+@question
+def indexed(A: LinearOperator, index: Any) -> Any:
+    """`A[index]`, as `A.dense()[index]`: members of a stack are values, all else are tensors."""
+    raise NotImplementedError
 
 
-def with_tensors(A: Value, tensors: Iterator[Tensor]) -> Value:
-    """A value like `A` whose tensors come, in the order of `named_tensors`, from an iterator."""
-    return type(A)(*[_rebuilt(getattr(A, field.name), tensors) for field in fields(A)])
+@square_question
+def power(A: LinearOperator, p: float) -> LinearOperator:
+    """`A^p`: any square `A` for an integer `p`, a positive definite one for a real `p`.
 
+    Raises:
+        ValueError: If `p` is not an integer and `A` is not Hermitian positive (semi-)definite.
 
-def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
-    """The field of a value with its tensors exchanged."""
-    if isinstance(part, Tensor):
-        return next(tensors)
-    if isinstance(part, LinearOperator):
-        return with_tensors(part, tensors)
-    if isinstance(part, tuple):
-        return tuple(_rebuilt(p, tensors) for p in part)
-    return part
-
-
-def _named(name: str, part: Any) -> dict[str, Tensor]:
-    """The tensors below one field."""
-    if isinstance(part, Tensor):
-        return {name: part}
-    if isinstance(part, LinearOperator):
-        return {f"{name}_{key}": t for key, t in named_tensors(part).items()}
-    if isinstance(part, tuple):
-        return {key: t for i, p in enumerate(part) for key, t in _named(f"{name}_{i}", p).items()}
-    return {}
-
-
-def _leaves(A: LinearOperator) -> Iterator[Tensor]:
-    """The tensors of a value."""
-    return iter(named_tensors(A).values())
+    Examples:
+        >>> from matrigami.operators import DenseMatrix
+        >>> power(DenseMatrix(torch.diag(torch.tensor([4.0, 9.0]))), -0.5).dense()
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.3333]])
+    """
+    raise NotImplementedError
 
 
 def _size(shape: tuple[int, ...]) -> str:
     """`(2, 3, 4)` as `2 of 3x4`."""
     stack = "x".join(map(str, shape[:-2]))
     return f"{stack + ' of ' if stack else ''}{shape[-2]}x{shape[-1]}"
-
-
-PLAIN = (bool, int, float, str, type(None), torch.dtype, ...)
-"""Types of fields that describe a layout."""
-
-
-def _is_layout(annotation: Any) -> bool:
-    """Whether a field is layout, by its annotation: the leaves of a PyTree may be anything."""
-    parts = get_args(annotation)
-    return all(map(_is_layout, parts)) if parts else annotation in PLAIN
-
-
-def _flatten(A: LinearOperator) -> tuple[list[Any], Any]:
-    """Children (tensors and operators) and context (the layout) of a PyTree node."""
-    layout = {field.name: _is_layout(field.type) for field in fields(A)}
-    children = [name for name, plain in layout.items() if not plain]
-    rest = tuple((name, getattr(A, name)) for name, plain in layout.items() if plain)
-    return [getattr(A, name) for name in children], (tuple(children), rest)
-
-
-class _Unflatten:
-    """Rebuild a value without its checks: PyTree leaves may be anything."""
-
-    def __init__(self, cls: type[LinearOperator]) -> None:
-        self.cls = cls
-
-    def __call__(self, children: Any, context: Any) -> LinearOperator:
-        names, rest = context
-        value = object.__new__(self.cls)
-        for name, part in (*zip(names, children, strict=True), *rest):
-            object.__setattr__(value, name, part)
-        return value

@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import NamedTuple
 
 import torch
@@ -22,8 +21,9 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._algebra import CroppedMatrix, ProductMatrix
-from matrigami.operators._base import LinearOperator, compose
+from matrigami.operators._base import LinearOperator, compose, question
 from matrigami.operators._dense import DenseMatrix
+from matrigami.operators._diagonal import identity
 from matrigami.operators._functions import Cost, cost
 
 GROUP = re.compile(r"\([^)]*\)|[^\s()]+")
@@ -198,7 +198,7 @@ class Contraction(NamedTuple):
     after: LinearOperator | None = None
 
 
-@singledispatch
+@question
 def contractions(A: LinearOperator) -> tuple[Contraction, ...]:
     """The part of each tensor of `named_tensors(A)` in the product `A @ X`.
 
@@ -211,8 +211,7 @@ def contractions(A: LinearOperator) -> tuple[Contraction, ...]:
         (['m'], ['n'], (2, 3))
     """
     raise TypeError(
-        f"contractions was asked of a {type(A).__name__}.\n"
-        "How its tensors enter a product is not known.\n"
+        f"contractions(A): how the tensors of a {type(A).__name__} enter a product is not known.\n"
         "Register a rule with @contractions.register in the file that defines it."
     )
 
@@ -271,11 +270,11 @@ def _(A: DenseMatrix) -> tuple[Contraction, ...]:
 def _(A: CroppedMatrix) -> tuple[Contraction, ...]:
     """The parts in the larger matrix, between appended zeros and a cut."""
     M, N = A.padded.shape[-2:]
-    cut = None if A.rows == M else CroppedMatrix(identity(A, M), A.rows, M)
-    pad = None if A.columns == N else CroppedMatrix(identity(A, N), N, A.columns)
+    cut = None if A.rows == M else CroppedMatrix(_eye(A, M), A.rows, M)
+    pad = None if A.columns == N else CroppedMatrix(_eye(A, N), N, A.columns)
     return tuple(composed(part, pad, cut) for part in contractions(A.padded))
 
 
-def identity(A: LinearOperator, n: int) -> ContractionMatrix:
-    """The identity of size `n` in the type of `A`, by a core of ones."""
-    return contraction(torch.ones(n, dtype=A.dtype, device=A.device), "n", "n", "n", n=n)
+def _eye(A: LinearOperator, n: int) -> LinearOperator:
+    """The identity in the type of a value."""
+    return identity(n, dtype=A.dtype, device=A.device)

@@ -8,24 +8,20 @@ Shapes: m = rows, n = columns, k = right-hand sides.
 
 import math
 from dataclasses import dataclass
-from functools import reduce, singledispatch
+from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from matrigami.operators._base import LinearOperator, compose
+from matrigami.operators._algebra import multiplied, summed
+from matrigami.operators._base import LinearOperator, add, compose, power, scale
+from matrigami.operators._convert import as_tensor, inexact
 from matrigami.operators._dense import DenseMatrix, operator
-from matrigami.operators._functions import (
-    Cost,
-    cost,
-    diagonal,
-    inverse,
-    power,
-    slogdet,
-    solve,
-    svdvals,
-)
+from matrigami.operators._dispatch import OpenFunction
+from matrigami.operators._eigen import descending, exp, norm, svdvals
+from matrigami.operators._functions import Cost, cost, diagonal, inverse, shift, slogdet, solve
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,9 +93,7 @@ class DirectSumMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Each block multiplies its own rows."""
-        return _stacked(
-            [A.matmat(part) for A, part in zip(self.blocks, self.split(X), strict=True)]
-        )
+        return _stacked([A @ part for A, part in zip(self.blocks, self.split(X), strict=True)])
 
     @property
     def T(self) -> "DirectSumMatrix":
@@ -131,48 +125,93 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return torch.cat([p.expand(*batch, *p.shape[-2:]) for p in parts], -2)
 
 
-@singledispatch
-def kron(
-    A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor
-) -> LinearOperator:
+def _factors(function: OpenFunction, *factors: Any) -> Any:
+    """Check the operands of a product of matrices, and bring tensors to one type."""
+    if len(factors) < 2:
+        raise TypeError(
+            f"{function.name}(A, B, ...): {len(factors)} operands were given.\nGive two or more."
+        )
+    given = [_matrix(function.name, F) for F in factors]
+    kinds = [F.dtype for F in given if isinstance(F, Tensor)]
+    kind = reduce(torch.promote_types, kinds) if kinds else None
+    return function.answer(*[F.to(kind) if isinstance(F, Tensor) else F for F in given])
+
+
+def _matrix(name: str, F: Any) -> LinearOperator | Tensor:
+    """A value as itself, numbers as a tensor with two axes or more."""
+    if isinstance(F, LinearOperator):
+        return F
+    t = F if isinstance(F, Tensor) else as_tensor(F, torch.empty(0))
+    if t.ndim < 2:
+        raise TypeError(
+            f"{name}(A, B, ...): a factor has shape {tuple(t.shape)}; a matrix has two axes.\n"
+            "Write v[:, None] for a column, v[None] for a row."
+        )
+    return t if inexact(t) else t.to(torch.get_default_dtype())
+
+
+def _square_terms(function: OpenFunction, *terms: Any) -> Any:
+    """Check that every term is square."""
+    for F in terms:
+        if hasattr(F, "shape") and len(F.shape) > 1 and F.shape[-2] != F.shape[-1]:
+            raise ValueError(
+                f"{function.name}(A, B, ...): a term is {F.shape[-2]}x{F.shape[-1]}; each must be "
+                "square.\nA Kronecker sum adds multiples of identities to its terms."
+            )
+    return _factors(function, *terms)
+
+
+@lambda default: OpenFunction(default, around=_factors)
+def kron(*factors: LinearOperator | Tensor) -> LinearOperator:
     """The Kronecker product `A (x) B (x) ...`: block `(i, j)` is `A[i, j] B`.
 
     Args:
-        A: A tensor `(*batch, m1, n1)` or a value.
-        B: A tensor `(*batch, m2, n2)` or a value.
-        more: Further factors.
+        factors: Two matrices or more, tensors `(*batch, m, n)`, arrays or values.
 
     Returns:
         A `KroneckerMatrix`.
 
     Raises:
-        TypeError: If a factor is neither a tensor nor a value.
+        TypeError: If a factor is no matrix.
     """
-    raise TypeError(
-        f"kron was asked for a {type(A).__name__}.\nIts factors are tensors or linear operators."
-    )
+    raise NotImplementedError  # in matrigami.structures
 
 
-@singledispatch
-def kron_sum(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> LinearOperator:
+@lambda default: OpenFunction(default, around=_square_terms)
+def kron_sum(*terms: LinearOperator | Tensor) -> LinearOperator:
     """The Kronecker sum `A (x) I + I (x) B` of square matrices, e.g. a Laplacian on a grid.
+
+    Args:
+        terms: Two square matrices or more, one for each axis of the grid, the slowest first.
+
+    Returns:
+        A `KroneckerSumMatrix`.
 
     Raises:
         ValueError: If a term is not square.
     """
-    raise TypeError(
-        f"kron_sum was asked for a {type(A).__name__}.\nIts terms are tensors or linear operators."
-    )
+    raise NotImplementedError  # in matrigami.structures
 
 
-@singledispatch
+@OpenFunction
 def outer(u: Inexact[Tensor, "*batch m"], v: Inexact[Tensor, "*batch n"]) -> LinearOperator:
     """The outer product `u v.T`, a `LowRankMatrix` of rank 1."""
-    raise TypeError(f"outer was asked for a {type(u).__name__}.\nIt takes two vectors.")
+    raise TypeError(f"outer(u, v): u is a {type(u).__name__}; both must be tensors.")
 
 
-@singledispatch
-def hadamard(A: LinearOperator, B: LinearOperator | Tensor) -> LinearOperator:
+def _same_shape(function: OpenFunction, A: Any, B: Any) -> Any:
+    """Check two operands of one shape."""
+    A, B = operator(A), operator(B)
+    if A.shape[-2:] != B.shape[-2:]:
+        raise ValueError(
+            f"hadamard(A, B): A is {tuple(A.shape)}, but B is {tuple(B.shape)}.\n"
+            "Both matrices must have the same rows and columns."
+        )
+    return function.answer(A, B)
+
+
+@lambda default: OpenFunction(default, around=_same_shape)
+def hadamard(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """The elementwise product `A o B`, in the narrowest structure known to hold it.
 
     Two low ranks give a `HadamardMatrix`, a diagonal and anything a `DiagonalMatrix`.
@@ -180,13 +219,7 @@ def hadamard(A: LinearOperator, B: LinearOperator | Tensor) -> LinearOperator:
     Raises:
         ValueError: If the shapes differ.
     """
-    left, right = operator(A).dense(), operator(B).dense()
-    if left.shape[-2:] != right.shape[-2:]:
-        raise ValueError(
-            f"hadamard was asked for {tuple(left.shape)} and {tuple(right.shape)}.\n"
-            "Both matrices should have the same rows and columns."
-        )
-    return DenseMatrix(left * right)
+    return DenseMatrix(A.dense() * B.dense())
 
 
 def khatri_rao(
@@ -201,8 +234,8 @@ def khatri_rao(
     """
     if A.shape[-1] != B.shape[-1]:
         raise ValueError(
-            f"khatri_rao was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
-            "Both should have the same number of columns."
+            f"khatri_rao(A, B): A has {A.shape[-1]} columns, B has {B.shape[-1]}.\n"
+            "Both must have as many."
         )
     return KhatriRaoMatrix(A, B)
 
@@ -218,8 +251,8 @@ def face_split(
     """
     if A.shape[-2] != B.shape[-2]:
         raise ValueError(
-            f"face_split was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
-            "Both should have the same number of rows."
+            f"face_split(A, B): A has {A.shape[-2]} rows, B has {B.shape[-2]}.\n"
+            "Both must have as many."
         )
     return FaceSplitMatrix(A, B)
 
@@ -238,7 +271,7 @@ def direct_sum(*blocks: LinearOperator | Tensor) -> DirectSumMatrix:
     """
     if not blocks:
         raise ValueError(
-            "direct_sum was asked for no blocks.\nGive at least one tensor or operator."
+            "direct_sum(): no blocks were given.\nGive at least one tensor or operator."
         )
     return DirectSumMatrix(tuple(map(operator, blocks)))
 
@@ -265,62 +298,70 @@ def _(A: DirectSumMatrix) -> Cost:
     return reduce(Cost.__add__, map(cost, A.blocks))
 
 
-@compose.register
-def _(A: DirectSumMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, DirectSumMatrix) and [F.shape[-1] for F in A.blocks] == [
-        G.shape[-2] for G in B.blocks
-    ]:
-        return DirectSumMatrix(
-            tuple(operator(F @ G) for F, G in zip(A.blocks, B.blocks, strict=True))
-        )
-    return compose.dispatch(LinearOperator)(A, B)
+def _square(A: DirectSumMatrix, *_: Any) -> bool:
+    """Whether every block is square, so that each is asked by itself."""
+    return A.square
 
 
-@solve.register
+@compose.register(
+    where=lambda A, B: [F.shape[-1] for F in A.blocks] == [G.shape[-2] for G in B.blocks]
+)
+def _(A: DirectSumMatrix, B: DirectSumMatrix) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(F @ G for F, G in zip(A.blocks, B.blocks, strict=True)))
+
+
+@add.register(where=lambda A, B: [F.shape for F in A.blocks] == [G.shape for G in B.blocks])
+def _(A: DirectSumMatrix, B: DirectSumMatrix) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(F + G for F, G in zip(A.blocks, B.blocks, strict=True)))
+
+
+@scale.register
+def _(A: DirectSumMatrix, factor: Tensor) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(scale(F, factor) for F in A.blocks))
+
+
+@shift.register(where=_square)
+def _(A: DirectSumMatrix, amount: Tensor) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(shift(F, amount) for F in A.blocks))
+
+
+@solve.register(where=_square)
 def _(A: DirectSumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    if not A.square:
-        return solve.dispatch(LinearOperator)(A, B)
     return _stacked([solve(F, part) for F, part in zip(A.blocks, A.split(B), strict=True)])
 
 
-@inverse.register
-def _(A: DirectSumMatrix) -> LinearOperator:
-    return (
-        DirectSumMatrix(tuple(map(inverse, A.blocks)))
-        if A.square
-        else inverse.dispatch(LinearOperator)(A)
-    )
+@inverse.register(where=_square)
+def _(A: DirectSumMatrix) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(map(inverse, A.blocks)))
 
 
-@slogdet.register
+@slogdet.register(where=_square)
 def _(A: DirectSumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    if not A.square:
-        return slogdet.dispatch(LinearOperator)(A)
     signs, logs = zip(*map(slogdet, A.blocks), strict=True)
-    return torch.stack(torch.broadcast_tensors(*signs)).prod(0), torch.stack(
-        torch.broadcast_tensors(*logs)
-    ).sum(0)
+    return multiplied(signs), summed(logs)
 
 
-@diagonal.register
+@diagonal.register(where=_square)
 def _(A: DirectSumMatrix) -> Inexact[Tensor, "*batch d"]:
-    if not A.square:
-        return diagonal.dispatch(LinearOperator)(A)
     return _stacked([diagonal(F)[..., None] for F in A.blocks])[..., 0]
 
 
 @svdvals.register
 def _(A: DirectSumMatrix) -> Float[Tensor, "*batch d"]:
-    values = (
-        _stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0].sort(-1, descending=True).values
-    )
-    return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
+    return descending(_stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0], A)
 
 
-@power.register
-def _(A: DirectSumMatrix, p: float) -> LinearOperator:
-    return (
-        DirectSumMatrix(tuple(power(F, p) for F in A.blocks))
-        if A.square
-        else power.dispatch(LinearOperator)(A, p)
-    )
+@norm.register(where=lambda A, order=None: order is None)
+def _(A: DirectSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    each = torch.broadcast_tensors(*[norm(F) for F in A.blocks])
+    return torch.linalg.vector_norm(torch.stack(each), dim=0)
+
+
+@power.register(where=_square)
+def _(A: DirectSumMatrix, p: float) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(power(F, p) for F in A.blocks))
+
+
+@exp.register(where=_square)
+def _(A: DirectSumMatrix) -> DirectSumMatrix:
+    return DirectSumMatrix(tuple(map(exp, A.blocks)))

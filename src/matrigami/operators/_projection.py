@@ -5,20 +5,18 @@ Shapes: m = rows, n = columns, r = rank.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch, update_wrapper
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._algebra import cropped
-from matrigami.operators._base import (
-    LinearOperator,
-    Structure,
-    Value,
-    named_tensors,
-    with_tensors,
-)
+from matrigami.operators._base import LinearOperator, Value
+from matrigami.operators._dispatch import OpenFunction
+from matrigami.operators._kernels import is_concrete
+from matrigami.operators._recipe import Structure
+from matrigami.operators._tree import named_tensors, with_tensors
 
 STEPS = 200
 """Most Levenberg-Marquardt steps; members are found again in far fewer."""
@@ -46,42 +44,33 @@ class Metric:
         return X if self.right is None else (self.right @ X.mT).mT
 
 
-class Project:
-    """`project`, a `singledispatch` function over recipes that also takes a metric."""
-
-    def __init__(self, default: Callable[[Structure, Tensor], LinearOperator]) -> None:
-        self.rules = singledispatch(default)
-        self.register = self.rules.register
-        self.dispatch = self.rules.dispatch
-        update_wrapper(self, default)
-
-    def __call__(
-        self,
-        recipe: Structure,
-        W: Tensor | LinearOperator,
-        *,
-        left: LinearOperator | None = None,
-        right: LinearOperator | None = None,
-    ) -> LinearOperator:
-        """Project in the Frobenius norm, then refine in the metric if there is one."""
-        W = W.dense() if isinstance(W, LinearOperator) else W
-        if W.ndim < 2:
-            raise ValueError(
-                f"project was asked for a tensor of shape {tuple(W.shape)}.\n"
-                "It takes a matrix of shape (*batch, m, n)."
-            )
-        if not torch.isfinite(W).all():
-            raise ValueError(
-                "project was asked for a matrix with NaN or infinite entries.\n"
-                f"No {type(recipe).__name__} member is nearest to it."
-            )
-        start = self.rules(recipe, W)
-        if left is None and right is None:
-            return start
-        return metric_project(recipe, W, start, Metric(left, right))
+def _target(
+    function: OpenFunction,
+    recipe: Structure,
+    W: Any,
+    *,
+    left: LinearOperator | None = None,
+    right: LinearOperator | None = None,
+) -> LinearOperator:
+    """Project in the Frobenius norm, then refine in the metric if there is one."""
+    W = W.dense() if isinstance(W, LinearOperator) else W
+    if W.ndim < 2:
+        raise ValueError(
+            f"project(recipe, W): W has shape {tuple(W.shape)}; a matrix has two axes.\n"
+            "Give a tensor of shape (*batch, m, n)."
+        )
+    if is_concrete(W) and not torch.isfinite(W).all():
+        raise ValueError(
+            "project(recipe, W): W has NaN or infinite entries.\n"
+            f"No {type(recipe).__name__} member is nearest to it."
+        )
+    start = function.answer(recipe, W)
+    if left is None and right is None:
+        return start
+    return metric_project(recipe, W, start, Metric(left, right))
 
 
-@Project
+@lambda default: OpenFunction(default, around=_target)
 def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     """The member of a structure nearest to `W`.
 
@@ -111,7 +100,7 @@ def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperat
     )
 
 
-@singledispatch
+@OpenFunction
 def metric_project(
     recipe: Structure, W: Tensor, start: LinearOperator, metric: Metric
 ) -> LinearOperator:
@@ -122,21 +111,6 @@ def metric_project(
             "Give one matrix at a time."
         )
     return least_squares_fit(start, W, metric)
-
-
-def truncated_svd(
-    M: Inexact[Tensor, "*batch m n"], rank: int, *, balanced: bool = True
-) -> tuple[Inexact[Tensor, "*batch m r"], Inexact[Tensor, "*batch r n"]]:
-    """Factors `L @ R` of the best rank-`r` approximation (Eckart and Young 1936).
-
-    Balanced factors share the singular values; otherwise `L` is orthonormal and `R` carries them.
-    """
-    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
-    U, S, Vh = U[..., :rank], S[..., :rank].to(M.dtype), Vh[..., :rank, :]
-    if not balanced:
-        return U, S[..., None] * Vh
-    root = S.sqrt()
-    return U * root[..., None, :], root[..., None] * Vh
 
 
 def fitted_corner(A: LinearOperator, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:

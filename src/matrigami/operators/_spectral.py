@@ -1,4 +1,4 @@
-"""A symmetric matrix by its eigenpairs: `A = Q diag(values) Q.T`, with `Q` any orthogonal value.
+"""A Hermitian matrix by its eigenpairs: `A = Q diag(values) Q.H`, with `Q` any unitary value.
 
 With a Kronecker product as `Q` it is the eigenvalue-corrected curvature of a layer (George et al.
 2018, arXiv:1806.03884), or a Kronecker product plus a multiple of the identity.
@@ -12,30 +12,44 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from matrigami.operators._base import LinearOperator, add, scale
-from matrigami.operators._dense import DenseMatrix
-from matrigami.operators._functions import (
-    Cost,
+from matrigami.operators._base import LinearOperator, add, conj, power, scale
+from matrigami.operators._dense import DenseMatrix, times
+from matrigami.operators._diagonal import DiagonalMatrix
+from matrigami.operators._eigen import (
     Eigh,
-    cost,
-    diagonal,
+    Svd,
+    descending,
     eigh,
-    inverse,
+    exp,
     largest,
     norm,
-    positive,
-    power,
+    raised,
+    schatten,
+    svd,
+    svdvals,
+)
+from matrigami.operators._functions import (
+    Cost,
+    cost,
+    diagonal,
+    inverse,
+    pinv,
     shift,
     slogdet,
     solve,
-    svdvals,
     trace,
 )
+from matrigami.operators._kernels import is_differentiated, is_hermitian
+from matrigami.operators._products import hadamard
+from matrigami.operators._tree import named_tensors
+from matrigami.operators._triangular import refuse_zeros
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectralMatrix(LinearOperator):
-    """The matrix `vectors @ diag(values) @ vectors.T`; the columns of `vectors` are orthonormal.
+    """The matrix `vectors @ diag(values) @ vectors.H`; the columns of `vectors` are orthonormal.
+
+    Complex values are allowed: the matrix is normal then.
 
     Examples:
         >>> A = SpectralMatrix(torch.tensor([1.0, 3.0]), DenseMatrix(torch.eye(2)))
@@ -43,7 +57,7 @@ class SpectralMatrix(LinearOperator):
         (tensor([1., 3.]), 4.0)
     """
 
-    values: Float[Tensor, "*batch n"]
+    values: Inexact[Tensor, "*batch n"]
     vectors: LinearOperator
 
     @property
@@ -55,50 +69,59 @@ class SpectralMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
         """Into the eigenbasis, scale, and back."""
-        return self.vectors.matmat(self.values[..., None] * self.vectors.T.matmat(X))
+        return self.vectors @ (self.values[..., None] * (self.vectors.H @ X))
 
     @property
     def T(self) -> "SpectralMatrix":
-        """Itself."""
-        return self
+        """The conjugate vectors, which are the vectors of a real matrix."""
+        return SpectralMatrix(self.values, conj(self.vectors))
 
-    def dense(self) -> Float[Tensor, "*batch n n"]:
+    def dense(self) -> Inexact[Tensor, "*batch n n"]:
         """The matrix itself."""
         Q = self.vectors.dense()
-        return (Q * self.values[..., None, :]) @ Q.mT
+        return times(Q * self.values[..., None, :], Q.mH)
 
 
-def symmetric(A: LinearOperator) -> bool:
-    """Whether a value surely equals its transpose, up to the rounding of a product that made it."""
-    if not isinstance(A, DenseMatrix):
-        return A.T is A
-    D = A.entries.detach()
-    rounding = D.shape[-1] * torch.finfo(D.dtype).eps
-    return bool((D - D.mT).abs().max() <= rounding * D.abs().max())
+def hermitian(A: LinearOperator) -> bool:
+    """Whether a value surely equals its adjoint, up to the rounding of a product that made it."""
+    if isinstance(A, DenseMatrix):
+        return is_hermitian(A.entries)
+    if isinstance(A, DiagonalMatrix):
+        return not A.dtype.is_complex
+    if isinstance(A, SpectralMatrix):
+        return not A.values.is_complex()
+    return A.T is A and not A.dtype.is_complex
 
 
-@add.register
-def _(A: SpectralMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, SpectralMatrix) and A.vectors is B.vectors:
-        return SpectralMatrix(A.values + B.values, A.vectors)
-    return add.dispatch(LinearOperator)(A, B)
+def differentiated(A: LinearOperator) -> bool:
+    """Whether somebody may ask for a derivative in the tensors of a value."""
+    return is_differentiated(*named_tensors(A).values())
+
+
+@add.register(where=lambda A, B: A.vectors is B.vectors)
+def _(A: SpectralMatrix, B: SpectralMatrix) -> SpectralMatrix:
+    return SpectralMatrix(A.values + B.values, A.vectors)
+
+
+@conj.register
+def _(A: SpectralMatrix) -> SpectralMatrix:
+    return SpectralMatrix(A.values.conj(), conj(A.vectors))
 
 
 @scale.register
-def _(A: SpectralMatrix, factor: float | Tensor) -> SpectralMatrix:
-    factor = factor[..., None] if isinstance(factor, Tensor) else factor
-    return SpectralMatrix(A.values * factor, A.vectors)
+def _(A: SpectralMatrix, factor: Tensor) -> SpectralMatrix:
+    return SpectralMatrix(A.values * factor[..., None], A.vectors)
 
 
 @shift.register
-def _(A: SpectralMatrix, amount: float | Tensor) -> SpectralMatrix:
-    amount = amount[..., None] if isinstance(amount, Tensor) else amount
-    return SpectralMatrix(A.values + amount, A.vectors)
+def _(A: SpectralMatrix, amount: Tensor) -> SpectralMatrix:
+    return SpectralMatrix(A.values + amount[..., None], A.vectors)
 
 
 @solve.register
 def _(A: SpectralMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return SpectralMatrix(1 / A.values, A.vectors).matmat(B)
+    refuse_zeros(A.values)
+    return SpectralMatrix(1 / A.values, A.vectors) @ B
 
 
 @inverse.register
@@ -106,46 +129,59 @@ def _(A: SpectralMatrix) -> SpectralMatrix:
     return SpectralMatrix(1 / A.values, A.vectors)
 
 
+@pinv.register
+def _(A: SpectralMatrix) -> SpectralMatrix:
+    return SpectralMatrix(pinv(DiagonalMatrix(A.values)).diagonal, A.vectors)  # pyright: ignore
+
+
 @slogdet.register
-def _(A: SpectralMatrix) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    return A.values.sgn().prod(-1), A.values.abs().log().sum(-1)
+def _(A: SpectralMatrix) -> tuple[Inexact[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    sign = A.values.sgn().prod(-1)
+    return sign.to(A.dtype), A.values.abs().log().sum(-1)
 
 
 @trace.register
-def _(A: SpectralMatrix) -> Float[Tensor, "*batch"]:
-    return A.values.sum(-1)
+def _(A: SpectralMatrix) -> Inexact[Tensor, "*batch"]:
+    return A.values.sum(-1).to(A.dtype)
 
 
 @diagonal.register
-def _(A: SpectralMatrix) -> Float[Tensor, "*batch n"]:
-    """`diag(Q D Q.T) = (Q o Q) d`, and for a Kronecker product `Q o Q` is one too."""
-    from matrigami.operators._products import hadamard  # noqa: PLC0415 - products build on this
+def _(A: SpectralMatrix) -> Inexact[Tensor, "*batch n"]:
+    """`diag(Q D Q.H) = (Q o conj(Q)) d`, and for a Kronecker product `Q o conj(Q)` is one too."""
+    squares = hadamard(A.vectors, conj(A.vectors))
+    return (squares @ A.values[..., None])[..., 0].to(A.dtype)
 
-    return hadamard(A.vectors, A.vectors).matmat(A.values[..., None])[..., 0]
 
-
-@eigh.register
+@eigh.register(where=lambda A, k=None: not A.values.is_complex())
 def _(A: SpectralMatrix, k: int | None = None) -> Eigh:
     pairs = Eigh(A.values, A.vectors)
     return pairs if k is None else largest(pairs, k)
 
 
+@svd.register(where=lambda A: not A.values.is_complex())
+def _(A: SpectralMatrix) -> Svd:
+    sign = torch.where(A.values < 0, -1, 1).to(A.dtype)
+    return Svd(A.vectors @ DiagonalMatrix(sign), A.values.abs(), A.vectors)
+
+
 @svdvals.register
 def _(A: SpectralMatrix) -> Float[Tensor, "*batch n"]:
-    return A.values.abs().sort(-1, descending=True).values
+    return descending(A.values.abs(), A)
 
 
 @norm.register
 def _(A: SpectralMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    if order is not None:
-        return norm.dispatch(LinearOperator)(A, order)
-    return torch.linalg.vector_norm(A.values, dim=-1)
+    return schatten(A.values, order)
 
 
 @power.register
 def _(A: SpectralMatrix, p: float) -> SpectralMatrix:
-    values = A.values if float(p).is_integer() else positive(A.values, p)
-    return SpectralMatrix(values.pow(p), A.vectors)
+    return SpectralMatrix(raised(A.values, p), A.vectors)
+
+
+@exp.register
+def _(A: SpectralMatrix) -> SpectralMatrix:
+    return SpectralMatrix(A.values.exp(), A.vectors)
 
 
 @cost.register

@@ -1,11 +1,12 @@
 """The structures: one file each, value, recipe, projection and rules."""
 
-import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
-from matrigami.operators import DenseMatrix, Structure
+import matrigami.krylov
+import matrigami.structures._update  # noqa: F401 - registers the lemmas of low-rank updates
+from matrigami.operators import DenseMatrix, DiagonalMatrix, Structure
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
 from matrigami.structures._dense import Dense
-from matrigami.structures._diagonal import Diagonal, DiagonalMatrix
+from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._kronecker import Kronecker, KroneckerMatrix

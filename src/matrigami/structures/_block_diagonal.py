@@ -5,7 +5,9 @@ Storage and cost per vector: `m n / c`. Projection: the blocks on the diagonal.
 Shapes: c = blocks, p x q = one block, m = c p rows, n = c q columns, k = right-hand sides.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
@@ -14,23 +16,39 @@ from torch import Tensor
 from matrigami.operators import (
     Contraction,
     DenseMatrix,
+    Eigh,
     Fan,
     LinearOperator,
     Structure,
+    Svd,
+    add,
     chained,
+    cholesky,
     compose,
     contraction,
     contractions,
+    descending,
     diagonal,
-    draw,
+    eigh,
+    exp,
     fans,
     inverse,
+    largest,
+    lu_inverse,
+    lu_slogdet,
+    lu_solve,
+    norm,
+    pinv,
     power,
     project,
     resolve_blocks,
+    scale,
+    shift,
     slogdet,
     solve,
+    svd,
     svdvals,
+    times,
 )
 
 
@@ -81,33 +99,22 @@ class BlockDiagonal(Structure):
 
     blocks: float
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> BlockDiagonalMatrix:
-        """Draw Gaussian blocks.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> BlockDiagonalMatrix:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the blocks do not divide the matrix.
         """
         c, p, q = self._shape(m, n)
-        return draw(
-            BlockDiagonalMatrix(torch.empty(c, p, q, dtype=dtype, device=device)), generator
-        )
+        return BlockDiagonalMatrix(empty(c, p, q))
 
     def _shape(self, m: int, n: int) -> tuple[int, int, int]:
         """Blocks, rows and columns of one block."""
         c = resolve_blocks(self.blocks, m, n, str(self))
         if m % c or n % c:
             raise ValueError(
-                f"{self} was asked for a {m}x{n} matrix.\n"
-                f"{c} equal blocks do not fit it.\n"
-                f"The number of blocks should divide both {m} and {n}."
+                f"{self} cannot be {m}x{n}: {c} equal blocks do not fit.\n"
+                f"The number of blocks must divide both {m} and {n}."
             )
         return c, m // c, n // c
 
@@ -123,45 +130,96 @@ def _(A: BlockDiagonalMatrix) -> tuple[Contraction, ...]:
     return chained(contraction(A.blocks, "c p q", "c q", "c p", c=c, p=p, q=q))
 
 
-@compose.register
-def _(A: BlockDiagonalMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, BlockDiagonalMatrix) and A.blocks.shape[-3] == B.blocks.shape[-3]:
-        return BlockDiagonalMatrix(A.blocks @ B.blocks)
-    return compose.dispatch(LinearOperator)(A, B)
+@add.register(where=lambda A, B: A.blocks.shape[-3] == B.blocks.shape[-3])
+def _(A: BlockDiagonalMatrix, B: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(A.blocks + B.blocks)
+
+
+@compose.register(where=lambda A, B: A.blocks.shape[-3] == B.blocks.shape[-3])
+def _(A: BlockDiagonalMatrix, B: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(times(A.blocks, B.blocks))
+
+
+@scale.register
+def _(A: BlockDiagonalMatrix, factor: Tensor) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(A.blocks * factor[..., None, None, None])
+
+
+def _square(A: BlockDiagonalMatrix, *_: Any) -> bool:
+    """Whether the blocks are square: they are on the diagonal then."""
+    return A.blocks.shape[-1] == A.blocks.shape[-2]
+
+
+@shift.register(where=_square)
+def _(A: BlockDiagonalMatrix, amount: Tensor) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(shift(DenseMatrix(A.blocks), amount[..., None]).dense())
 
 
 @solve.register
 def _(A: BlockDiagonalMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     c, _, q = A.blocks.shape[-3:]
-    return torch.linalg.solve(A.blocks, B.unflatten(-2, (c, q))).flatten(-3, -2)
+    return lu_solve(A.blocks, B.unflatten(-2, (c, q))).flatten(-3, -2)
 
 
 @inverse.register
 def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
-    return BlockDiagonalMatrix(torch.linalg.inv(A.blocks))
+    return BlockDiagonalMatrix(lu_inverse(A.blocks))
+
+
+@pinv.register
+def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    largest_value = torch.linalg.matrix_norm(A.blocks, 2).amax(-1)[..., None]
+    zero = largest_value * max(A.shape[-2:]) * torch.finfo(A.dtype).eps
+    return BlockDiagonalMatrix(torch.linalg.pinv(A.blocks, atol=zero, rtol=0.0))
 
 
 @slogdet.register
 def _(A: BlockDiagonalMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    sign, log = torch.linalg.slogdet(A.blocks)
+    sign, log = lu_slogdet(A.blocks)
     return sign.prod(-1), log.sum(-1)
 
 
-@diagonal.register
+@diagonal.register(where=_square)
 def _(A: BlockDiagonalMatrix) -> Inexact[Tensor, "*batch d"]:
-    if A.blocks.shape[-1] != A.blocks.shape[-2]:
-        return diagonal.dispatch(LinearOperator)(A)
     return torch.diagonal(A.blocks, dim1=-2, dim2=-1).flatten(-2, -1)
+
+
+@eigh.register
+def _(A: BlockDiagonalMatrix, k: int | None = None) -> Eigh:
+    values, Q = torch.linalg.eigh(A.blocks)
+    pairs = Eigh(values.flatten(-2, -1), BlockDiagonalMatrix(Q))
+    return pairs if k is None else largest(pairs, k)
+
+
+@svd.register
+def _(A: BlockDiagonalMatrix) -> Svd:
+    U, values, Vh = torch.linalg.svd(A.blocks, full_matrices=False)
+    return Svd(BlockDiagonalMatrix(U), values.flatten(-2, -1), BlockDiagonalMatrix(Vh.mH))
 
 
 @svdvals.register
 def _(A: BlockDiagonalMatrix) -> Float[Tensor, "*batch d"]:
-    return torch.linalg.svdvals(A.blocks).flatten(-2, -1).sort(-1, descending=True).values
+    return descending(torch.linalg.svdvals(A.blocks).flatten(-2, -1), A)
 
 
-@power.register
+@norm.register(where=lambda A, order=None: order is None)
+def _(A: BlockDiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    return torch.linalg.vector_norm(A.blocks, dim=(-3, -2, -1))
+
+
+@power.register(where=_square)
 def _(A: BlockDiagonalMatrix, p: float) -> BlockDiagonalMatrix:
     return BlockDiagonalMatrix(power(DenseMatrix(A.blocks), p).dense())
+
+
+@exp.register(where=_square)
+def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(torch.linalg.matrix_exp(A.blocks))
+
+
+@cholesky.register(where=_square)
+def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    return BlockDiagonalMatrix(cholesky(DenseMatrix(A.blocks)).dense())
 
 
 @project.register

@@ -15,10 +15,12 @@ Shapes: m = rows, n = columns, c = cores, r = rank, p, q = block indices, k = ri
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
@@ -31,12 +33,20 @@ from matrigami.operators import (
     contraction,
     contractions,
     cropped,
-    draw,
+    diagonal,
+    diagonal_by_entries,
+    entries,
     factorize,
     fans,
     inverse,
+    is_big,
+    lu_inverse,
+    lu_slogdet,
+    norm,
     project,
+    raveled,
     resolve_rank,
+    root_of_squares,
     scale,
     slogdet,
     solve,
@@ -60,7 +70,8 @@ class BlockTensorTrainMatrix(LinearOperator):
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
         m, n = (math.prod([C.shape[axis] for C in self.cores]) for axis in (-3, -2))
-        return (*self.cores[0].shape[:-6], m, n)
+        batch = torch.broadcast_shapes(*[C.shape[:-6] for C in self.cores])
+        return (*batch, m, n)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """One batched product for each core; the shuffles between two cores are views."""
@@ -127,37 +138,22 @@ class BlockTensorTrain(Structure):
     cores: int = 2
     interleaved: bool = False
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw Gaussian cores.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the rank is below 1 or above full, or there are fewer than two cores.
         """
         rows, columns = self._axes(m, n)
         ranks = _ranks(rows, columns, self.rank, str(self))
-        blanks = [
-            torch.empty(*shape, dtype=dtype, device=device)
-            for shape in _shapes(rows, columns, ranks)
-        ]
-        return cropped(
-            draw(BlockTensorTrainMatrix(tuple(blanks), self.interleaved), generator), m, n
-        )
+        blanks = [empty(*shape) for shape in _shapes(rows, columns, ranks)]
+        return cropped(BlockTensorTrainMatrix(tuple(blanks), self.interleaved), m, n)
 
     def _axes(self, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes of the output and input axes."""
         if self.cores < 2:
             raise ValueError(
-                f"{self} was asked for.\n"
-                "A block tensor train has at least two cores.\n"
-                "Use Dense() for one."
+                f"{self}: a block tensor train has at least two cores.\nUse Dense() for one."
             )
         return factorize(m, self.cores), factorize(n, self.cores)
 
@@ -229,17 +225,18 @@ def _shapes(
     ]
 
 
-def _square(A: BlockTensorTrainMatrix) -> bool:
+def _square(A: BlockTensorTrainMatrix, *_: Any) -> bool:
     """Whether every block is square, which makes the chain a product of invertible steps."""
     return all(r * m == n * s for r, m, n, s in (C.shape[-4:] for C in A.cores))
 
 
-def _inverse_chain(A: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
+@inverse.register(where=_square)
+def _(A: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
     """The chain of inverse blocks, backwards; it has the layout of the transpose."""
     cores = []
     for C in reversed(A.cores):
         _, _, r, m, n, s = C.shape[-6:]
-        blocks = torch.linalg.inv(C.flatten(-4, -3).flatten(-2, -1))  # ... q p ns rm
+        blocks = lu_inverse(C.flatten(-4, -3).flatten(-2, -1))  # ... q p ns rm
         grid = blocks.unflatten(-2, (n, s)).unflatten(-1, (r, m))
         cores.append(grid.movedim((-6, -5, -4, -3, -2, -1), (-5, -6, -3, -4, -1, -2)))
     return BlockTensorTrainMatrix(tuple(cores), A.reversed_columns, A.reversed_rows)
@@ -272,10 +269,8 @@ def _(A: BlockTensorTrainMatrix) -> tuple[Contraction, ...]:
     return chained(*steps)
 
 
-@add.register
-def _(A: BlockTensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    if not isinstance(B, BlockTensorTrainMatrix) or len(A.cores) != 2 or _layout(A) != _layout(B):
-        return add.dispatch(LinearOperator)(A, B)
+@add.register(where=lambda A, B: len(A.cores) == 2 and _layout(A) == _layout(B))
+def _(A: BlockTensorTrainMatrix, B: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
     (A1, A2), (B1, B2) = A.cores, B.cores
     return BlockTensorTrainMatrix(
         (torch.cat([A1, B1], -4), torch.cat([A2, B2], -1)), A.reversed_rows, A.reversed_columns
@@ -289,28 +284,21 @@ def _layout(A: BlockTensorTrainMatrix) -> tuple[object, ...]:
 
 
 @scale.register
-def _(A: BlockTensorTrainMatrix, factor: float | Tensor) -> BlockTensorTrainMatrix:
+def _(A: BlockTensorTrainMatrix, factor: Tensor) -> BlockTensorTrainMatrix:
     first, *rest = A.cores
-    first = first * (factor[(..., *[None] * 6)] if isinstance(factor, Tensor) else factor)
+    first = first * factor[(..., *[None] * 6)]
     return BlockTensorTrainMatrix((first, *rest), A.reversed_rows, A.reversed_columns)
 
 
-@solve.register
+@solve.register(where=_square)
 def _(A: BlockTensorTrainMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return _inverse_chain(A).matmat(B) if _square(A) else solve.dispatch(LinearOperator)(A, B)
+    return inverse(A).matmat(B)
 
 
-@inverse.register
-def _(A: BlockTensorTrainMatrix) -> LinearOperator:
-    return _inverse_chain(A) if _square(A) else inverse.dispatch(LinearOperator)(A)
-
-
-@slogdet.register
+@slogdet.register(where=_square)
 def _(A: BlockTensorTrainMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    if not _square(A):
-        return slogdet.dispatch(LinearOperator)(A)
     signs, logs = zip(
-        *[torch.linalg.slogdet(C.flatten(-4, -3).flatten(-2, -1)) for C in A.cores], strict=True
+        *[lu_slogdet(C.flatten(-4, -3).flatten(-2, -1)) for C in A.cores], strict=True
     )
     sign = torch.stack([s.flatten(-2, -1).prod(-1) for s in signs]).prod(0)
     return sign * _shuffle_sign(A), torch.stack([log.sum((-2, -1)) for log in logs]).sum(0)
@@ -339,6 +327,43 @@ def _permutation_sign(order: list[int]) -> int:
             seen[i], i, length = True, order[i], length + 1
         sign = -sign if length and length % 2 == 0 else sign
     return sign
+
+
+@entries.register
+def _(A: BlockTensorTrainMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    """A product of small matrices, one of each core."""
+    m, n = ([C.shape[axis] for C in A.cores] for axis in (-3, -2))
+    i, j = _digits(rows, m, A.reversed_rows), _digits(columns, n, not A.reversed_columns)
+    product = None
+    for a, C in enumerate(A.cores):
+        q = raveled(j[:a:-1], n[:a:-1], columns)
+        p = raveled(i[:a], m[:a], rows)
+        G = C.movedim(-4, -2)[..., q, p, i[a], j[a], :, :]  # ... e r s
+        product = G if product is None else G @ product
+    return product[..., 0, 0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def _digits(index: Tensor, sizes: list[int], reverse: bool) -> list[Tensor]:
+    """The position on each axis; `reverse` if the last axis is the slowest."""
+    digits = torch.unravel_index(index, sizes[::-1] if reverse else sizes)
+    return list(digits[::-1] if reverse else digits)
+
+
+@diagonal.register
+def _(A: BlockTensorTrainMatrix) -> Inexact[Tensor, "*batch d"]:
+    return diagonal_by_entries(A)
+
+
+@norm.register(where=is_big)
+def _(A: BlockTensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    """Gram matrices of the ranks, core by core, for each input to come and output already made."""
+    G = A.cores[0].new_ones(*A.shape[:-2], A.shape[-1], 1, 1, 1)  # ... q p s t
+    for C in A.cores:
+        G = G.unflatten(-4, (C.shape[-6], C.shape[-2]))  # ... q n p s t
+        half = torch.einsum("...qprmns,...qnpst->...qprmnt", C, G)
+        G = torch.einsum("...qprmnt,...qpumnt->...qpmru", half, C.conj()).flatten(-4, -3)
+    squares = G[..., 0, 0].real.sum((-2, -1))
+    return root_of_squares(squares.sqrt(), squares)
 
 
 @project.register

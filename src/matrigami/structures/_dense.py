@@ -3,9 +3,9 @@
 Shapes: m = rows, n = columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
@@ -14,9 +14,7 @@ from matrigami.operators import (
     Fan,
     Metric,
     Structure,
-    draw,
     fans,
-    inverse,
     metric_project,
     project,
 )
@@ -31,27 +29,14 @@ class Dense(Structure):
         DenseMatrix(3x4, 12 parameters)
     """
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> DenseMatrix:
-        """Draw a Gaussian matrix."""
-        return draw(DenseMatrix(torch.empty(m, n, dtype=dtype, device=device)), generator)
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> DenseMatrix:
+        """The tensors of a member."""
+        return DenseMatrix(empty(m, n))
 
 
 @fans.register
 def _(A: DenseMatrix) -> tuple[Fan, ...]:
     return (Fan(A.shape[-1], A.shape[-2], last=True),)
-
-
-@inverse.register
-def _(A: DenseMatrix) -> DenseMatrix:
-    return DenseMatrix(torch.linalg.inv(A.entries))
 
 
 @project.register

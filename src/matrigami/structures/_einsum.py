@@ -18,11 +18,11 @@ Shapes: m = rows, n = columns, k = right-hand sides; the seven sizes by their Gr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
@@ -37,11 +37,16 @@ from matrigami.operators import (
     contractions,
     cost,
     cropped,
-    draw,
+    diagonal,
+    diagonal_by_entries,
+    entries,
     fans,
     fitted_corner,
+    is_big,
+    norm,
     project,
     resolve_rank,
+    root_of_squares,
     scale,
     truncated_svd,
 )
@@ -74,7 +79,8 @@ class EinsumMatrix(LinearOperator):
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
         alpha, beta, gamma, delta, eps, phi, _ = self.dims
-        return (*self.A.shape[:-5], phi * eps * delta, gamma * beta * alpha)
+        batch = torch.broadcast_shapes(self.A.shape[:-5], self.B.shape[:-5])
+        return (*batch, phi * eps * delta, gamma * beta * alpha)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Contract the factor first that makes the product cheaper."""
@@ -182,25 +188,17 @@ class Einsum(Structure):
         alpha, _, _, _, eps, _, rho = self.exponents
         return 1 + rho - min(alpha, eps)
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw Gaussian factors.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
 
         Raises:
             ValueError: If given sizes do not multiply to the size of the matrix, or the rank
                 exceeds full.
         """
         alpha, beta, gamma, delta, eps, phi, rho = self._sizes(m, n)
-        A = torch.empty(gamma, rho, phi, delta, alpha, dtype=dtype, device=device)
-        B = torch.empty(phi, eps, gamma, beta, rho, dtype=dtype, device=device)
-        return cropped(draw(EinsumMatrix(A, B, self.interleaved), generator), m, n)
+        A = empty(gamma, rho, phi, delta, alpha)
+        B = empty(phi, eps, gamma, beta, rho)
+        return cropped(EinsumMatrix(A, B, self.interleaved), m, n)
 
     def _sizes(self, m: int, n: int) -> tuple[int, ...]:
         """The seven sizes for one shape."""
@@ -324,10 +322,8 @@ def _(A: EinsumMatrix) -> Cost:
     return Cost(params, min(_orders(A.dims)) * math.prod(A.shape[:-2]), params * A.A.itemsize)
 
 
-@add.register
-def _(A: EinsumMatrix, B: LinearOperator) -> LinearOperator:
-    if not isinstance(B, EinsumMatrix) or _layout(A) != _layout(B):
-        return add.dispatch(LinearOperator)(A, B)
+@add.register(where=lambda A, B: _layout(A) == _layout(B))
+def _(A: EinsumMatrix, B: EinsumMatrix) -> EinsumMatrix:
     return EinsumMatrix(
         torch.cat([A.A, B.A], -4),
         torch.cat([A.B, B.B], -1),
@@ -342,9 +338,38 @@ def _layout(A: EinsumMatrix) -> tuple[object, ...]:
 
 
 @scale.register
-def _(A: EinsumMatrix, factor: float | Tensor) -> EinsumMatrix:
-    factor = factor[(..., *[None] * 5)] if isinstance(factor, Tensor) else factor
-    return EinsumMatrix(A.A * factor, A.B, A.interleaved_rows, A.interleaved_columns)
+def _(A: EinsumMatrix, factor: Tensor) -> EinsumMatrix:
+    scaled = A.A * factor[(..., *[None] * 5)]
+    return EinsumMatrix(scaled, A.B, A.interleaved_rows, A.interleaved_columns)
+
+
+@entries.register
+def _(A: EinsumMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    """A sum over the rank, of one number of each factor."""
+    alpha, beta, gamma, delta, eps, phi, _ = A.dims
+    if A.interleaved_columns:
+        b, a, g = torch.unravel_index(columns, (beta, alpha, gamma))
+    else:
+        g, b, a = torch.unravel_index(columns, (gamma, beta, alpha))
+    if A.interleaved_rows:
+        e, d, f = torch.unravel_index(rows, (eps, delta, phi))
+    else:
+        f, e, d = torch.unravel_index(rows, (phi, eps, delta))
+    return (A.A.movedim(-4, -1)[..., g, f, d, a, :] * A.B[..., f, e, g, b, :]).sum(-1)
+
+
+@diagonal.register
+def _(A: EinsumMatrix) -> Inexact[Tensor, "*batch d"]:
+    return diagonal_by_entries(A)
+
+
+@norm.register(where=is_big)
+def _(A: EinsumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    """Gram matrices of the rank, for each pair of phi and gamma."""
+    G = torch.einsum("...grfda,...gsfda->...gfrs", A.A, A.A.conj())
+    H = torch.einsum("...fegbr,...fegbs->...gfrs", A.B, A.B.conj())
+    squares = (G * H).sum((-4, -3, -2, -1)).real
+    return root_of_squares(squares.sqrt(), squares)
 
 
 @project.register

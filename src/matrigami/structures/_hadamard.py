@@ -10,6 +10,7 @@ Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from matrigami.operators import (
     contractions,
     cost,
     diagonal,
-    draw,
+    entries,
     fans,
     hadamard,
     least_squares_fit,
@@ -96,27 +97,14 @@ class Hadamard(Structure):
 
     rank: float
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> HadamardMatrix:
-        """Draw Gaussian factors, scaled through the Khatri-Rao identity.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> HadamardMatrix:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the rank is below 1 or above `min(m, n)`.
         """
         r = resolve_rank(self.rank, min(m, n), str(self))
-        return draw(
-            HadamardMatrix(
-                *[torch.empty(size, r, dtype=dtype, device=device) for size in (m, n, m, n)]
-            ),
-            generator,
-        )
+        return HadamardMatrix(*[empty(size, r) for size in (m, n, m, n)])
 
 
 def _rowwise(
@@ -126,11 +114,9 @@ def _rowwise(
     return (A[..., :, None] * B[..., None, :]).flatten(-2, -1)
 
 
-@hadamard.register
-def _(A: LowRankMatrix, B: LinearOperator | Tensor) -> LinearOperator:
-    if isinstance(B, LowRankMatrix) and A.shape == B.shape:
-        return HadamardMatrix(A.U, A.V, B.U, B.V)
-    return hadamard.dispatch(object)(A, B)
+@hadamard.register(where=lambda A, B: A.shape == B.shape)
+def _(A: LowRankMatrix, B: LowRankMatrix) -> HadamardMatrix:
+    return HadamardMatrix(A.U, A.V, B.U, B.V)
 
 
 @fans.register
@@ -173,10 +159,8 @@ def _(A: HadamardMatrix) -> Cost:
 
 
 @scale.register
-def _(A: HadamardMatrix, factor: float | Tensor) -> HadamardMatrix:
-    return HadamardMatrix(
-        A.U1 * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V1, A.U2, A.V2
-    )
+def _(A: HadamardMatrix, factor: Tensor) -> HadamardMatrix:
+    return HadamardMatrix(A.U1 * factor[..., None, None], A.V1, A.U2, A.V2)
 
 
 @diagonal.register
@@ -186,12 +170,17 @@ def _(A: HadamardMatrix) -> Inexact[Tensor, "*batch d"]:
     return one * two
 
 
-@norm.register
+@entries.register
+def _(A: HadamardMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    one, two = (
+        (U[..., rows, :] * V[..., columns, :]).sum(-1) for U, V in ((A.U1, A.V1), (A.U2, A.V2))
+    )
+    return one * two
+
+
+@norm.register(where=lambda A, order=None: order is None)
 def _(A: HadamardMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    if order is not None:
-        return norm.dispatch(LinearOperator)(A, order)
-    left, right = (torch.linalg.qr(_rowwise(P, Q)).R for P, Q in ((A.U1, A.U2), (A.V1, A.V2)))
-    return torch.linalg.matrix_norm(left @ right.mT)
+    return norm(LowRankMatrix(_rowwise(A.U1, A.U2), _rowwise(A.V1, A.V2)))
 
 
 @project.register

@@ -9,8 +9,9 @@ Shapes: m1 x n1 = left factor, m2 x n2 = right factor, k = right-hand sides.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
@@ -19,40 +20,48 @@ from torch import Tensor
 from matrigami.operators import (
     Contraction,
     Cost,
+    DiagonalMatrix,
     Eigh,
     Fan,
     LinearOperator,
     SpectralMatrix,
     Structure,
+    Svd,
+    cholesky,
     compose,
     composed,
     contractions,
     cost,
     cropped,
+    descending,
     diagonal,
-    draw,
+    differentiated,
     eigh,
+    entries,
     factorize,
     fans,
     fitted_corner,
     hadamard,
+    hermitian,
     inverse,
     kron,
     largest,
     norm,
     operator,
+    pinv,
     power,
     project,
     scale,
     shift,
     slogdet,
     solve,
+    svd,
     svdvals,
-    symmetric,
+    take_rows,
+    times,
     trace,
     truncated_svd,
 )
-from matrigami.structures._diagonal import DiagonalMatrix
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,22 +126,14 @@ class Kronecker(Structure):
 
     factors: int | Sequence[Sequence[int]] | None = None
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw Gaussian factors.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
 
         Raises:
             ValueError: If given factors do not multiply to the size of the matrix.
         """
-        blanks = [torch.empty(*shape, dtype=dtype, device=device) for shape in self._shapes(m, n)]
-        return cropped(draw(_nested(blanks), generator), m, n)
+        blanks = [empty(*shape) for shape in self._shapes(m, n)]
+        return cropped(_nested(blanks), m, n)
 
     def _shapes(self, m: int, n: int) -> list[tuple[int, int]]:
         """The shape of each factor."""
@@ -140,17 +141,14 @@ class Kronecker(Structure):
             count = self.factors or 2
             if count < 2:
                 raise ValueError(
-                    f"{self} was asked for.\n"
-                    "A Kronecker product has at least two factors.\n"
-                    "Use Dense() for one."
+                    f"{self}: a Kronecker product has at least two factors.\nUse Dense() for one."
                 )
             return list(zip(factorize(m, count), factorize(n, count), strict=True))
         shapes = [(int(a), int(b)) for a, b in self.factors]
         rows, columns = (math.prod(shape[i] for shape in shapes) for i in (0, 1))
         if (rows, columns) != (m, n):
             raise ValueError(
-                f"{self} was asked for a {m}x{n} matrix.\n"
-                f"Its factors multiply to {rows}x{columns}.\n"
+                f"{self} cannot be {m}x{n}: its factors multiply to {rows}x{columns}.\n"
                 "Give factors that multiply to the size, or a number of factors."
             )
         return shapes
@@ -195,36 +193,30 @@ def _along_columns(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
 def _times(F: Tensor | LinearOperator, G: Tensor | LinearOperator) -> Tensor | LinearOperator:
     """The product of two factors; of two tensors, a tensor."""
     if isinstance(F, Tensor) and isinstance(G, Tensor):
-        return F @ G
+        return times(F, G)
     return operator(F) @ operator(G)
 
 
-def _square(A: KroneckerMatrix) -> bool:
-    """Whether both factors are square, without which no factorwise rule holds."""
+def _square(A: KroneckerMatrix, *_: Any, **__: Any) -> bool:
+    """Whether both factors are square, without which few rules hold factor by factor."""
     return all(F.shape[-2] == F.shape[-1] for F in A.factors)
 
 
-@kron.register(Tensor)
-@kron.register(LinearOperator)
-def _(
-    A: LinearOperator | Tensor, B: LinearOperator | Tensor, *more: LinearOperator | Tensor
-) -> KroneckerMatrix:
-    for F in (A, B, *more):
-        if not isinstance(F, Tensor | LinearOperator) or len(F.shape) < 2:
-            raise TypeError(
-                f"kron was asked for a factor {F!r:.60}.\n"
-                "Its factors are matrices: tensors with two axes or more, or linear operators."
-            )
-    return _nested([A, B, *more])
+def _hermitian(A: KroneckerMatrix, *_: Any, **__: Any) -> bool:
+    """Whether both factors equal their adjoints: a product of skew ones may, without them."""
+    return _square(A) and all(map(hermitian, A.factors))
 
 
-@hadamard.register
-def _(A: KroneckerMatrix, B: LinearOperator | Tensor) -> LinearOperator:
-    if isinstance(B, KroneckerMatrix) and all(
-        F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True)
-    ):
-        return KroneckerMatrix(*map(hadamard, A.factors, B.factors))
-    return hadamard.dispatch(object)(A, B)
+@kron.register
+def _(*factors: LinearOperator | Tensor) -> KroneckerMatrix:
+    return _nested(factors)
+
+
+@hadamard.register(
+    where=lambda A, B: all(F.shape == G.shape for F, G in zip(A.factors, B.factors, strict=True))
+)
+def _(A: KroneckerMatrix, B: KroneckerMatrix) -> LinearOperator:
+    return KroneckerMatrix(*map(hadamard, A.factors, B.factors))
 
 
 @fans.register
@@ -271,79 +263,82 @@ def _(A: KroneckerMatrix) -> Cost:
     return Cost(whole.params, min(_orders(L, R)) * math.prod(A.shape[:-2]), whole.bytes)
 
 
-@compose.register
-def _(A: KroneckerMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, KroneckerMatrix) and all(
-        F.shape[-1] == G.shape[-2] for F, G in zip(A.factors, B.factors, strict=True)
-    ):
-        return KroneckerMatrix(
-            _times(A.left, B.left),
-            _times(A.right, B.right),
-        )
-    return compose.dispatch(LinearOperator)(A, B)
+def _conformal(A: KroneckerMatrix, B: KroneckerMatrix) -> bool:
+    """Whether factor fits factor, so that the product is one of the products."""
+    return all(F.shape[-1] == G.shape[-2] for F, G in zip(A.factors, B.factors, strict=True))
+
+
+@compose.register(where=_conformal)
+def _(A: KroneckerMatrix, B: KroneckerMatrix) -> KroneckerMatrix:
+    return KroneckerMatrix(_times(A.left, B.left), _times(A.right, B.right))
 
 
 @scale.register
-def _(A: KroneckerMatrix, factor: float | Tensor) -> KroneckerMatrix:
+def _(A: KroneckerMatrix, factor: Tensor) -> KroneckerMatrix:
     if isinstance(A.left, LinearOperator):
         return KroneckerMatrix(scale(A.left, factor), A.right)
-    factor = factor[..., None, None] if isinstance(factor, Tensor) else factor
-    return KroneckerMatrix(A.left * factor, A.right)
+    return KroneckerMatrix(A.left * factor[..., None, None], A.right)
 
 
-@shift.register
-def _(A: KroneckerMatrix, amount: float | Tensor) -> LinearOperator:
-    """Of symmetric factors, by their eigenpairs (Martens and Grosse 2015, arXiv:1503.05671)."""
-    if not _square(A) or not all(map(symmetric, A.factors)):
-        return shift.dispatch(LinearOperator)(A, amount)
+@shift.register(where=lambda A, amount: _hermitian(A) and not differentiated(A))
+def _(A: KroneckerMatrix, amount: Tensor) -> LinearOperator:
+    """Of Hermitian factors, by their eigenpairs (Martens and Grosse 2015, arXiv:1503.05671).
+
+    Eigenvectors have no derivative where eigenvalues repeat: while one is wanted the sum is kept.
+    """
     return shift(SpectralMatrix(*eigh(A)), amount)
 
 
-@solve.register
+@solve.register(where=_square)
 def _(A: KroneckerMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    if not _square(A):
-        return solve.dispatch(LinearOperator)(A, B)
-    return KroneckerMatrix(*map(inverse, A.factors)).matmat(B)
+    return inverse(A).matmat(B)
 
 
-@inverse.register
-def _(A: KroneckerMatrix) -> LinearOperator:
-    return (
-        KroneckerMatrix(*map(inverse, A.factors))
-        if _square(A)
-        else inverse.dispatch(LinearOperator)(A)
-    )
+@inverse.register(where=_square)
+def _(A: KroneckerMatrix) -> KroneckerMatrix:
+    return KroneckerMatrix(*map(inverse, A.factors))
 
 
-@slogdet.register
+@pinv.register
+def _(A: KroneckerMatrix) -> KroneckerMatrix:
+    return KroneckerMatrix(*map(pinv, A.factors))
+
+
+@slogdet.register(where=_square)
 def _(A: KroneckerMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    if not _square(A):
-        return slogdet.dispatch(LinearOperator)(A)
     (s1, l1), (s2, l2) = map(slogdet, A.factors)
     n1, n2 = (F.shape[-1] for F in A.factors)
     return s1**n2 * s2**n1, n2 * l1 + n1 * l2
 
 
-@diagonal.register
+@diagonal.register(where=_square)
 def _(A: KroneckerMatrix) -> Inexact[Tensor, "*batch d"]:
-    if not _square(A):
-        return diagonal.dispatch(LinearOperator)(A)
     d1, d2 = map(diagonal, A.factors)
     return (d1[..., :, None] * d2[..., None, :]).flatten(-2, -1)
 
 
-@trace.register
+@entries.register
+def _(A: KroneckerMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    m2, n2 = A.right.shape[-2:]
+    L, R = A.factors
+    return entries(L, rows // m2, columns // n2) * entries(R, rows % m2, columns % n2)
+
+
+@take_rows.register
+def _(A: KroneckerMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
+    m2, (L, R) = A.right.shape[-2], A.factors
+    left, right = take_rows(L, index // m2), take_rows(R, index % m2)
+    return (left[..., :, None] * right[..., None, :]).flatten(-2, -1)
+
+
+@trace.register(where=_square)
 def _(A: KroneckerMatrix) -> Inexact[Tensor, "*batch"]:
-    if not _square(A):
-        return diagonal(A).sum(-1)
     t1, t2 = map(trace, A.factors)
     return t1 * t2
 
 
-@eigh.register
+@eigh.register(where=_hermitian)
 def _(A: KroneckerMatrix, k: int | None = None) -> Eigh:
-    if not _square(A):
-        return eigh.dispatch(LinearOperator)(A, k)
     (v1, Q1), (v2, Q2) = map(eigh, A.factors)
     pairs = Eigh((v1[..., :, None] * v2[..., None, :]).flatten(-2, -1), KroneckerMatrix(Q1, Q2))
     return pairs if k is None else largest(pairs, k)
@@ -352,19 +347,35 @@ def _(A: KroneckerMatrix, k: int | None = None) -> Eigh:
 @svdvals.register
 def _(A: KroneckerMatrix) -> Float[Tensor, "*batch d"]:
     s1, s2 = map(svdvals, A.factors)
-    values = (s1[..., :, None] * s2[..., None, :]).flatten(-2, -1).sort(-1, descending=True).values
-    return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
+    return descending((s1[..., :, None] * s2[..., None, :]).flatten(-2, -1), A)
 
 
-@power.register
-def _(A: KroneckerMatrix, p: float) -> LinearOperator:
-    if not _square(A):
-        return power.dispatch(LinearOperator)(A, p)
+@svd.register
+def _(A: KroneckerMatrix) -> Svd:
+    (U1, s1, V1), (U2, s2, V2) = map(svd, A.factors)
+    values = (s1[..., :, None] * s2[..., None, :]).flatten(-2, -1)
+    return Svd(KroneckerMatrix(U1, U2), values, KroneckerMatrix(V1, V2))
+
+
+@power.register(where=lambda A, p: _square(A) and float(p).is_integer())
+def _(A: KroneckerMatrix, p: float) -> KroneckerMatrix:
     L, R = A.factors
-    if not float(p).is_integer():  # two negative definite factors make a positive definite product
-        sign = torch.where(trace(L).detach() < 0, -1.0, 1.0).to(A.dtype)
-        L, R = scale(L, sign), scale(R, sign)
     return KroneckerMatrix(power(L, p), power(R, p))
+
+
+@power.register(where=lambda A, p: not float(p).is_integer() and _hermitian(A))
+def _(A: KroneckerMatrix, p: float) -> KroneckerMatrix:
+    """Two negative definite factors make a positive definite product."""
+    L, R = A.factors
+    sign = torch.where(trace(L).detach().real < 0, -1.0, 1.0).to(A.dtype)
+    return KroneckerMatrix(power(scale(L, sign), p), power(scale(R, sign), p))
+
+
+@cholesky.register(where=_hermitian)
+def _(A: KroneckerMatrix) -> KroneckerMatrix:
+    L, R = A.factors
+    sign = torch.where(trace(L).detach().real < 0, -1.0, 1.0).to(A.dtype)
+    return KroneckerMatrix(cholesky(scale(L, sign)), cholesky(scale(R, sign)))
 
 
 @norm.register

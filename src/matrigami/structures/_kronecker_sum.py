@@ -9,32 +9,50 @@ Shapes: n1 x n1 = left term, n2 x n2 = right term, n = n1 n2 rows and columns, k
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from matrigami.krylov import implicit_solve
 from matrigami.operators import (
     Contraction,
     Cost,
+    DenseMatrix,
     Eigh,
     Fan,
     LinearOperator,
+    SpectralMatrix,
     Structure,
+    Svd,
+    add,
     contractions,
     cost,
     diagonal,
-    draw,
+    differentiated,
     eigh,
+    entries,
+    exp,
     fans,
+    hermitian,
     kron_sum,
     largest,
+    norm,
     operator,
+    power,
     project,
+    root_of_squares,
     scale,
+    schatten,
+    shift,
+    slogdet,
     solve,
+    svd,
+    svdvals,
+    sylvester,
     trace,
 )
 from matrigami.structures._kronecker import KroneckerMatrix, beside
@@ -74,8 +92,8 @@ class KroneckerSumMatrix(LinearOperator):
         L, R = self.terms
         Y = X.unflatten(-2, (n1, n2))
         tall = Y.movedim(-3, -2)  # ... n2 n1 k
-        along_left = L.matmat(Y.flatten(-2, -1)).unflatten(-1, Y.shape[-2:])
-        along_right = R.matmat(tall.flatten(-2, -1)).unflatten(-1, tall.shape[-2:]).movedim(-2, -3)
+        along_left = (L @ Y.flatten(-2, -1)).unflatten(-1, Y.shape[-2:])
+        along_right = (R @ tall.flatten(-2, -1)).unflatten(-1, tall.shape[-2:]).movedim(-2, -3)
         return (along_left + along_right).flatten(-3, -2)
 
     @property
@@ -89,9 +107,8 @@ class KroneckerSumMatrix(LinearOperator):
         """The matrix itself."""
         L, R = self.terms
         eye1, eye2 = (torch.eye(F.shape[-1], dtype=self.dtype, device=self.device) for F in (L, R))
-        grid = torch.einsum("...ab,cd->...acbd", L.dense(), eye2) + torch.einsum(
-            "ab,...cd->...acbd", eye1, R.dense()
-        )
+        grid = torch.einsum("...ab,cd->...acbd", L.dense().to(self.dtype), eye2)
+        grid = grid + torch.einsum("ab,...cd->...acbd", eye1, R.dense().to(self.dtype))
         return grid.flatten(-4, -3).flatten(-2, -1)
 
 
@@ -109,22 +126,14 @@ class KroneckerSum(Structure):
 
     factors: Sequence[int] | None = None
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> KroneckerSumMatrix:
-        """Draw Gaussian terms.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> KroneckerSumMatrix:
+        """The tensors of a member.
 
         Raises:
             ValueError: If `m != n`, or the sizes do not multiply to `n`.
         """
-        blanks = [torch.empty(size, size, dtype=dtype, device=device) for size in self._sizes(m, n)]
-        return draw(KroneckerSumMatrix(*blanks), generator)
+        blanks = [empty(size, size) for size in self._sizes(m, n)]
+        return KroneckerSumMatrix(*blanks)
 
     def _sizes(self, m: int, n: int) -> tuple[int, int]:
         """The sizes of the two terms."""
@@ -132,23 +141,16 @@ class KroneckerSum(Structure):
         n1, n2 = (low, n // low) if self.factors is None else self.factors
         if m != n or n1 * n2 != n:
             raise ValueError(
-                f"{self} was asked for a {m}x{n} matrix.\n"
-                f"A Kronecker sum is square, and {n1} * {n2} = {n1 * n2}.\n"
+                f"{self} cannot be {m}x{n}: it is square, and {n1} * {n2} = {n1 * n2}.\n"
                 "Give a square size and two sizes that multiply to it."
             )
         return n1, n2
 
 
-@kron_sum.register(Tensor)
-@kron_sum.register(LinearOperator)
-def _(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> KroneckerSumMatrix:
-    for F in (A, B):
-        if F.shape[-2] != F.shape[-1]:
-            raise ValueError(
-                f"kron_sum was asked for {tuple(A.shape)} and {tuple(B.shape)}.\n"
-                "Both terms should be square."
-            )
-    return KroneckerSumMatrix(A, B)
+@kron_sum.register
+def _(*terms: LinearOperator | Tensor) -> KroneckerSumMatrix:
+    left, *rest = terms
+    return KroneckerSumMatrix(left, rest[0] if len(rest) == 1 else kron_sum(*rest))
 
 
 @fans.register
@@ -170,7 +172,7 @@ def _(A: KroneckerSumMatrix) -> Cost:
 
 
 @scale.register
-def _(A: KroneckerSumMatrix, factor: float | Tensor) -> KroneckerSumMatrix:
+def _(A: KroneckerSumMatrix, factor: Tensor) -> KroneckerSumMatrix:
     return KroneckerSumMatrix(*[scale(F, factor) for F in A.terms])
 
 
@@ -186,24 +188,114 @@ def _(A: KroneckerSumMatrix) -> Inexact[Tensor, "*batch"]:
     return R.shape[-1] * trace(L) + L.shape[-1] * trace(R)
 
 
-@eigh.register
+@shift.register
+def _(A: KroneckerSumMatrix, amount: Tensor) -> KroneckerSumMatrix:
+    """The multiple of the identity goes into one term."""
+    left = shift(operator(A.left), amount)
+    return KroneckerSumMatrix(left.entries if isinstance(left, DenseMatrix) else left, A.right)
+
+
+@add.register(where=lambda A, B: [F.shape for F in A.terms] == [F.shape for F in B.terms])
+def _(A: KroneckerSumMatrix, B: KroneckerSumMatrix) -> KroneckerSumMatrix:
+    return KroneckerSumMatrix(*[F + G for F, G in zip(A.terms, B.terms, strict=True)])
+
+
+def _hermitian(A: KroneckerSumMatrix, *_: Any, **__: Any) -> bool:
+    """Whether both terms equal their adjoints."""
+    return all(map(hermitian, A.terms))
+
+
+@eigh.register(where=_hermitian)
 def _(A: KroneckerSumMatrix, k: int | None = None) -> Eigh:
     (v1, Q1), (v2, Q2) = map(eigh, A.terms)
     pairs = Eigh((v1[..., :, None] + v2[..., None, :]).flatten(-2, -1), KroneckerMatrix(Q1, Q2))
     return pairs if k is None else largest(pairs, k)
 
 
+def _spectral(A: KroneckerSumMatrix) -> SpectralMatrix:
+    """By eigenpairs, which are those of the terms."""
+    return SpectralMatrix(*eigh(A))
+
+
 @solve.register
 def _(A: KroneckerSumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    if not all(_symmetric(F.dense()) for F in A.terms):
-        return solve.dispatch(LinearOperator)(A, B)
-    values, Q = eigh(A)
-    return Q @ ((Q.T @ B) / values[..., None])
+    """`L Y + Y R.T = F`: by eigenvectors if the terms are Hermitian, else by their Schur forms.
+
+    The derivative is that of the equation, so that repeated eigenvalues do not matter.
+    """
+    return implicit_solve(A, B, _by_eigenvectors if _hermitian(A) else _by_schur_forms)
 
 
-def _symmetric(D: Tensor) -> bool:
-    """Whether a matrix equals its transpose exactly."""
-    return torch.equal(D, D.mT)
+def _by_eigenvectors(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
+    """Fast diagonalisation (Lynch, Rice and Thomas 1964)."""
+    return solve(_spectral(A), B)
+
+
+def _by_schur_forms(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
+    """Bartels and Stewart (1972), on the CPU, one right-hand side after the other."""
+    L, R = (F.dense().to(B.dtype) for F in A.terms)
+    batch = torch.broadcast_shapes(L.shape[:-2], R.shape[:-2], B.shape[:-2])
+    L, R, B = (t.expand(*batch, *t.shape[-2:]).detach() for t in (L, R, B))
+    if not B.numel():
+        return B
+    flat = zip(*[t.reshape(-1, *t.shape[-2:]).cpu().numpy() for t in (L, R, B)], strict=True)
+    solved = [torch.as_tensor(sylvester(*matrices)) for matrices in flat]
+    return torch.stack(solved).to(B).reshape(B.shape)
+
+
+@slogdet.register
+def _(A: KroneckerSumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    """The product of all sums of two eigenvalues."""
+    if _hermitian(A):
+        v1, v2 = (eigh(F).values for F in A.terms)
+    else:
+        v1, v2 = (torch.linalg.eigvals(F.dense()) for F in A.terms)
+    values = (v1[..., :, None] + v2[..., None, :]).flatten(-2, -1)
+    sign, log = values.sgn().prod(-1), values.abs().log().sum(-1)
+    return (sign if A.dtype.is_complex else sign.real.sgn()).to(A.dtype), log
+
+
+@norm.register
+def _(A: KroneckerSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    """`||A||^2 = n2 ||L||^2 + n1 ||R||^2 + 2 Re(tr(L) conj(tr(R)))`."""
+    if order is not None:
+        return schatten(svdvals(A), order)
+    (L, R), (n1, n2) = A.terms, (F.shape[-1] for F in A.terms)
+    mean = trace(R) / n2  # moved to the left term, so that nothing cancels
+    squares = n2 * norm(shift(L, mean)).square() + n1 * norm(shift(R, -mean)).square()
+    return root_of_squares(squares.sqrt(), squares)
+
+
+@svdvals.register(where=_hermitian)
+def _(A: KroneckerSumMatrix) -> Float[Tensor, "*batch n"]:
+    return svdvals(_spectral(A))
+
+
+@svd.register(where=_hermitian)
+def _(A: KroneckerSumMatrix) -> Svd:
+    return svd(_spectral(A))
+
+
+@power.register(
+    where=lambda A, p: (
+        (not float(p).is_integer() or p < 0) and _hermitian(A) and not differentiated(A)
+    )
+)
+def _(A: KroneckerSumMatrix, p: float) -> SpectralMatrix:
+    return power(_spectral(A), p)
+
+
+@exp.register
+def _(A: KroneckerSumMatrix) -> KroneckerMatrix:
+    """The terms commute, so their exponentials multiply."""
+    return KroneckerMatrix(*map(exp, A.terms))
+
+
+@entries.register
+def _(A: KroneckerSumMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    (L, R), n2 = A.terms, A.right.shape[-1]
+    (i, a), (j, b) = ((x // n2, x % n2) for x in (rows, columns))
+    return entries(L, i, j) * (a == b) + entries(R, a, b) * (i == j)
 
 
 @project.register

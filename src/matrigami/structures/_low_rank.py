@@ -8,6 +8,7 @@ Shapes: m = rows, n = columns, r = rank, k = right-hand sides.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +17,36 @@ from torch import Tensor
 
 from matrigami.operators import (
     Contraction,
+    DenseMatrix,
     Fan,
     LinearOperator,
     Metric,
     Structure,
-    add as add_rule,
+    Svd,
+    add,
     chained,
     compose,
     contraction,
     contractions,
+    descending,
     diagonal,
-    draw,
+    entries,
+    expand,
     fans,
     metric_project,
     norm,
     operator,
     outer,
+    pinv,
     power,
     project,
     resolve_rank,
+    root_of_squares,
     scale,
+    svd,
     svdvals,
+    take_rows,
+    times,
     truncated_svd,
 )
 
@@ -57,7 +67,8 @@ class LowRankMatrix(LinearOperator):
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        return (*self.U.shape[:-1], self.V.shape[-2])
+        batch = torch.broadcast_shapes(self.U.shape[:-2], self.V.shape[:-2])
+        return (*batch, self.U.shape[-2], self.V.shape[-2])
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply right to left, never forming the product."""
@@ -87,23 +98,14 @@ class LowRank(Structure):
 
     rank: float | None = None
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LowRankMatrix:
-        """Draw Gaussian factors.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LowRankMatrix:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the rank is below 1 or above `min(m, n)`.
         """
         r = self._rank(m, n)
-        U, V = (torch.empty(size, r, dtype=dtype, device=device) for size in (m, n))
-        return draw(LowRankMatrix(U, V), generator)
+        return LowRankMatrix(empty(m, r), empty(n, r))
 
     def _rank(self, m: int, n: int) -> int:
         """The rank for one shape."""
@@ -132,25 +134,49 @@ def _(A: LowRankMatrix) -> tuple[Contraction, ...]:
     return tuple(reversed(chained(V, U)))
 
 
-@add_rule.register
-def _(A: LowRankMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, LowRankMatrix) and A.shape[:-2] == B.shape[:-2]:
-        return LowRankMatrix(torch.cat([A.U, B.U], -1), torch.cat([A.V, B.V], -1))
-    return add_rule.dispatch(LinearOperator)(A, B)
+@add.register
+def _(A: LowRankMatrix, B: LowRankMatrix) -> LowRankMatrix:
+    """The ranks add up."""
+    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    A, B = expand(A, batch), expand(B, batch)
+    return LowRankMatrix(torch.cat([A.U, B.U], -1), torch.cat([A.V, B.V], -1))
 
 
 @compose.register
-def _(A: LowRankMatrix, B: LinearOperator) -> LinearOperator:
-    V = B.T @ A.V
-    batch = torch.broadcast_shapes(A.U.shape[:-2], V.shape[:-2])
-    return LowRankMatrix(A.U.expand(*batch, -1, -1), V)
+def _(A: LowRankMatrix, B: LinearOperator) -> LowRankMatrix:
+    return _aligned(A.U, B.T @ A.V)
+
+
+@compose.register
+def _(A: LinearOperator, B: LowRankMatrix) -> LowRankMatrix:
+    return _aligned(A @ B.U, B.V)
+
+
+@compose.register(where=lambda A, B: A.U.shape[-1] > B.U.shape[-1])
+def _(A: LowRankMatrix, B: LowRankMatrix) -> LowRankMatrix:
+    """The smaller of the two ranks remains."""
+    return _aligned(A @ B.U, B.V)
+
+
+def _aligned(U: Tensor, V: Tensor) -> LowRankMatrix:
+    """`U V.T` of two stacks that broadcast."""
+    batch = torch.broadcast_shapes(U.shape[:-2], V.shape[:-2])
+    return LowRankMatrix(U.expand(*batch, *U.shape[-2:]), V.expand(*batch, *V.shape[-2:]))
 
 
 @scale.register
-def _(A: LowRankMatrix, factor: float | Tensor) -> LowRankMatrix:
-    return LowRankMatrix(
-        A.U * (factor[..., None, None] if isinstance(factor, Tensor) else factor), A.V
-    )
+def _(A: LowRankMatrix, factor: Tensor) -> LowRankMatrix:
+    return LowRankMatrix(A.U * factor[..., None, None], A.V)
+
+
+@entries.register
+def _(A: LowRankMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    return (A.U[..., rows, :] * A.V[..., columns, :]).sum(-1)
+
+
+@take_rows.register
+def _(A: LowRankMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
+    return A.U[..., index, :] @ A.V.mT
 
 
 @diagonal.register
@@ -161,16 +187,35 @@ def _(A: LowRankMatrix) -> Inexact[Tensor, "*batch d"]:
 
 @svdvals.register
 def _(A: LowRankMatrix) -> Float[Tensor, "*batch d"]:
-    core = torch.linalg.qr(A.U).R @ torch.linalg.qr(A.V).R.mT
-    values = torch.linalg.svdvals(core)
-    return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
+    return descending(svd(A).values, A)
 
 
-@norm.register
+@svd.register
+def _(A: LowRankMatrix) -> Svd:
+    """The SVD of the small matrix between two orthonormal bases."""
+    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
+    U, values, Vh = torch.linalg.svd(times(R1, R2.mT), full_matrices=False)
+    d = min(A.shape[-2:])  # more columns than that make no more singular values
+    return Svd(
+        DenseMatrix(times(Q1, U[..., :d])),
+        values[..., :d],
+        DenseMatrix(times(Q2.conj(), Vh.mH[..., :d])),
+    )
+
+
+@norm.register(where=lambda A, order=None: order is None)
 def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    if order is not None:
-        return norm.dispatch(LinearOperator)(A, order)
-    return torch.linalg.matrix_norm(torch.linalg.qr(A.U).R @ torch.linalg.qr(A.V).R.mT)
+    """Digits from orthonormal bases, derivatives from Gram matrices: `U = 0` is no exception."""
+    R1, R2 = torch.linalg.qr(A.U.detach()).R, torch.linalg.qr(A.V.detach()).R
+    squares = (times(A.U.mH, A.U) * times(A.V.mH, A.V)).sum((-2, -1)).real
+    return root_of_squares(torch.linalg.matrix_norm(times(R1, R2.mT)), squares)
+
+
+@pinv.register
+def _(A: LowRankMatrix) -> LowRankMatrix:
+    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
+    inner = torch.linalg.pinv(times(R1, R2.mT), rtol=max(A.shape[-2:]) * torch.finfo(A.dtype).eps)
+    return LowRankMatrix(times(Q2.conj(), inner), Q1.conj())
 
 
 @project.register

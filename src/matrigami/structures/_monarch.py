@@ -14,10 +14,11 @@ Shapes: m = rows, n = columns, b = blocks, r = rank of a tile, k = right-hand si
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
@@ -30,9 +31,12 @@ from matrigami.operators import (
     contraction,
     contractions,
     cropped,
-    draw,
+    diagonal,
+    entries,
     fans,
     inverse,
+    is_big,
+    norm,
     padded_size,
     project,
     resolve_blocks,
@@ -108,33 +112,24 @@ class Monarch(Structure):
     interleaved: bool = True
     pad: bool = False
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw Gaussian factors.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the blocks do not divide the size (unless `pad`), or the rank is out of
                 range.
         """
         M, N, b, r = self._sizes(m, n)
-        left = torch.empty(b, M // b, b, r, dtype=dtype, device=device)
-        right = torch.empty(b, r, b, N // b, dtype=dtype, device=device)
-        return cropped(draw(MonarchMatrix(left, right, self.interleaved), generator), m, n)
+        left = empty(b, M // b, b, r)
+        right = empty(b, r, b, N // b)
+        return cropped(MonarchMatrix(left, right, self.interleaved), m, n)
 
     def _sizes(self, m: int, n: int) -> tuple[int, int, int, int]:
         """Padded rows and columns, the number of blocks and the rank of a tile."""
         b = resolve_blocks(self.blocks, m, n, str(self))
         if (m % b or n % b) and not self.pad:
             raise ValueError(
-                f"{self} was asked for a {m}x{n} matrix.\n"
-                f"{b} blocks do not divide it.\n"
+                f"{self} cannot be {m}x{n}: {b} blocks do not divide it.\n"
                 "Give a number of blocks that divides both sizes, or pad=True."
             )
         M, N = padded_size(m, b), padded_size(n, b)
@@ -172,17 +167,13 @@ def _(A: MonarchMatrix) -> tuple[Contraction, ...]:
     return tuple(reversed(chained(right, left)))
 
 
-@add.register
-def _(A: MonarchMatrix, B: LinearOperator) -> LinearOperator:
-    if isinstance(B, MonarchMatrix):
-        total = add(A.train, B.train)
-        if isinstance(total, BlockTensorTrainMatrix):
-            return _monarch(total)
-    return add.dispatch(LinearOperator)(A, B)
+@add.register(where=lambda A, B: isinstance(add(A.train, B.train), BlockTensorTrainMatrix))
+def _(A: MonarchMatrix, B: MonarchMatrix) -> MonarchMatrix:
+    return _monarch(add(A.train, B.train))  # pyright: ignore[reportArgumentType]
 
 
 @scale.register
-def _(A: MonarchMatrix, factor: float | Tensor) -> LinearOperator:
+def _(A: MonarchMatrix, factor: Tensor) -> LinearOperator:
     return _monarch(scale(A.train, factor))  # pyright: ignore[reportArgumentType]
 
 
@@ -200,6 +191,21 @@ def _(A: MonarchMatrix) -> LinearOperator:
 @slogdet.register
 def _(A: MonarchMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     return slogdet(A.train)
+
+
+@entries.register
+def _(A: MonarchMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    return entries(A.train, rows, columns)
+
+
+@diagonal.register
+def _(A: MonarchMatrix) -> Inexact[Tensor, "*batch d"]:
+    return diagonal(A.train)
+
+
+@norm.register(where=is_big)
+def _(A: MonarchMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    return norm(A.train)
 
 
 @project.register

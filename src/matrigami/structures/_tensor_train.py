@@ -11,10 +11,11 @@ Shapes: m = rows, n = columns, c = cores, r = rank, k = right-hand sides.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
@@ -30,13 +31,19 @@ from matrigami.operators import (
     contractions,
     cost,
     cropped,
-    draw,
+    diagonal,
+    diagonal_by_entries,
+    entries,
     factorize,
     fans,
     fitted_corner,
+    is_big,
+    norm,
     project,
     resolve_rank,
+    root_of_squares,
     scale,
+    take_rows,
     trace,
     truncated_svd,
 )
@@ -58,7 +65,8 @@ class TensorTrainMatrix(LinearOperator):
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
         m, n = (math.prod([C.shape[axis] for C in self.cores]) for axis in (-3, -2))
-        return (*self.cores[0].shape[:-4], m, n)
+        batch = torch.broadcast_shapes(*[C.shape[:-4] for C in self.cores])
+        return (*batch, m, n)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """One broadcast product for each core, from the end that makes the product cheaper."""
@@ -96,16 +104,8 @@ class TensorTrain(Structure):
     rank: float = 1
     cores: int = 2
 
-    def init(
-        self,
-        m: int,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LinearOperator:
-        """Draw Gaussian cores.
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
 
         Raises:
             ValueError: If the rank is below 1 or above full, or there are fewer than two cores.
@@ -113,16 +113,14 @@ class TensorTrain(Structure):
         rows, columns = self._axes(m, n)
         ranks = self._ranks(rows, columns)
         shapes = zip(ranks, rows, columns, ranks[1:], strict=False)
-        blanks = [torch.empty(*shape, dtype=dtype, device=device) for shape in shapes]
-        return cropped(draw(TensorTrainMatrix(tuple(blanks)), generator), m, n)
+        blanks = [empty(*shape) for shape in shapes]
+        return cropped(TensorTrainMatrix(tuple(blanks)), m, n)
 
     def _axes(self, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes of the output and input axes."""
         if self.cores < 2:
             raise ValueError(
-                f"{self} was asked for.\n"
-                "A tensor train has at least two cores.\n"
-                "Use Dense() for one."
+                f"{self}: a tensor train has at least two cores.\nUse Dense() for one."
             )
         return factorize(m, self.cores), factorize(n, self.cores)
 
@@ -217,21 +215,21 @@ def _(A: TensorTrainMatrix) -> Cost:
     return Cost(params, macs, params * A.cores[0].itemsize)
 
 
-@add.register
-def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    if not isinstance(B, TensorTrainMatrix) or _axes(A) != _axes(B):
-        return add.dispatch(LinearOperator)(A, B)
+@add.register(where=lambda A, B: _axes(A) == _axes(B))
+def _(A: TensorTrainMatrix, B: TensorTrainMatrix) -> TensorTrainMatrix:
     first, *middle, last = zip(A.cores, B.cores, strict=True)
     inner = [_block(C, D) for C, D in middle]
     return TensorTrainMatrix((torch.cat(first, -1), *inner, torch.cat(last, -4)))
 
 
-@compose.register
-def _(A: TensorTrainMatrix, B: LinearOperator) -> LinearOperator:
-    if not isinstance(B, TensorTrainMatrix) or [C.shape[-2] for C in A.cores] != [
-        D.shape[-3] for D in B.cores
-    ]:
-        return compose.dispatch(LinearOperator)(A, B)
+def _conformal(A: TensorTrainMatrix, B: TensorTrainMatrix) -> bool:
+    """Whether the input axes of one are the output axes of the other."""
+    return [C.shape[-2] for C in A.cores] == [D.shape[-3] for D in B.cores]
+
+
+@compose.register(where=_conformal)
+def _(A: TensorTrainMatrix, B: TensorTrainMatrix) -> TensorTrainMatrix:
+    """Core by core; the ranks multiply."""
     cores = [
         torch.einsum("...amnb,...cnpd->...acmpbd", C, D).flatten(-6, -5).flatten(-2, -1)
         for C, D in zip(A.cores, B.cores, strict=True)
@@ -252,21 +250,60 @@ def _block(C: Tensor, D: Tensor) -> Tensor:
 
 
 @scale.register
-def _(A: TensorTrainMatrix, factor: float | Tensor) -> TensorTrainMatrix:
+def _(A: TensorTrainMatrix, factor: Tensor) -> TensorTrainMatrix:
     first, *rest = A.cores
-    return TensorTrainMatrix(
-        (first * (factor[(..., *[None] * 4)] if isinstance(factor, Tensor) else factor), *rest)
-    )
+    return TensorTrainMatrix((first * factor[(..., *[None] * 4)], *rest))
 
 
-@trace.register
+@trace.register(where=lambda A: all(C.shape[-3] == C.shape[-2] for C in A.cores))
 def _(A: TensorTrainMatrix) -> Inexact[Tensor, "*batch"]:
-    if any(C.shape[-3] != C.shape[-2] for C in A.cores):
-        return trace.dispatch(LinearOperator)(A)
     product = torch.einsum("...rmms->...rs", A.cores[0])
     for C in A.cores[1:]:
         product = product @ torch.einsum("...rmms->...rs", C)
     return product[..., 0, 0]
+
+
+@entries.register
+def _(A: TensorTrainMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    """A product of small matrices, one of each core."""
+    i, j = (
+        torch.unravel_index(x, [C.shape[axis] for C in A.cores])
+        for x, axis in ((rows, -3), (columns, -2))
+    )
+    product = A.cores[0].movedim(-4, -2)[..., i[0], j[0], :, :]
+    for a, C in enumerate(A.cores[1:], 1):
+        product = product @ C.movedim(-4, -2)[..., i[a], j[a], :, :]
+    return product[..., 0, 0]
+
+
+@take_rows.register
+def _(A: TensorTrainMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
+    """The chosen slice of each core, contracted from the first: an embedding of few numbers."""
+    digits = torch.unravel_index(index, [C.shape[-3] for C in A.cores])
+    rows = None
+    for digit, C in zip(digits, A.cores, strict=True):
+        G = C.movedim(-3, -4)[..., digit, :, :, :]  # ... e s n r
+        if rows is None:
+            rows = G[..., 0, :, :]
+            continue
+        rows = torch.einsum("...eas,...esnr->...eanr", rows, G).flatten(-3, -2)
+    return rows[..., 0]  # pyright: ignore[reportOptionalSubscript]
+
+
+@diagonal.register
+def _(A: TensorTrainMatrix) -> Inexact[Tensor, "*batch d"]:
+    return diagonal_by_entries(A)
+
+
+@norm.register(where=is_big)
+def _(A: TensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    """Gram matrices of the ranks, core by core."""
+    G = A.cores[0].new_ones(*A.shape[:-2], 1, 1)
+    for C in A.cores:
+        half = torch.einsum("...smnr,...st->...tmnr", C, G)
+        G = torch.einsum("...tmnr,...tmnu->...ru", half, C.conj())
+    squares = G[..., 0, 0].real
+    return root_of_squares(squares.sqrt(), squares)
 
 
 @project.register

@@ -1,14 +1,60 @@
-"""Sizes, ranks and random members: what every recipe needs before it can build a value."""
+"""The base class of recipes, and the sizes and ranks that they need before they build a value."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from matrigami.operators._base import Value, named_tensors, with_tensors
+from matrigami.operators._base import LinearOperator, Value
 from matrigami.operators._functions import fans
+from matrigami.operators._tree import named_tensors, with_tensors
 
 BALANCE = 4
 """Largest accepted ratio of two factors; beyond it the size is padded (a prime gives 1 x p)."""
+
+
+class Structure(ABC):
+    """A recipe: a family of matrices with one parameterisation, e.g. `LowRank(rank=8)`.
+
+    A subclass is a frozen dataclass of hyper-parameters that says in `blank` which tensors a member
+    has. `project(recipe, W)` is its other half.
+    """
+
+    exact_projection: ClassVar[bool] = True
+    """Whether `project` surely finds a member again; False where it may stop at a local minimum."""
+
+    @abstractmethod
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """A `m x n` member of tensors made by `empty(*shape)`, or a `ValueError`."""
+
+    def init(
+        self,
+        m: int,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LinearOperator:
+        """Draw a random `m x n` member, Gaussian, scaled tensor by tensor as `fans` says.
+
+        Args:
+            m: Rows.
+            n: Columns.
+            generator: Source of the random numbers.
+            dtype: Type of the tensors, real or complex.
+            device: Where they are.
+
+        Raises:
+            ValueError: If the structure has no member of this size.
+        """
+        if m < 1 or n < 1:
+            raise ValueError(f"{self} cannot be {m}x{n}.\nBoth sizes must be at least 1.")
+        return draw(self.blank(m, n, partial(torch.empty, dtype=dtype, device=device)), generator)
 
 
 def factorize(n: int, parts: int) -> tuple[int, ...]:

@@ -1,0 +1,203 @@
+"""Eigenvalues, singular values, norms, and functions of a matrix.
+
+Shapes: m = rows, n = columns, d = min(m, n), batch = a stack of matrices.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.operators._base import LinearOperator, power, question, square_question
+from matrigami.operators._dense import DenseMatrix
+from matrigami.operators._kernels import is_concrete, is_hermitian
+from matrigami.operators._matrix_functions import hermitian_function, power_function
+from matrigami.operators._memory import dense
+
+
+class Eigh(NamedTuple):
+    """`A = vectors @ diag(values) @ vectors.H`; the order of the values is the structure's own."""
+
+    values: Float[Tensor, "*batch n"]
+    vectors: LinearOperator
+
+
+class Svd(NamedTuple):
+    """`A = U @ diag(values) @ V.H`; zeros that a structure rules out may be missing."""
+
+    U: LinearOperator
+    values: Float[Tensor, "*batch d"]
+    V: LinearOperator
+
+
+@square_question
+def eigh(A: LinearOperator, k: int | None = None) -> Eigh:
+    """Eigenvalues and eigenvectors of a Hermitian matrix, `A = V diag(values) V.H`.
+
+    Args:
+        A: A symmetric or Hermitian matrix of shape `(*batch, n, n)`; that it is is not checked.
+        k: Only the `k` eigenvalues of largest magnitude, by Lanczos where the matrix is large.
+
+    Returns:
+        `Eigh(values, vectors)`; `vectors` is an operator with orthonormal columns. With `k` the
+        values descend in magnitude; without, their order is the structure's own (a Kronecker
+        product does not sort).
+    """
+    values, vectors = torch.linalg.eigh(dense(A, "eigh"))
+    pairs = Eigh(values, DenseMatrix(vectors))
+    return pairs if k is None else largest(pairs, k)
+
+
+def largest(pairs: Eigh, k: int) -> Eigh:
+    """The `k` eigenpairs of largest magnitude.
+
+    Raises:
+        ValueError: If there are fewer than `k`.
+    """
+    n = pairs.values.shape[-1]
+    if not 1 <= k <= n:
+        raise ValueError(f"eigh(A, k={k}): A has {n} eigenvalues.\nk must be between 1 and {n}.")
+    order = pairs.values.abs().argsort(dim=-1, descending=True)[..., :k]
+    vectors = columns(pairs.vectors, order)
+    return Eigh(pairs.values.take_along_dim(order, -1), DenseMatrix(vectors))
+
+
+def columns(Q: LinearOperator, order: Tensor) -> Tensor:
+    """Some columns of a matrix, by products with unit vectors: `Q` itself is never formed."""
+    n, k = Q.shape[-1], order.shape[-1]
+    unit = torch.zeros(*order.shape[:-1], n, k, dtype=Q.dtype, device=Q.device)
+    unit = unit.scatter(-2, order[..., None, :], 1)
+    return Q @ unit
+
+
+@question
+def svd(A: LinearOperator) -> Svd:
+    """Singular values and vectors, `A = U diag(values) V.H`.
+
+    Args:
+        A: A matrix of shape `(*batch, m, n)`.
+
+    Returns:
+        `Svd(U, values, V)` with operators of orthonormal columns; the order of the values is the
+        structure's own, and a low rank has as many as its rank.
+
+    Examples:
+        >>> U, values, V = svd(DenseMatrix(torch.tensor([[0.0, 2.0], [0.0, 0.0]])))
+        >>> values, V.shape
+        (tensor([2., 0.]), (2, 2))
+    """
+    U, values, Vh = torch.linalg.svd(dense(A, "svd"), full_matrices=False)
+    return Svd(DenseMatrix(U), values, DenseMatrix(Vh.mH))
+
+
+@question
+def svdvals(A: LinearOperator) -> Float[Tensor, "*batch d"]:
+    """Singular values in descending order, `d = min(m, n)` of them."""
+    return torch.linalg.svdvals(dense(A, "svdvals"))
+
+
+def descending(values: Float[Tensor, "*batch e"], A: LinearOperator) -> Float[Tensor, "*batch d"]:
+    """Singular values in order, with the zeros that a structure leaves out."""
+    values = values.sort(-1, descending=True).values
+    return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
+
+
+@question
+def norm(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
+    """The Frobenius norm, or with `order` the Schatten norm (2 or `inf` is spectral).
+
+    Args:
+        A: The matrix.
+        order: None for Frobenius; 1 nuclear; 2 or `inf` spectral, as
+            `torch.linalg.matrix_norm(ord=2)`.
+    """
+    return torch.linalg.matrix_norm(dense(A, "norm"))
+
+
+@norm.register(where=lambda A, order=None: order is not None)
+def _(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
+    return schatten(svdvals(A), order)
+
+
+def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Tensor, "*batch"]:
+    """The norm of singular values."""
+    p = 2 if order is None else torch.inf if order == 2 else order
+    return torch.linalg.vector_norm(values, ord=p, dim=-1)
+
+
+@power.register(where=lambda A, p: not float(p).is_integer())
+def _(A: LinearOperator, p: float) -> LinearOperator:
+    D = dense(A, "power")
+    if not is_hermitian(D, 1e-3):
+        raise ValueError(
+            f"power(A, {p}): A, a {A!r}, does not equal its adjoint.\n"
+            "A real power needs a Hermitian positive definite matrix."
+        )
+    if is_concrete(D):
+        positive(torch.linalg.eigvalsh(D.detach()), p)
+    return DenseMatrix(hermitian_function(power_function(p), (D + D.mH) / 2))
+
+
+def positive(values: Float[Tensor, "*batch n"], p: float) -> Float[Tensor, "*batch n"]:
+    """Eigenvalues fit for a real power: round-off below zero is cut, anything else is an error."""
+    if not is_concrete(values):
+        return values.clamp_min(0)
+    largest_value = values.detach().abs().amax(-1, keepdim=True)
+    floor = -largest_value * values.shape[-1] * torch.finfo(values.dtype).eps * 10
+    if (values < floor).any() or (p < 0 and (values <= 0).any()):
+        raise ValueError(
+            f"power(A, {p}): the smallest eigenvalue of A is {float(values.detach().min()):.3g}.\n"
+            f"A real power needs a positive {'definite' if p < 0 else 'semi-definite'} matrix.\n"
+            "Add a multiple of the identity first: shift(A, damping)."
+        )
+    return values.clamp_min(0)
+
+
+def raised(values: Float[Tensor, "*batch n"], p: float) -> Float[Tensor, "*batch n"]:
+    """Eigenvalues to a power; a real power asks for positive ones."""
+    return (values if float(p).is_integer() else positive(values, p)).pow(p)
+
+
+def sqrt(A: LinearOperator) -> LinearOperator:
+    """The Hermitian square root of a positive semi-definite matrix, `power(A, 1/2)`."""
+    return power(A, 0.5)
+
+
+@square_question
+def exp(A: LinearOperator) -> LinearOperator:
+    """The matrix exponential; for its product with vectors alone see `krylov.exp_multiply`.
+
+    Examples:
+        >>> exp(DenseMatrix(torch.zeros(2, 2))).dense()
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    return DenseMatrix(torch.linalg.matrix_exp(dense(A, "exp")))
+
+
+@square_question
+def cholesky(A: LinearOperator) -> LinearOperator:
+    """Lower triangular `L` with `A = L @ L.H`, for a Hermitian positive definite matrix.
+
+    Raises:
+        ValueError: If `A` is not positive definite.
+
+    Examples:
+        >>> cholesky(DenseMatrix(torch.tensor([[4.0, 2.0], [2.0, 5.0]]))).dense()
+        tensor([[2., 0.],
+                [1., 2.]])
+    """
+    raise NotImplementedError  # in _triangular.py
+
+
+def refuse_indefinite(A: LinearOperator, error: Exception | None = None) -> Any:
+    """Say that there is no Cholesky factor.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"cholesky(A): A, a {A!r}, is not positive definite.\n"
+        "Add a multiple of the identity first: shift(A, damping)."
+    ) from error

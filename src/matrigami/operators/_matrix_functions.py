@@ -1,0 +1,183 @@
+"""Functions of Hermitian matrices, with derivatives that are right where eigenvalues repeat.
+
+`f(A) = Q f(D) Q.H` for `A = Q D Q.H`. The first derivative in a direction `E` is `Q (F o E') Q.H`
+with `E' = Q.H E Q` and the divided differences `F_ij = f[d_i, d_j]`; the second sums
+`f[d_i, d_k, d_j] (E'_ik G'_kj + G'_ik E'_kj)` over `k`. No eigenvector is differentiated.
+Source: Higham (2008), Functions of Matrices, theorem 3.11 (Daleckii and Krein 1965).
+
+Shapes: n = rows = columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+CLOSE = (1e-5, 1e-3)
+"""Relative distance below which a divided difference of first, second order is a derivative: where
+the rounding of the quotient and the remainder of the series are alike in double precision."""
+
+
+@dataclass(frozen=True)
+class ScalarFunction:
+    """A function of a real number with its derivatives: `of(x, k)` is the `k`-th one."""
+
+    of: Callable[[Tensor, int], Tensor]
+
+
+def power_function(p: float) -> ScalarFunction:
+    """`x^p`; derivatives at zero are those that are finite, else zero."""
+
+    def of(x: Tensor, k: int) -> Tensor:
+        factor = 1.0
+        for i in range(k):
+            factor *= p - i
+        value = factor * x.pow(p - k)
+        return torch.where(value.isfinite(), value, 0) if k else value
+
+    return ScalarFunction(of)
+
+
+EXPONENTIAL = ScalarFunction(lambda x, k: x.exp())  # noqa: ARG005 - each derivative is the function
+
+
+def hermitian_function(
+    f: ScalarFunction, A: Inexact[Tensor, "*batch n n"]
+) -> Inexact[Tensor, "*batch n n"]:
+    """`f(A)` of a Hermitian matrix, with its first and second derivative.
+
+    Raises:
+        NotImplementedError: If a third derivative is asked for.
+    """
+    return _Function.apply(f, A)
+
+
+class _Function(torch.autograd.Function):
+    """`f(A)`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: ScalarFunction, A: Tensor) -> Tensor:
+        """By the eigenvalues."""
+        d, Q = torch.linalg.eigh(A)
+        return (Q * f.of(d, 0)[..., None, :]) @ Q.mH
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004 - torch's signature
+        """Keep the matrix."""
+        ctx.f, A = inputs
+        ctx.save_for_backward(A)
+        ctx.save_for_forward(A)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        """The derivative is its own adjoint."""
+        return None, _First.apply(ctx.f, *ctx.saved_tensors, grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:
+        """The derivative in the direction of the tangent."""
+        return _First.apply(ctx.f, *ctx.saved_tensors, E)
+
+
+class _First(torch.autograd.Function):
+    """The derivative of `f(A)` in the direction `E`: linear in it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: ScalarFunction, A: Tensor, E: Tensor) -> Tensor:
+        """Divided differences in the eigenbasis."""
+        d, Q = torch.linalg.eigh(A)
+        return Q @ (_first_difference(f, d) * (Q.mH @ E @ Q)) @ Q.mH
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        """Keep the matrix and the direction."""
+        ctx.f, A, E = inputs
+        ctx.save_for_backward(A, E)
+        ctx.save_for_forward(A, E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        """Of the second derivative, which is symmetric in its directions, and of the first."""
+        A, E = ctx.saved_tensors
+        return None, _Second.apply(ctx.f, A, E, grads[0]), _First.apply(ctx.f, A, grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor | None, dE: Tensor | None) -> Tensor:
+        """Product rule."""
+        A, E = ctx.saved_tensors
+        moved = 0 if dE is None else _First.apply(ctx.f, A, dE)
+        return moved + (0 if dA is None else _Second.apply(ctx.f, A, E, dA))  # pyright: ignore
+
+
+class _Second(torch.autograd.Function):
+    """The second derivative of `f(A)` in the directions `E` and `G`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: ScalarFunction, A: Tensor, E: Tensor, G: Tensor) -> Tensor:
+        """One term for each eigenvalue in between, so that no cube is stored."""
+        d, Q = torch.linalg.eigh(A)
+        E, G = Q.mH @ E @ Q, Q.mH @ G @ Q
+        total = torch.zeros_like(E)
+        for k in range(d.shape[-1]):
+            pair = E[..., :, k, None] * G[..., None, k, :] + G[..., :, k, None] * E[..., None, k, :]
+            total = total + _second_difference(f, d, k) * pair
+        return Q @ total @ Q.mH
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Refuse: the third derivative."""
+        raise NotImplementedError(THIRD)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse: the third derivative."""
+        raise NotImplementedError(THIRD)
+
+
+THIRD = (
+    "power(A, p): a third derivative was asked for; the first two are known.\n"
+    "For sqrt and other roots differentiate an equation that they solve instead."
+)
+
+
+def _first_difference(f: ScalarFunction, d: Float[Tensor, "*batch n"]) -> Tensor:
+    """`f[d_i, d_j]`, the derivative where they are close."""
+    x, y = d[..., :, None], d[..., None, :]
+    return _quotient(
+        f.of(x, 0) - f.of(y, 0),
+        x - y,
+        f.of((x + y) / 2, 1),
+        CLOSE[0] * torch.maximum(x.abs(), y.abs()),
+    )
+
+
+def _second_difference(f: ScalarFunction, d: Float[Tensor, "*batch n"], k: int) -> Tensor:
+    """`f[d_i, d_k, d_j]` for all `i, j`: the outer two of the three are the farthest apart."""
+    x, y, z = torch.broadcast_tensors(d[..., :, None], d[..., None, :], d[..., k, None, None])
+    low, middle, high = torch.stack([x, y, z]).sort(0).values
+    scale = torch.maximum(low.abs(), high.abs())
+
+    def first(a: Tensor, b: Tensor) -> Tensor:
+        return _quotient(f.of(b, 0) - f.of(a, 0), b - a, f.of((a + b) / 2, 1), CLOSE[0] * scale)
+
+    near = f.of((low + middle + high) / 3, 2) / 2
+    return _quotient(first(middle, high) - first(low, middle), high - low, near, CLOSE[1] * scale)
+
+
+def _quotient(top: Tensor, bottom: Tensor, limit: Tensor, close: Tensor) -> Tensor:
+    """`top / bottom`, its limit where the bottom is close to zero."""
+    far = bottom.abs() > close
+    return torch.where(far, top / torch.where(far, bottom, 1), limit)

@@ -1,0 +1,149 @@
+"""Low-rank updates: `A = B + U V.T` with a base `B` that is solved fast, e.g. a diagonal.
+
+With `W = B^-1 U` and the capacitance `C = I + V.T W` of the size of the rank,
+`A^-1 = B^-1 - W C^-1 V.T B^-1` (Woodbury 1950) and `det A = det B det C` (the determinant lemma).
+A sum is taken apart so that all its low-rank terms are one update. A step of iterative refinement
+gives back the digits that an ill-conditioned base costs. Of a dense sum the same goes by LU.
+
+Shapes: n = rows = columns, r = rank of the update, k = right-hand sides.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from matrigami.krylov import implicit_solve
+from matrigami.operators import (
+    DenseMatrix,
+    DiagonalMatrix,
+    LinearOperator,
+    SpectralMatrix,
+    SumMatrix,
+    add,
+    differentiated,
+    eigh,
+    hermitian,
+    inverse,
+    is_concrete,
+    lu_slogdet,
+    lu_solve,
+    power,
+    shift,
+    slogdet,
+    solve,
+    times,
+)
+from matrigami.structures._kronecker import KroneckerMatrix
+from matrigami.structures._kronecker_sum import KroneckerSumMatrix
+from matrigami.structures._low_rank import LowRankMatrix
+
+SHARE = 4
+"""The rank of an update is at most this share of the size; LU is as fast beyond it."""
+
+
+def parted(A: SumMatrix) -> tuple[LinearOperator, LowRankMatrix] | None:
+    """A sum as one base and one update of low rank, or None if it is none."""
+    updates = [term for term in A.terms if isinstance(term, LowRankMatrix)]
+    rest = [term for term in A.terms if not isinstance(term, LowRankMatrix | DenseMatrix)]
+    if not updates or len(rest) != 1 or len(updates) + 1 != len(A.terms):
+        return None
+    update = updates[0]
+    for other in updates[1:]:
+        update = add(update, other)
+    return (rest[0], update) if update.U.shape[-1] * SHARE <= A.shape[-1] else None
+
+
+def _is_update(A: SumMatrix, *_: Any) -> bool:
+    """Whether a square sum is a regular base with an update."""
+    parts = parted(A) if A.shape[-1] == A.shape[-2] else None
+    if parts is None:
+        return False
+    base = parts[0]
+    if isinstance(base, DiagonalMatrix) and is_concrete(base.diagonal):
+        return bool((base.diagonal != 0).all())
+    return True
+
+
+@solve.register(where=_is_update)
+def _(A: SumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    base, update = parted(A)  # pyright: ignore[reportGeneralTypeIssues]
+    W = solve(base, update.U)
+    C = _capacitance(update, W)
+
+    def woodbury(R: Tensor) -> Tensor:
+        """Solve once."""
+        Y = solve(base, R)
+        return Y - times(W, lu_solve(C, times(update.V.mT, Y)))
+
+    X = woodbury(B)
+    return X + woodbury(B - A @ X)
+
+
+def _capacitance(update: LowRankMatrix, W: Tensor) -> Tensor:
+    """`I + V.T B^-1 U`."""
+    eye = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    return eye + times(update.V.mT, W)
+
+
+@slogdet.register(where=_is_update)
+def _(A: SumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    base, update = parted(A)  # pyright: ignore[reportGeneralTypeIssues]
+    sign, log = slogdet(base)
+    inner = lu_slogdet(_capacitance(update, solve(base, update.U)))
+    return sign * inner[0], log + inner[1]
+
+
+@inverse.register(where=_is_update)
+def _(A: SumMatrix) -> LinearOperator:
+    """The inverse of the base, with an update of the same rank."""
+    base, update = parted(A)  # pyright: ignore[reportGeneralTypeIssues]
+    W = solve(base, update.U)
+    adjoint = solve(base.T, update.V)
+    return inverse(base) - LowRankMatrix(lu_solve(_capacitance(update, W).mT, W.mT).mT, adjoint)
+
+
+def damped(A: SumMatrix) -> tuple[KroneckerMatrix | KroneckerSumMatrix, Tensor] | None:
+    """A Hermitian Kronecker product and what is added to its diagonal, or None."""
+    if len(A.terms) != 2:
+        return None
+    first, second = sorted(A.terms, key=lambda term: isinstance(term, DiagonalMatrix))
+    if not isinstance(second, DiagonalMatrix) or not isinstance(first, KroneckerMatrix):
+        return None
+    d = second.diagonal
+    uniform = d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
+    square = first.left.shape[-1] == first.left.shape[-2]
+    return (first, d[..., 0]) if uniform and square and all(map(hermitian, first.factors)) else None
+
+
+def _is_damped(A: SumMatrix, *_: Any, **__: Any) -> bool:
+    """Whether a sum is a Hermitian Kronecker product with a multiple of the identity."""
+    return damped(A) is not None
+
+
+def _spectral(A: SumMatrix) -> LinearOperator:
+    """By the eigenpairs of the factors."""
+    product, amount = damped(A)  # pyright: ignore[reportGeneralTypeIssues]
+    return shift(SpectralMatrix(*eigh(product)), amount)
+
+
+@solve.register(where=_is_damped)
+def _(A: SumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    """By eigenvectors; the derivative is that of the equation, repeated eigenvalues or not."""
+    return implicit_solve(A, B, _by_eigenvectors)
+
+
+def _by_eigenvectors(A: LinearOperator, B: Tensor) -> Tensor:
+    """The solver of `implicit_solve`: it sees the sum, or its adjoint."""
+    return solve(_spectral(A), B)  # pyright: ignore[reportArgumentType]
+
+
+@slogdet.register(where=_is_damped)
+def _(A: SumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    return slogdet(_spectral(A))
+
+
+@power.register(where=lambda A, p: _is_damped(A) and not differentiated(A))
+def _(A: SumMatrix, p: float) -> LinearOperator:
+    return power(_spectral(A), p)
