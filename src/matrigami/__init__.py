@@ -67,8 +67,11 @@ if TYPE_CHECKING:
         LowRankMatrix,
         Monarch,
         MonarchMatrix,
+        ScipyMatrix,
+        SparseMatrix,
         TensorTrain,
         TensorTrainMatrix,
+        from_scipy,
         parse,
     )
 
@@ -129,6 +132,8 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "ScipyMatrix",
+    "SparseMatrix",
     "Structure",
     "Svd",
     "TensorTrain",
@@ -141,6 +146,7 @@ __all__ = [
     "entries",
     "exp",
     "face_split",
+    "from_scipy",
     "hadamard",
     "identity",
     "inverse",

@@ -11,7 +11,7 @@ from matrigami.krylov._lanczos import (
     stochastic_lanczos,
 )
 from matrigami.krylov._minres import minres
-from matrigami.krylov._rules import DENSE_LIMIT, is_symmetric, solve_iteratively
+from matrigami.krylov._rules import DENSE_LIMIT, is_large, is_symmetric, solve_iteratively
 from matrigami.krylov._solution import Solution
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "cg",
     "gmres",
     "implicit_solve",
+    "is_large",
     "is_symmetric",
     "lanczos",
     "largest_eigenpairs",

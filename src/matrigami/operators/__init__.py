@@ -22,6 +22,7 @@ from matrigami.operators._base import (
     scale,
     square_question,
 )
+from matrigami.operators._convert import as_array
 from matrigami.operators._contraction import (
     Contraction,
     ContractionMatrix,
@@ -49,6 +50,7 @@ from matrigami.operators._eigen import (
     descending,
     eigh,
     exp,
+    is_frobenius,
     largest,
     norm,
     positive,
@@ -81,6 +83,7 @@ from matrigami.operators._indexing import (
 )
 from matrigami.operators._kernels import (
     is_concrete,
+    is_differentiated,
     lu_inverse,
     lu_slogdet,
     lu_solve,
@@ -164,6 +167,7 @@ __all__ = [
     "TransposedMatrix",
     "TriangularMatrix",
     "add",
+    "as_array",
     "chained",
     "cholesky",
     "compose",
@@ -195,6 +199,8 @@ __all__ = [
     "inverse",
     "is_big",
     "is_concrete",
+    "is_differentiated",
+    "is_frobenius",
     "khatri_rao",
     "kron",
     "kron_sum",

@@ -135,11 +135,11 @@ class TransposedMatrix(LinearOperator):
         return (*batch, n, m)
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
-        """Pull `X` back through the product with the operator."""
+        """Pull `X` back through the product with the operator: that is the adjoint."""
         batch = torch.broadcast_shapes(self.shape[:-2], X.shape[:-2])
         point = X.new_zeros(*batch, self.shape[-2], X.shape[-1])
         _, pull = torch.func.vjp(self.operator.matmat, point)  # pyright: ignore[reportAssignmentType]
-        return pull(X.expand(*batch, *X.shape[-2:]))[0]
+        return pull(X.conj().expand(*batch, *X.shape[-2:]))[0].conj()
 
     @property
     def T(self) -> LinearOperator:

@@ -91,8 +91,7 @@ class LinearOperator(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the entries: the one to which the types of the tensors promote."""
-        types = [t.dtype for t in named_tensors(self).values() if inexact(t)]
-        return reduce(torch.promote_types, types)
+        return reduce(torch.promote_types, [t.dtype for t in named_tensors(self).values()])
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +110,8 @@ class LinearOperator(ABC):
             real = complex_value and not t.is_complex()
             return t.to(target.device, target.dtype.to_real() if real else target.dtype)
 
-        return mapped(self, moved)
+        leaves, tree = pytree.tree_flatten(self)
+        return pytree.tree_unflatten([moved(t) for t in leaves], tree)
 
     def detach(self: Value) -> Value:
         """The value without its history of derivatives; it shares storage."""
@@ -274,6 +274,8 @@ def _scalars(function: OpenFunction, A: Any, numbers: Any) -> Any:
             "Write A @ B for their product, hadamard(A, B) for the product of their entries."
         )
     numbers = as_scalars(numbers, A)
+    if function.name == "scale" and numbers.is_complex() and type(A) in function.rules:
+        A = A.to(A.dtype.to_complex())  # one tensor takes the factor; the others must fit it
     if numbers.ndim > len(A.shape) - 2:
         A = expand(A, torch.broadcast_shapes(A.shape[:-2], numbers.shape))
     return function.answer(A, numbers)

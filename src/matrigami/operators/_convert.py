@@ -31,7 +31,12 @@ def as_tensor(X: Any, like: Any) -> Tensor:
 
 def as_given(Y: Tensor, X: Any) -> Any:
     """An answer in the kind of the question: an array for an array, else the tensor."""
-    return Y.detach().cpu().numpy() if isinstance(X, np.ndarray) else Y
+    return as_array(Y) if isinstance(X, np.ndarray) else Y
+
+
+def as_array(t: Tensor) -> Any:
+    """The numbers of a tensor, without its derivative."""
+    return t.detach().resolve_conj().resolve_neg().cpu().numpy()
 
 
 def as_scalars(numbers: Any, like: Any) -> Tensor:
@@ -45,4 +50,5 @@ def as_scalars(numbers: Any, like: Any) -> Tensor:
 
 def _array(X: Any) -> Any:
     """An array without negative strides, or the nested lists themselves."""
-    return np.ascontiguousarray(X) if isinstance(X, np.ndarray) and X.ndim else X
+    backwards = isinstance(X, np.ndarray) and any(step < 0 for step in X.strides)
+    return X.copy() if backwards else X

@@ -19,6 +19,7 @@ from matrigami.operators._eigen import (
     descending,
     eigh,
     exp,
+    is_frobenius,
     largest,
     norm,
     raised,
@@ -156,7 +157,7 @@ def _(A: DiagonalMatrix) -> Float[Tensor, "*batch n"]:
     return descending(A.diagonal.abs(), A)
 
 
-@norm.register(where=lambda A, order=None: order is None)
+@norm.register(where=is_frobenius)
 def _(A: DiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     return torch.linalg.vector_norm(A.diagonal, dim=-1)
 

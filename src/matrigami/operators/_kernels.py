@@ -74,12 +74,9 @@ def matrix_power(D: Inexact[Tensor, "*batch n n"], p: int) -> Inexact[Tensor, "*
 
 
 def is_hermitian(D: Inexact[Tensor, "*batch n n"], tolerance: float | None = None) -> bool:
-    """Whether a matrix equals its adjoint, up to the rounding of a product that made it.
-
-    It is taken for granted where numbers cannot be looked at.
-    """
+    """Whether a matrix surely equals its adjoint, up to the rounding of a product that made it."""
     if D.shape[-1] != D.shape[-2] or not is_concrete(D):
-        return D.shape[-1] == D.shape[-2]
+        return False
     D = D.detach()
     rounding = D.shape[-1] * torch.finfo(D.dtype).eps if tolerance is None else tolerance
     return D.numel() == 0 or bool((D - D.mH).abs().max() <= rounding * D.abs().max())

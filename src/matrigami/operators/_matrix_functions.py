@@ -41,7 +41,7 @@ def power_function(p: float) -> ScalarFunction:
     return ScalarFunction(of)
 
 
-EXPONENTIAL = ScalarFunction(lambda x, k: x.exp())  # noqa: ARG005 - each derivative is the function
+EXPONENTIAL = ScalarFunction(lambda x, k: x.exp())
 
 
 def hermitian_function(

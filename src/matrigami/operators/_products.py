@@ -20,7 +20,7 @@ from matrigami.operators._base import LinearOperator, add, compose, power, scale
 from matrigami.operators._convert import as_tensor, inexact
 from matrigami.operators._dense import DenseMatrix, operator
 from matrigami.operators._dispatch import OpenFunction
-from matrigami.operators._eigen import descending, exp, norm, svdvals
+from matrigami.operators._eigen import descending, exp, is_frobenius, norm, svdvals
 from matrigami.operators._functions import Cost, cost, diagonal, inverse, shift, slogdet, solve
 
 
@@ -351,7 +351,7 @@ def _(A: DirectSumMatrix) -> Float[Tensor, "*batch d"]:
     return descending(_stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0], A)
 
 
-@norm.register(where=lambda A, order=None: order is None)
+@norm.register(where=is_frobenius)
 def _(A: DirectSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     each = torch.broadcast_tensors(*[norm(F) for F in A.blocks])
     return torch.linalg.vector_norm(torch.stack(each), dim=0)

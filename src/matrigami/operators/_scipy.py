@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matrigami.operators._base import LinearOperator, require
-from matrigami.operators._convert import as_tensor
+from matrigami.operators._convert import as_array, as_tensor
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -29,7 +29,7 @@ def to_scipy(A: LinearOperator) -> "ScipyOperator":
 
     def product(operator: LinearOperator) -> Any:
         """NumPy in, NumPy out."""
-        return lambda X: (operator @ as_tensor(X, A)).detach().cpu().numpy()
+        return lambda X: as_array(operator @ as_tensor(X, A))
 
     forward, backward = product(A), product(A.H)
     protocol = SimpleNamespace(

@@ -4,7 +4,7 @@ Shapes: batch = the leading axes of a stack of matrices.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import EllipsisType
 from typing import Any, TypeVar, get_args
 
@@ -12,12 +12,17 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from matrigami.operators._convert import inexact
+
 Value = TypeVar("Value")
 """A frozen dataclass of tensors and others of its kind: a linear operator, which builds on this."""
 
 
 def named_tensors(A: Any) -> dict[str, Tensor]:
-    """The tensors of a value by readable name, e.g. `left`, `cores_0`, `padded_right`."""
+    """The tensors of a value by readable name, e.g. `left`, `cores_0`, `padded_right`.
+
+    Tensors of indices belong to the layout.
+    """
     return {name: t for name, t, _ in _leaves(A)}
 
 
@@ -57,11 +62,11 @@ def _leaves(A: Any) -> list[tuple[str, Tensor, int | None]]:
 def _part(name: str, part: Any, annotation: Any) -> list[tuple[str, Tensor, int | None]]:
     """The tensors below one field."""
     if isinstance(part, Tensor):
-        return [(name, part, _axes(annotation))]
+        return [(name, part, _axes(annotation))] if inexact(part) else []
     if isinstance(part, tuple):
         inner = next((a for a in get_args(annotation) if a is not ...), None)
         return [leaf for i, p in enumerate(part) for leaf in _part(f"{name}_{i}", p, inner)]
-    if hasattr(part, "matmat"):
+    if is_dataclass(part):
         return [(f"{name}_{key}", t, axes) for key, t, axes in _leaves(part)]
     return []
 
@@ -78,13 +83,13 @@ def _axes(annotation: Any) -> int | None:
 def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
     """The field of a value with its tensors exchanged."""
     if isinstance(part, Tensor):
-        return next(tensors)
+        return next(tensors) if inexact(part) else part
     if isinstance(part, tuple):
         return tuple(_rebuilt(p, tensors) for p in part)
-    return with_tensors(part, tensors) if hasattr(part, "matmat") else part
+    return with_tensors(part, tensors) if is_dataclass(part) else part
 
 
-PLAIN = (bool, int, float, str, type(None), torch.dtype, EllipsisType, ...)
+PLAIN = (bool, int, float, str, object, type(None), torch.dtype, EllipsisType, ...)
 """Types of fields that describe a layout."""
 
 

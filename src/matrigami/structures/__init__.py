@@ -14,6 +14,7 @@ from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
 from matrigami.structures._monarch import Monarch, MonarchMatrix
 from matrigami.structures._parsing import parse_recipe
+from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
 from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
 
 EXAMPLES: dict[str, Structure] = {
@@ -69,7 +70,10 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "ScipyMatrix",
+    "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",
+    "from_scipy",
     "parse",
 ]

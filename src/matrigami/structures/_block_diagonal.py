@@ -33,6 +33,7 @@ from matrigami.operators import (
     exp,
     fans,
     inverse,
+    is_frobenius,
     largest,
     lu_inverse,
     lu_slogdet,
@@ -202,7 +203,7 @@ def _(A: BlockDiagonalMatrix) -> Float[Tensor, "*batch d"]:
     return descending(torch.linalg.svdvals(A.blocks).flatten(-2, -1), A)
 
 
-@norm.register(where=lambda A, order=None: order is None)
+@norm.register(where=is_frobenius)
 def _(A: BlockDiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     return torch.linalg.vector_norm(A.blocks, dim=(-3, -2, -1))
 

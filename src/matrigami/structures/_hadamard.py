@@ -32,6 +32,7 @@ from matrigami.operators import (
     entries,
     fans,
     hadamard,
+    is_frobenius,
     least_squares_fit,
     norm,
     project,
@@ -178,7 +179,7 @@ def _(A: HadamardMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*bat
     return one * two
 
 
-@norm.register(where=lambda A, order=None: order is None)
+@norm.register(where=is_frobenius)
 def _(A: HadamardMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     return norm(LowRankMatrix(_rowwise(A.U1, A.U2), _rowwise(A.V1, A.V2)))
 

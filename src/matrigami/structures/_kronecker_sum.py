@@ -29,6 +29,7 @@ from matrigami.operators import (
     Structure,
     Svd,
     add,
+    as_array,
     contractions,
     cost,
     diagonal,
@@ -38,6 +39,7 @@ from matrigami.operators import (
     exp,
     fans,
     hermitian,
+    is_big,
     kron_sum,
     largest,
     norm,
@@ -223,29 +225,29 @@ def _(A: KroneckerSumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "
 
     The derivative is that of the equation, so that repeated eigenvalues do not matter.
     """
-    return implicit_solve(A, B, _by_eigenvectors if _hermitian(A) else _by_schur_forms)
+    return implicit_solve(A, B, _separated)
 
 
-def _by_eigenvectors(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
-    """Fast diagonalisation (Lynch, Rice and Thomas 1964)."""
-    return solve(_spectral(A), B)
+def _separated(A: LinearOperator, B: Tensor) -> Tensor:
+    """Fast diagonalisation (Lynch, Rice and Thomas 1964), or Bartels and Stewart (1972).
 
-
-def _by_schur_forms(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
-    """Bartels and Stewart (1972), on the CPU, one right-hand side after the other."""
+    The latter on the CPU, one right-hand side after the other.
+    """
+    if _hermitian(A):  # pyright: ignore[reportArgumentType]
+        return solve(_spectral(A), B)  # pyright: ignore[reportArgumentType]
     L, R = (F.dense().to(B.dtype) for F in A.terms)
     batch = torch.broadcast_shapes(L.shape[:-2], R.shape[:-2], B.shape[:-2])
     L, R, B = (t.expand(*batch, *t.shape[-2:]).detach() for t in (L, R, B))
     if not B.numel():
         return B
-    flat = zip(*[t.reshape(-1, *t.shape[-2:]).cpu().numpy() for t in (L, R, B)], strict=True)
+    flat = zip(*[as_array(t.reshape(-1, *t.shape[-2:])) for t in (L, R, B)], strict=True)
     solved = [torch.as_tensor(sylvester(*matrices)) for matrices in flat]
     return torch.stack(solved).to(B).reshape(B.shape)
 
 
-@slogdet.register
+@slogdet.register(where=lambda A: is_big(A) or not differentiated(A))
 def _(A: KroneckerSumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    """The product of all sums of two eigenvalues."""
+    """The product of all sums of two eigenvalues; a small one that is differentiated goes by LU."""
     if _hermitian(A):
         v1, v2 = (eigh(F).values for F in A.terms)
     else:
@@ -262,7 +264,9 @@ def _(A: KroneckerSumMatrix, order: float | None = None) -> Float[Tensor, "*batc
         return schatten(svdvals(A), order)
     (L, R), (n1, n2) = A.terms, (F.shape[-1] for F in A.terms)
     mean = trace(R) / n2  # moved to the left term, so that nothing cancels
-    squares = n2 * norm(shift(L, mean)).square() + n1 * norm(shift(R, -mean)).square()
+    left, right = (shift(F, amount).dense() for F, amount in ((L, mean), (R, -mean)))
+    sums = [(D * D.conj()).real.sum((-2, -1)) for D in (left, right)]
+    squares = n2 * sums[0] + n1 * sums[1]
     return root_of_squares(squares.sqrt(), squares)
 
 

@@ -33,6 +33,7 @@ from matrigami.operators import (
     entries,
     expand,
     fans,
+    is_frobenius,
     metric_project,
     norm,
     operator,
@@ -203,7 +204,7 @@ def _(A: LowRankMatrix) -> Svd:
     )
 
 
-@norm.register(where=lambda A, order=None: order is None)
+@norm.register(where=is_frobenius)
 def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     """Digits from orthonormal bases, derivatives from Gram matrices: `U = 0` is no exception."""
     R1, R2 = torch.linalg.qr(A.U.detach()).R, torch.linalg.qr(A.V.detach()).R

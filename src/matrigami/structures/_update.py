@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from matrigami.krylov import implicit_solve
+from matrigami.krylov import implicit_solve, is_large, solve_iteratively
 from matrigami.operators import (
     DenseMatrix,
     DiagonalMatrix,
@@ -22,6 +22,7 @@ from matrigami.operators import (
     SpectralMatrix,
     SumMatrix,
     add,
+    dense,
     differentiated,
     eigh,
     hermitian,
@@ -36,7 +37,6 @@ from matrigami.operators import (
     times,
 )
 from matrigami.structures._kronecker import KroneckerMatrix
-from matrigami.structures._kronecker_sum import KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRankMatrix
 
 SHARE = 4
@@ -104,8 +104,8 @@ def _(A: SumMatrix) -> LinearOperator:
     return inverse(base) - LowRankMatrix(lu_solve(_capacitance(update, W).mT, W.mT).mT, adjoint)
 
 
-def damped(A: SumMatrix) -> tuple[KroneckerMatrix | KroneckerSumMatrix, Tensor] | None:
-    """A Hermitian Kronecker product and what is added to its diagonal, or None."""
+def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:
+    """A square Kronecker product and what is added to its diagonal, or None."""
     if len(A.terms) != 2:
         return None
     first, second = sorted(A.terms, key=lambda term: isinstance(term, DiagonalMatrix))
@@ -113,37 +113,45 @@ def damped(A: SumMatrix) -> tuple[KroneckerMatrix | KroneckerSumMatrix, Tensor] 
         return None
     d = second.diagonal
     uniform = d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
-    square = first.left.shape[-1] == first.left.shape[-2]
-    return (first, d[..., 0]) if uniform and square and all(map(hermitian, first.factors)) else None
+    square = all(F.shape[-1] == F.shape[-2] for F in first.factors)
+    return (first, d[..., 0]) if uniform and square else None
 
 
-def _is_damped(A: SumMatrix, *_: Any, **__: Any) -> bool:
-    """Whether a sum is a Hermitian Kronecker product with a multiple of the identity."""
-    return damped(A) is not None
+def _spectral(A: SumMatrix) -> SpectralMatrix | None:
+    """By the eigenpairs of Hermitian factors, or None."""
+    parts = damped(A)
+    if parts is None or not all(map(hermitian, parts[0].factors)):
+        return None
+    amount = parts[1]
+    if amount.is_complex() and bool((amount.imag == 0).all()):
+        amount = amount.real
+    return shift(SpectralMatrix(*eigh(parts[0])), amount)  # pyright: ignore[reportReturnType]
 
 
-def _spectral(A: SumMatrix) -> LinearOperator:
-    """By the eigenpairs of the factors."""
-    product, amount = damped(A)  # pyright: ignore[reportGeneralTypeIssues]
-    return shift(SpectralMatrix(*eigh(product)), amount)
+def _is_spectral(A: SumMatrix, *_: Any) -> bool:
+    """Whether eigenpairs answer, and nobody wants a derivative that they might not have."""
+    return not differentiated(A) and _spectral(A) is not None
 
 
-@solve.register(where=_is_damped)
+@solve.register(where=lambda A, B: damped(A) is not None)
 def _(A: SumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     """By eigenvectors; the derivative is that of the equation, repeated eigenvalues or not."""
     return implicit_solve(A, B, _by_eigenvectors)
 
 
 def _by_eigenvectors(A: LinearOperator, B: Tensor) -> Tensor:
-    """The solver of `implicit_solve`: it sees the sum, or its adjoint."""
-    return solve(_spectral(A), B)  # pyright: ignore[reportArgumentType]
+    """The solver of `implicit_solve`: it sees the sum, or its adjoint, without derivatives."""
+    by_pairs = _spectral(A)  # pyright: ignore[reportArgumentType]
+    if by_pairs is not None:
+        return solve(by_pairs, B)
+    return solve_iteratively(A, B) if is_large(A) else lu_solve(dense(A, "solve"), B)
 
 
-@slogdet.register(where=_is_damped)
+@slogdet.register(where=_is_spectral)
 def _(A: SumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    return slogdet(_spectral(A))
+    return slogdet(_spectral(A))  # pyright: ignore[reportArgumentType]
 
 
-@power.register(where=lambda A, p: _is_damped(A) and not differentiated(A))
+@power.register(where=_is_spectral)
 def _(A: SumMatrix, p: float) -> LinearOperator:
-    return power(_spectral(A), p)
+    return power(_spectral(A), p)  # pyright: ignore[reportArgumentType]

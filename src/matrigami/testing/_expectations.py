@@ -41,9 +41,10 @@ def expect_matrix(got: object, wanted: Tensor, what: str, tolerance: float = TOL
         raise AssertionError(f"{what} is a {type(got).__name__}, not an operator")
     expect_equal(tuple(got.shape), tuple(wanted.shape), f"the shape of {what}")
     expect_close(got.dense(), wanted, what, tolerance)
-    X = random(got.shape[-1], 2)
+    X = random(got.shape[-1], 2, dtype=got.dtype)
     expect_close(got @ X, wanted @ X, f"{what} @ X", tolerance)
     expect_close(got.T.dense(), wanted.mT, f"the transpose of {what}", tolerance)
+    expect_close(got.H.dense(), wanted.mH, f"the adjoint of {what}", tolerance)
 
 
 def expect_refusal(call: Callable[[], Any], what: str) -> None:
@@ -60,9 +61,22 @@ def expect_refusal(call: Callable[[], Any], what: str) -> None:
 def random(
     *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Inexact[Tensor, "..."]:
-    """A Gaussian tensor that depends on nothing but its arguments."""
+    """A Gaussian tensor, real or complex, that depends on nothing but its arguments."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    drawn = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=generator, dtype=drawn).to(dtype)
+
+
+def like(A: LinearOperator, *shape: int, seed: int = 0) -> Inexact[Tensor, "..."]:
+    """A Gaussian tensor of the type of a value."""
+    return random(*shape, seed=seed, dtype=A.dtype)
+
+
+def complexified(A: LinearOperator) -> LinearOperator:
+    """A complex value near `A`: Gaussian imaginary parts in its tensors."""
+    tensors = named_tensors(A).values()
+    moved = [t + 0.5j * random(*t.shape, seed=i) for i, t in enumerate(tensors)]
+    return with_tensors(A, iter(moved))
 
 
 def stacked(A: LinearOperator) -> tuple[LinearOperator, tuple[LinearOperator, LinearOperator]]:

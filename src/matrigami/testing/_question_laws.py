@@ -1,39 +1,46 @@
 """Laws of what is asked of a value: solve, determinant, trace, norm, power, eigenpairs, cost.
 
-Each law is a function of a single matrix `A` in double precision. What asks for a regular matrix
+Each law is a function of a single matrix `A` in double precision, real or complex. What asks for a regular matrix
 is asked of `A` where that is well posed, and always of `A` plus a multiple of the identity.
 
 Shapes: n = rows = columns.
 """
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from matrigami.operators import (
     LinearOperator,
+    cholesky,
     cost,
     diagonal,
     eigh,
+    exp,
     inverse,
     logdet,
+    lstsq,
     named_tensors,
     norm,
+    pinv,
     power,
     shift,
     slogdet,
     solve,
     sqrt,
+    svd,
     svdvals,
     to_scipy,
     trace,
 )
-from matrigami.structures import DiagonalMatrix
+from matrigami.structures import DiagonalMatrix, from_scipy
 from matrigami.testing._expectations import (
     expect,
     expect_close,
     expect_equal,
+    expect_matrix,
     expect_refusal,
-    random,
+    like,
     stacked,
     well_posed,
 )
@@ -42,13 +49,13 @@ from matrigami.testing._expectations import (
 def solutions(A: LinearOperator) -> None:
     """`solve(A, B)` and `inverse(A)` for a vector, a matrix and none; a rectangle is refused."""
     if A.shape[-1] != A.shape[-2]:
-        expect_refusal(lambda: solve(A, random(A.shape[-2])), "solve with a rectangle")
+        expect_refusal(lambda: solve(A, like(A, A.shape[-2])), "solve with a rectangle")
         expect_refusal(lambda: inverse(A), "the inverse of a rectangle")
         return
     for S in _regular(A):
         D, n = S.dense(), S.shape[-1]
         for shape in ((n,), (n, 3), (n, 0), (2, n, 1)):
-            B = random(*shape)
+            B = like(A, *shape)
             X = solve(S, B)
             expect_equal(tuple(X.shape), shape, "the shape of the solution")
             expect_close(D @ X, B, f"A @ solve(A, B) for B of shape {shape}", 1e-7)
@@ -64,11 +71,11 @@ def shifted(A: LinearOperator) -> None:
         expect_refusal(lambda: shift(A, 1.0), "a rectangle plus a multiple of the identity")
         return
     amount = 1.5 * float(norm(A, 2)) + 1
-    S = A @ A.T
+    S = A @ A.H
     for B in (A, S, stacked(A)[0]):
         D = B.dense() + amount * torch.eye(A.shape[-1], dtype=A.dtype)
         expect_close(shift(B, amount).dense(), D, f"{B!r} plus a multiple of the identity", 1e-8)
-    Y = random(A.shape[-1], 2)
+    Y = like(A, A.shape[-1], 2)
     wanted = torch.linalg.solve(S.dense() + amount * torch.eye(A.shape[-1], dtype=A.dtype), Y)
     expect_close(solve(S, Y, amount), wanted, "solve with damping", 1e-8)
 
@@ -85,8 +92,15 @@ def determinants(A: LinearOperator) -> None:
             got_sign, got_log = slogdet(B)
             expect_close(got_sign, sign, "the sign of the determinant")
             expect_close(got_log, log, "log |det A|", 1e-7)
-            nan = bool(logdet(B).isnan())
-            expect(nan == bool(sign < 0), "logdet is NaN exactly where the determinant is negative")
+            expect_logdet(logdet(B), torch.logdet(B.dense()))
+
+
+def expect_logdet(got: Tensor, wanted: Tensor) -> None:
+    """Raise unless they are the same logarithm: NaN alike, and equal up to turns."""
+    expect(bool(got.isnan() == wanted.isnan()), "logdet is NaN where the determinant is negative")
+    if not wanted.isnan():
+        expect_close(got.real, wanted.real, "the logarithm of the determinant", 1e-7)
+        expect_close(got.exp() / wanted.real.exp(), wanted.exp() / wanted.real.exp(), "its phase")
 
 
 def traces(A: LinearOperator) -> None:
@@ -111,6 +125,38 @@ def norms(A: LinearOperator) -> None:
         expect_close(norm(B, 1), torch.linalg.matrix_norm(E, "nuc"), "the nuclear norm", 1e-7)
 
 
+def singular_vectors(A: LinearOperator) -> None:
+    """`svd`, and with it `pinv` and `lstsq`, of any shape."""
+    D = A.dense()
+    for B in (A, A.T, A @ A.H):
+        U, values, V = svd(B)
+        left, right, d = U.dense(), V.dense(), values.shape[-1]
+        for Q in (left, right):
+            expect_close(Q.mH @ Q, torch.eye(d, dtype=Q.dtype), "Q.H @ Q of svd", 1e-8)
+        expect_close((left * values @ right.mH).to(D.dtype), B.dense(), "U diag(values) V.H", 1e-8)
+    P, Y = pinv(A), like(A, A.shape[-2], 2)
+    if regular_part(D):
+        expect_close(P.dense(), torch.linalg.pinv(D), "pinv", 1e-6)
+        expect_close(P @ Y, torch.linalg.pinv(D) @ Y, "pinv(A) @ Y", 1e-6)
+        expect_close(lstsq(A, Y), torch.linalg.pinv(D) @ Y, "lstsq", 1e-6)
+        expect_close(lstsq(A, Y[:, 0]), torch.linalg.pinv(D) @ Y[:, 0], "lstsq of a vector", 1e-6)
+
+
+def regular_part(D: Tensor) -> bool:
+    """Whether the singular values that are not zero are far from it."""
+    values = torch.linalg.svdvals(D)
+    return not bool(((values > 1e-12 * values[0]) & (values < 1e-4 * values[0])).any())
+
+
+def exponentials(A: LinearOperator) -> None:
+    """`exp` of a square matrix."""
+    if A.shape[-1] != A.shape[-2]:
+        expect_refusal(lambda: exp(A), "the exponential of a rectangle")
+        return
+    for B in (A / norm(A, 2), (A @ A.H) / norm(A, 2).square()):
+        expect_close(exp(B).dense(), torch.linalg.matrix_exp(B.dense()), f"exp of {B!r}", 1e-8)
+
+
 def integer_powers(A: LinearOperator) -> None:
     """`power(A, p)` for whole `p`, negative ones where `A` is well posed."""
     if A.shape[-1] != A.shape[-2]:
@@ -124,29 +170,32 @@ def integer_powers(A: LinearOperator) -> None:
 
 
 def symmetric_functions(A: LinearOperator) -> None:
-    """Real powers, square root and eigenpairs of `A @ A.T + I`."""
+    """Real powers, square root and eigenpairs of `A @ A.H + I`."""
     m = A.shape[-2]
-    S = A @ A.T + DiagonalMatrix(torch.ones(m, dtype=A.dtype))
+    S = A @ A.H + DiagonalMatrix(torch.ones(m, dtype=A.dtype))
     check_symmetric(S)
 
 
 def check_symmetric(S: LinearOperator) -> None:
-    """Real powers, square root and eigenpairs of a symmetric positive definite value."""
+    """Real powers, square root and eigenpairs of a Hermitian positive definite value."""
     D, n = S.dense(), S.shape[-1]
     root = sqrt(S).dense()
     expect_close(root @ root, D, "sqrt(S) squared", 1e-8)
-    expect_close(root, root.mT, "sqrt(S) transposed", 1e-8)
+    expect_close(root, root.mH, "the adjoint of sqrt(S)", 1e-8)
     whitened = power(S, -0.5).dense()
     expect_close(whitened @ D @ whitened, torch.eye(n, dtype=D.dtype), "power(S, -1/2)", 1e-8)
     values, vectors = eigh(S)
     Q = vectors.dense()
-    expect_close(Q.mT @ Q, torch.eye(n, dtype=D.dtype), "V.T @ V of eigh", 1e-8)
-    expect_close(Q * values @ Q.mT, D, "V diag(values) V.T of eigh", 1e-8)
+    expect_close(Q.mH @ Q, torch.eye(n, dtype=Q.dtype), "V.H @ V of eigh", 1e-8)
+    expect_close((Q * values @ Q.mH).to(D.dtype), D, "V diag(values) V.H of eigh", 1e-8)
+    L = cholesky(S).dense()
+    expect_close(L @ L.mH, D, "L @ L.H of cholesky", 1e-8)
     k = (n + 1) // 2
     top, leading = eigh(S, k)
     expect_close(top, torch.linalg.eigvalsh(D).flip(-1)[:k], f"the {k} largest eigenvalues", 1e-8)
-    expect_close(D @ leading.dense(), leading.dense() * top, f"the {k} leading eigenvectors", 1e-7)
-    expect_close(logdet(S), torch.logdet(D), "logdet(S)", 1e-8)
+    V = leading.dense().to(D.dtype)
+    expect_close(D @ V, V * top, f"the {k} leading eigenvectors", 1e-7)
+    expect_logdet(logdet(S), torch.logdet(D))
 
 
 def costs(A: LinearOperator) -> None:
@@ -156,7 +205,7 @@ def costs(A: LinearOperator) -> None:
     expect_equal(params, sum(t.numel() for t in tensors), "cost(A).params")
     expect_equal(stored, sum(t.nbytes for t in tensors), "cost(A).bytes")
     with FlopCounterMode(display=False) as counter:
-        A.matmat(random(A.shape[-1], 1))
+        A.matmat(like(A, A.shape[-1], 1))
     done = counter.get_total_flops() // 2
     expect(macs >= done, f"cost(A).macs is {macs}, but A @ x takes {done} in matrix products alone")
     expect_equal(cost(A.T)[::2], (params, stored), "params and bytes of the transpose")
@@ -180,7 +229,7 @@ def batched_questions(A: LinearOperator) -> None:
     for B in _regular(S):
         E, n = B.dense(), B.shape[-1]
         for shape in ((n,), (n, 2), (2, n, 1)):
-            Y = random(*shape)
+            Y = like(A, *shape)
             wanted = torch.linalg.inv(E) @ Y
             expect_close(solve(B, Y), wanted, f"solutions of a stack for {shape}", 1e-6)
         for got, wanted in zip(slogdet(B), torch.linalg.slogdet(E), strict=True):
@@ -190,11 +239,11 @@ def batched_questions(A: LinearOperator) -> None:
 
 
 def check_batch_of_eigenpairs(S: LinearOperator) -> None:
-    """Eigenpairs and roots of a stack `S @ S.T + I`."""
-    P = S @ S.T + DiagonalMatrix(torch.ones(S.shape[-2], dtype=S.dtype))
+    """Eigenpairs and roots of a stack `S @ S.H + I`."""
+    P = S @ S.H + DiagonalMatrix(torch.ones(S.shape[-2], dtype=S.dtype))
     values, vectors = eigh(P)
     Q = vectors.dense()
-    expect_close(Q * values[..., None, :] @ Q.mT, P.dense(), "eigh of a stack", 1e-8)
+    expect_close(Q * values[..., None, :] @ Q.mH, P.dense(), "eigh of a stack", 1e-8)
     root = sqrt(P).dense()
     expect_close(root @ root, P.dense(), "sqrt of a stack, squared", 1e-8)
     expect_equal(tuple(eigh(P, 1).values.shape), (*S.shape[:-2], 1), "the shape of eigh(S, 1)")
@@ -203,11 +252,14 @@ def check_batch_of_eigenpairs(S: LinearOperator) -> None:
 def scipy_view(A: LinearOperator) -> None:
     """The SciPy operator multiplies vectors and matrices, from both sides."""
     S, D = to_scipy(A), A.dense()
-    x, y, X = random(A.shape[-1]), random(A.shape[-2]), random(A.shape[-1], 2)
+    x, y, X = like(A, A.shape[-1]), like(A, A.shape[-2]), like(A, A.shape[-1], 2)
     expect_equal(tuple(S.shape), tuple(D.shape), "the shape for SciPy")
     expect_close(torch.as_tensor(S @ x.numpy()), D @ x, "matvec for SciPy")
     expect_close(torch.as_tensor(S @ X.numpy()), D @ X, "matmat for SciPy")
-    expect_close(torch.as_tensor(S.rmatvec(y.numpy())), D.T @ y, "rmatvec for SciPy")
+    expect_close(torch.as_tensor(S.rmatvec(y.numpy())), D.mH @ y, "rmatvec for SciPy")
+    back = from_scipy(S)
+    expect_equal(back.dtype, A.dtype, "the type of an operator that went to SciPy and back")
+    expect_matrix(back, D, "an operator that went to SciPy and back")
 
 
 def _regular(A: LinearOperator) -> list[LinearOperator]:
@@ -223,6 +275,8 @@ QUESTION_LAWS = (
     determinants,
     traces,
     norms,
+    singular_vectors,
+    exponentials,
     integer_powers,
     symmetric_functions,
     costs,

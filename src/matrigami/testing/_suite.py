@@ -5,13 +5,25 @@ from typing import Any
 
 from matrigami.operators import LinearOperator, Structure
 from matrigami.testing._algebra_laws import ALGEBRA_LAWS
+from matrigami.testing._derivative_laws import DERIVATIVE_LAWS
+from matrigami.testing._expectations import complexified
+from matrigami.testing._habit_laws import HABIT_LAWS
 from matrigami.testing._question_laws import QUESTION_LAWS
 from matrigami.testing._structure_laws import STRUCTURE_LAWS, member, refuses_in_one_voice
 from matrigami.testing._torch_laws import TORCH_LAWS
 
 Size = tuple[int, int]
 
-OPERATOR_LAWS = (*ALGEBRA_LAWS, *QUESTION_LAWS, *TORCH_LAWS)
+SMALL = 36
+"""Most entries of a member that is also tried in complex numbers, and differentiated twice."""
+
+OPERATOR_LAWS = (
+    *ALGEBRA_LAWS,
+    *HABIT_LAWS,
+    *QUESTION_LAWS,
+    *TORCH_LAWS,
+    *DERIVATIVE_LAWS,
+)
 """The laws of a value: functions of a matrix."""
 
 LAWS = (*STRUCTURE_LAWS, *OPERATOR_LAWS)
@@ -37,7 +49,7 @@ def check_operator(A: LinearOperator, laws: Iterable[Callable[..., None]] = OPER
     """Check that every rule of a value agrees with `A.dense()`.
 
     Args:
-        A: A single matrix (no batch axes) in double precision.
+        A: A single matrix (no batch axes) in double precision, real or complex.
         laws: The laws to check; all of them by default.
 
     Raises:
@@ -81,8 +93,13 @@ def check_structure(
     for m, n in accepted:
         A = member(recipe, m, n)
         for law in laws:
-            subject = (A,) if law in OPERATOR_LAWS else (recipe, m, n)
-            enforce(law, f"{recipe} at {m}x{n}", *subject)
+            if law not in OPERATOR_LAWS:
+                enforce(law, f"{recipe} at {m}x{n}", recipe, m, n)
+                continue
+            if m * n <= SMALL or law not in DERIVATIVE_LAWS:
+                enforce(law, f"{recipe} at {m}x{n}", A)
+            if m * n <= SMALL:
+                enforce(law, f"a complex {recipe} at {m}x{n}", complexified(A))
 
 
 def enforce(law: Callable[..., None], where: str, *subject: Any) -> None:
