@@ -1,29 +1,28 @@
-"""Krylov methods: solve, eigenvalues and log-determinants by products alone."""
+"""Krylov methods: solve, eigenvalues, functions and estimates by products alone."""
 
 from matrigami.krylov._cg import cg
+from matrigami.krylov._eigenpairs import largest_eigenpairs
 from matrigami.krylov._gmres import gmres
-from matrigami.krylov._lanczos import (
-    Estimate,
-    Tridiagonal,
-    lanczos,
-    largest_eigenpairs,
-    stochastic_lanczos,
-)
+from matrigami.krylov._implicit import implicit_solve
+from matrigami.krylov._lanczos import Tridiagonal, lanczos
+from matrigami.krylov._memory import free_memory
 from matrigami.krylov._minres import minres
-from matrigami.krylov._rules import DENSE_LIMIT, is_symmetric, solve_iteratively
+from matrigami.krylov._rules import DENSE_LIMIT, solve_iteratively
 from matrigami.krylov._solution import Solution
+from matrigami.krylov._symmetry import is_hermitian, is_symmetric
 
 __all__ = [
     "DENSE_LIMIT",
-    "Estimate",
     "Solution",
     "Tridiagonal",
     "cg",
+    "free_memory",
     "gmres",
+    "implicit_solve",
+    "is_hermitian",
     "is_symmetric",
     "lanczos",
     "largest_eigenpairs",
     "minres",
     "solve_iteratively",
-    "stochastic_lanczos",
 ]

@@ -1,4 +1,4 @@
-"""Conjugate gradients, for symmetric positive definite matrices.
+"""Conjugate gradients, for Hermitian positive definite matrices.
 
 Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 9.1
 (preconditioned CG).
@@ -6,44 +6,41 @@ Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorith
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
 
-from jaxtyping import Float
-from torch import Tensor, where
+from jaxtyping import Inexact
+from torch import Tensor, where, zeros_like
 
-from matrigami.krylov._solution import (
-    Preconditioner,
-    Solution,
-    check_system,
-    dot,
-    finished,
-    norms,
-    safe,
-)
+from matrigami.krylov._solution import Preconditioner, Solution, dot, norms, safe
+from matrigami.krylov._systems import Cycle, refined
 from matrigami.operators import LinearOperator
 
 
 def cg(
     A: LinearOperator,
-    B: Float[Tensor, "... n k"],
+    B: Inexact[Tensor, "... n k"],
     *,
     tol: float | None = None,
     max_steps: int | None = None,
     preconditioner: Preconditioner | None = None,
 ) -> Solution:
-    """Solve `A X = B` for symmetric positive definite `A`.
+    """Solve `A X = B` for symmetric, or complex Hermitian, positive definite `A`.
 
     The error in the `A`-norm falls at least as `2 ((sqrt(c) - 1) / (sqrt(c) + 1))^steps` for
-    condition number `c`.
+    condition number `c`. Where the recurrence has converged and `B - A X` has not, it starts again
+    on that residual. The result carries no gradient; `implicit_solve` gives it one.
 
     Args:
         A: The matrix; definiteness is not checked, a direction of negative curvature ends the
             iteration of its column.
-        B: Right-hand sides.
+        B: Right-hand sides, of any size: each is scaled to norm one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.
-        preconditioner: Approximate inverse, symmetric positive definite.
+        preconditioner: Approximate inverse, Hermitian positive definite.
 
     Returns:
         Solution, residual history and convergence of each column.
+
+    Raises:
+        ValueError: If `A` is not square, or `B` does not fit or is not finite.
 
     Examples:
         >>> import torch
@@ -52,24 +49,28 @@ def cg(
         >>> cg(A, torch.ones(3, 1)).steps
         3
     """
-    tol = check_system(A, B, tol)
-    M = preconditioner or (lambda R: R)
-    X, R = B.new_zeros(B.shape), B.clone()  # 1
+    return refined("cg", _cycle, A, B, tol, max_steps, preconditioner)
+
+
+def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
+    """Conjugate gradients from zero."""
+    M = system.inverse or (lambda R: R)
+    X, R = zeros_like(system.R), system.R  # 1
     Z = M(R)  # 1
-    P, rho = Z, dot(R, Z)  # 1
-    size = safe(norms(B))
-    history = [norms(R) / size]
-    for _ in range(10 * A.shape[-1] if max_steps is None else max_steps):  # 2
-        AP = A.matmat(P)
-        curvature = dot(AP, P)
-        active = (history[-1] > tol) & (curvature > 0)
+    P, rho = Z, dot(R, Z).real  # 1
+    residual, history = norms(R), []
+    for _ in range(system.steps):  # 2
+        AP = system.product(P)
+        curvature = dot(AP, P).real
+        active = (residual > system.goal) & (curvature > 0)
         if not active.any():
             break
         alpha = where(active, rho / safe(curvature), 0)  # 3
         X = X + alpha * P  # 4
         R = R - alpha * AP  # 5
         Z = M(R)  # 6
-        rho, last = dot(R, Z), rho
+        rho, last = dot(R, Z).real, rho
         P = Z + rho / safe(last) * P  # 7, 8
-        history.append(where(active, norms(R) / size, history[-1]))
-    return finished(X, history, tol)
+        residual = where(active, norms(R), residual)
+        history.append(residual)
+    return X, history

@@ -2,22 +2,23 @@
 
 Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorithm 6.11 (restarted
 GMRES) with the Gram-Schmidt of Algorithm 6.9 done twice, and the least-squares problem solved by
-rotations (section 6.5.3).
+rotations (section 6.5.3; complex ones, section 6.5.9).
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently; j = basis vectors.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
-from matrigami.krylov._solution import Preconditioner, Solution, check_system, finished, norms, safe
+from matrigami.krylov._solution import Preconditioner, Solution, norms, safe
+from matrigami.krylov._systems import Cycle, refined
 from matrigami.operators import LinearOperator
 
 
 def gmres(
     A: LinearOperator,
-    B: Float[Tensor, "... n k"],
+    B: Inexact[Tensor, "... n k"],
     *,
     tol: float | None = None,
     max_steps: int | None = None,
@@ -26,9 +27,11 @@ def gmres(
 ) -> Solution:
     """Solve `A X = B` for any square `A`, with the least residual norm in each cycle.
 
+    The result carries no gradient; `implicit_solve` gives it one.
+
     Args:
-        A: The matrix.
-        B: Right-hand sides.
+        A: The matrix, real or complex.
+        B: Right-hand sides, of any size: each is scaled to norm one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`, over all cycles.
         restart: Steps of one cycle; `restart + 1` blocks of the size of `B` are kept.
@@ -38,6 +41,9 @@ def gmres(
     Returns:
         Solution, residual history and convergence of each column.
 
+    Raises:
+        ValueError: If `A` is not square, or `B` does not fit or is not finite.
+
     Examples:
         >>> import torch
         >>> from matrigami.operators import DenseMatrix
@@ -46,63 +52,54 @@ def gmres(
         tensor([[1.],
                 [1.]])
     """
-    tol = check_system(A, B, tol)
-    M = preconditioner or (lambda R: R)
-    X, size = B.new_zeros(B.shape), safe(norms(B))
-    history = [norms(B) / size]
-    left = 10 * A.shape[-1] if max_steps is None else max_steps
-    while left > 0 and (history[-1] > tol).any():
-        R = B - A.matmat(X)  # 1
-        X, estimates = _cycle(A, M, X, R, min(restart, left, A.shape[-1]), tol * size)
-        history += [torch.minimum(e / size, history[-1]) for e in estimates[:-1]]
-        history.append(norms(B - A.matmat(X)) / size)  # the true residual ends a cycle
-        left -= len(estimates)
-        if (
-            len(history) > len(estimates) + 1
-            and not (history[-1] < history[-1 - len(estimates)]).any()
-        ):
-            break  # a cycle without progress: restarting repeats it
-    return finished(X, history, tol)
+    most = min(restart, A.shape[-1])
+    return refined(
+        "gmres", lambda system: _cycle(system, most), A, B, tol, max_steps, preconditioner
+    )
 
 
-def _cycle(
-    A: LinearOperator, M: Preconditioner, X: Tensor, R: Tensor, steps: int, target: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """One cycle from the residual `R`: the new iterate, and the residual norms of its steps."""
-    beta = norms(R)
-    V = [R / safe(beta)]  # 1
-    g, triangle = [beta], []
+def _cycle(system: Cycle, most: int) -> tuple[Tensor, list[Tensor]]:
+    """One cycle from zero."""
+    M = system.inverse or (lambda R: R)
+    beta = norms(system.R)
+    V = [system.R / safe(beta)]  # 1
+    g, triangle = [beta.to(system.R.dtype)], []
     rotations: list[tuple[Tensor, Tensor]] = []
-    estimates: list[Tensor] = []
-    for j in range(steps):  # 2
-        W = A.matmat(M(V[j]))  # 3
+    history: list[Tensor] = []
+    for j in range(min(most, system.steps)):  # 2
+        W = system.product(M(V[j]))  # 3
         column, W = _orthogonalise(V, W)  # 4-7
         h = norms(W)  # 8
         V.append(W / safe(h))  # 9
         for i, (c, s) in enumerate(rotations):
-            column[i], column[i + 1] = (
-                c * column[i] + s * column[i + 1],
-                -s * column[i] + c * column[i + 1],
-            )
-        radius = torch.hypot(column[j], h)
+            column[i], column[i + 1] = _rotated(c, s, column[i], column[i + 1])
+        radius = torch.hypot(column[j].abs(), h)
         c, s = column[j] / safe(radius), h / safe(radius)
         rotations.append((c, s))
-        column[j] = radius
-        g[j], last = c * g[j], -s * g[j]
+        column[j] = radius.to(W.dtype)
+        g[j], last = _rotated(c, s, g[j], torch.zeros_like(g[j]))
         g.append(last)
         triangle.append(column)
-        estimates.append(last.abs())
-        if (estimates[-1] <= target).all():
+        history.append(last.abs())
+        if (history[-1] <= system.goal).all():
             break
-    return X + M(_combination(V, triangle, g)), estimates  # 12
+    return M(_combination(V, triangle, g)), history  # 12
+
+
+def _rotated(c: Tensor, s: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation by complex `c` and real `s`, applied to a pair."""
+    return c.conj() * x + s * y, c * y - s * x
 
 
 def _orthogonalise(V: list[Tensor], W: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Coefficients against the basis, and the rest; twice, which is enough (Giraud et al. 2005)."""
+    """Coefficients against the basis with a place for the next, and the rest.
+
+    Twice is enough (Giraud et al. 2005).
+    """
     basis = torch.stack(V)  # j ... n k
-    first = (basis * W).sum(-2, keepdim=True)
+    first = (basis.conj() * W).sum(-2, keepdim=True)
     W = W - (basis * first).sum(0)
-    second = (basis * W).sum(-2, keepdim=True)
+    second = (basis.conj() * W).sum(-2, keepdim=True)
     return list((first + second).unbind(0)), W - (basis * second).sum(0)
 
 

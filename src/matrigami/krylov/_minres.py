@@ -1,36 +1,43 @@
-"""MINRES, for symmetric matrices, definite or not.
+"""MINRES, for Hermitian matrices, definite or not.
 
 Step numbers: Greenbaum (1997), Iterative Methods for Solving Linear Systems, Algorithm 4 (after
-Paige and Saunders 1975).
+Paige and Saunders 1975). The tridiagonal matrix of a Hermitian one is real, so are the rotations.
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
-from matrigami.krylov._solution import Solution, check_system, dot, finished, norms, safe
+from matrigami.krylov._solution import Solution, dot, norms, safe
+from matrigami.krylov._systems import Cycle, refined
 from matrigami.operators import LinearOperator
 
 
 def minres(
     A: LinearOperator,
-    B: Float[Tensor, "... n k"],
+    B: Inexact[Tensor, "... n k"],
     *,
     tol: float | None = None,
     max_steps: int | None = None,
 ) -> Solution:
-    """Solve `A X = B` for symmetric `A`, with the least residual norm at each step.
+    """Solve `A X = B` for symmetric, or complex Hermitian, `A`, with the least residual norm.
+
+    Where the recurrence has converged and `B - A X` has not, it starts again on that residual.
+    The result carries no gradient; `implicit_solve` gives it one.
 
     Args:
         A: The matrix; its symmetry is not checked.
-        B: Right-hand sides.
+        B: Right-hand sides, of any size: each is scaled to norm one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.
 
     Returns:
         Solution, residual history and convergence of each column.
+
+    Raises:
+        ValueError: If `A` is not square, or `B` does not fit or is not finite.
 
     Examples:
         >>> import torch
@@ -40,20 +47,24 @@ def minres(
         tensor([[2.],
                 [1.]])
     """
-    tol = check_system(A, B, tol)
-    X, beta = B.new_zeros(B.shape), norms(B)
-    size = safe(beta)
-    q_old, q = torch.zeros_like(B), B / size  # 1: Lanczos vectors
+    return refined("minres", _cycle, A, B, tol, max_steps)
+
+
+def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
+    """MINRES from zero."""
+    B = system.R
+    X, beta = torch.zeros_like(B), norms(B)
+    q_old, q = torch.zeros_like(B), B / safe(beta)  # 1: Lanczos vectors
     p_old, p = torch.zeros_like(B), torch.zeros_like(B)  # 1: search directions
     eta, off = beta, torch.zeros_like(beta)  # 1: right-hand side of the triangular system
     c_old, c, s_old, s = (torch.full_like(beta, value) for value in (1.0, 1.0, 0.0, 0.0))
-    history = [beta / size]
-    for _ in range(10 * A.shape[-1] if max_steps is None else max_steps):
-        active = history[-1] > tol
+    residual, history = beta, []
+    for _ in range(system.steps):
+        active = residual > system.goal
         if not active.any():
             break
-        v = A.matmat(q) - off * q_old  # 2: Lanczos step
-        diagonal = dot(v, q)
+        v = system.product(q) - off * q_old  # 2: Lanczos step
+        diagonal = dot(v, q).real
         v = v - diagonal * q
         off_next = norms(v)
         above2 = s_old * off  # 3: the two last rotations on the new column of T
@@ -66,5 +77,6 @@ def minres(
         X = X + torch.where(active, c * eta, 0) * p  # 6: new iterate
         eta = -s * eta
         q_old, q, off = q, v / safe(off_next), off_next
-        history.append(torch.where(active, eta.abs() / size, history[-1]))
-    return finished(X, history, tol)
+        residual = torch.where(active, eta.abs(), residual)
+        history.append(residual)
+    return X, history

@@ -1,4 +1,4 @@
-"""What an iterative solver returns, and what all of them share.
+"""What an iterative solver returns, and the vector arithmetic that all of them share.
 
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from matrigami.operators import LinearOperator
+Product = Callable[[Tensor], Tensor]
+"""A linear map of a block of vectors `(..., n, k)`."""
 
 Preconditioner = Callable[[Tensor], Tensor]
 """An approximate inverse, applied to a block of vectors `(..., n, k)`."""
@@ -22,11 +23,13 @@ class Solution(NamedTuple):
     Attributes:
         X: The solution, `(..., n, k)`.
         residuals: Norms of the residual relative to the right-hand side, for each step and
-            right-hand side, `(steps + 1, ..., k)`.
-        converged: Whether each right-hand side reached the tolerance, `(..., k)`.
+            right-hand side, `(steps + 1, ..., k)`. Within a cycle they come from the recurrence;
+            the last one is that of `B - A X`, computed.
+        converged: Whether the last residual reached the tolerance, `(..., k)`; never where the
+            solution is not finite.
     """
 
-    X: Float[Tensor, "... n k"]
+    X: Inexact[Tensor, "... n k"]
     residuals: Float[Tensor, "steps ... k"]
     converged: Bool[Tensor, "... k"]
 
@@ -41,12 +44,12 @@ def tolerance(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps ** (2 / 3)
 
 
-def dot(X: Float[Tensor, "... n k"], Y: Float[Tensor, "... n k"]) -> Float[Tensor, "... 1 k"]:
-    """Inner product of each pair of columns."""
-    return (X * Y).sum(-2, keepdim=True)
+def dot(X: Inexact[Tensor, "... n k"], Y: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 1 k"]:
+    """Inner product `x.H y` of each pair of columns."""
+    return (X.conj() * Y).sum(-2, keepdim=True)
 
 
-def norms(X: Float[Tensor, "... n k"]) -> Float[Tensor, "... 1 k"]:
+def norms(X: Inexact[Tensor, "... n k"]) -> Float[Tensor, "... 1 k"]:
     """Euclidean norm of each column."""
     return torch.linalg.vector_norm(X, dim=-2, keepdim=True)
 
@@ -54,30 +57,3 @@ def norms(X: Float[Tensor, "... n k"]) -> Float[Tensor, "... 1 k"]:
 def safe(X: Tensor) -> Tensor:
     """The divisor, or one where it is zero: a column that has converged exactly."""
     return torch.where(X == 0, 1, X)
-
-
-def check_system(A: LinearOperator, B: Tensor, tol: float | None) -> float:
-    """The tolerance of a solver called with these arguments.
-
-    Raises:
-        ValueError: If the matrix is not square, the right-hand side does not fit, or is not finite.
-    """
-    n = A.shape[-1]
-    if A.shape[-2] != n or B.ndim < 2 or B.shape[-2] != n:
-        raise ValueError(
-            f"an iterative solver was asked for A of {A.shape} and B of {tuple(B.shape)}.\n"
-            "A should be square and B of shape (..., n, k).\nFor a vector b pass b[:, None]."
-        )
-    if not torch.isfinite(B).all():
-        raise ValueError(
-            "an iterative solver was asked for a right-hand side with NaN or infinite entries.\n"
-            "No solution exists."
-        )
-    return tolerance(B.dtype) if tol is None else tol
-
-
-def finished(X: Tensor, history: list[Tensor], tol: float) -> Solution:
-    """Collect a solution."""
-    return Solution(
-        X, torch.stack([r.squeeze(-2) for r in history]), (history[-1] <= tol).squeeze(-2)
-    )

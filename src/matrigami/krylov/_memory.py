@@ -1,0 +1,80 @@
+"""How many bytes can still be had, so that a request that cannot be met is refused before it is made."""
+
+import resource
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 1 << 62
+"""The answer where nothing is known: enough for anything."""
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that an allocation on this device could still get.
+
+    On a CPU the least of the available memory of the machine, what the limit of the address space
+    leaves, and what the control group leaves; on CUDA what the driver reports, and the cache of
+    the allocator.
+
+    Args:
+        device: Where the memory would be.
+
+    Returns:
+        Bytes; `2^62` where nothing is known.
+
+    Examples:
+        >>> free_memory("cpu") > 0
+        True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type != "cpu":
+        return UNKNOWN
+    return max(min(_available(), _address_space(), _control_group()), 0)
+
+
+def _available() -> int:
+    """`MemAvailable` of the kernel, what it could free without swapping."""
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return UNKNOWN
+
+
+def _address_space() -> int:
+    """What RLIMIT_AS leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    pages = _read(Path("/proc/self/statm")).split()
+    if limit == resource.RLIM_INFINITY or not pages:
+        return UNKNOWN
+    return limit - int(pages[0]) * resource.getpagesize()
+
+
+def _control_group() -> int:
+    """What the limit of the control group leaves, by version 2 or 1; its page cache can be freed."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used, statistics, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        most, now = _read(root / limit).strip(), _read(root / used).strip()
+        if most.isdigit() and now.isdigit():
+            lines = [line.split() for line in _read(root / statistics).splitlines()]
+            freed = sum(int(parts[1]) for parts in lines if parts[0] == cache)
+            return int(most) - int(now) + freed
+    return UNKNOWN
+
+
+def _read(path: Path) -> str:
+    """The text of a file of the kernel, or nothing."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""Numbers whose first derivative is a product: `d value_j = Re w_j.H (dA) z_j`.
+
+Traces of functions of a matrix and eigenvalues are of this kind. The second derivative would need
+that of `w`, which is not known; asking for it is an error and not a zero.
+
+Shapes: n = rows = columns, k = numbers, each with a pair of vectors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matrigami.krylov._implicit import Rebuild, outer_tangents, primal, pullback, pushforward
+from matrigami.operators import LinearOperator, named_tensors, with_tensors
+
+Weigh = Callable[[LinearOperator], Tensor]
+"""The vectors `w`, `(..., n, k)`, computed only where a derivative is asked for."""
+
+
+def pulled(A: LinearOperator, Z: Tensor, weigh: Weigh, values: Tensor) -> Tensor:
+    """The values `(..., k)`, with the derivative `Re w_j.H (dA) z_j` in the tensors of `A`."""
+    tensors = tuple(named_tensors(A).values())
+    return _Pulled.apply(
+        lambda parts: with_tensors(A, iter(parts)), weigh, values.detach(), Z.detach(), *tensors
+    )
+
+
+class _Pulled(torch.autograd.Function):
+    """Values with a given first derivative."""
+
+    @staticmethod
+    def forward(
+        rebuild: Rebuild, weigh: Weigh, values: Tensor, Z: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        """The values."""
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the vectors and the matrix."""
+        ctx.rebuild, ctx.weigh, _, Z, *tensors = inputs
+        ctx.save_for_backward(Z, *tensors)
+        ctx.save_for_forward(Z, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Pull the weights back through the product."""
+        Z, *tensors = ctx.saved_tensors
+        W = _Weights.apply(ctx.rebuild, ctx.weigh, *tensors) * grads[0][..., None, :]
+        return None, None, None, None, *pullback(
+            ctx.rebuild, tensors, Z, W, ctx.needs_input_grad[4:]
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """The weights against the tangent of the product."""
+        with outer_tangents():
+            Z, *tensors = (primal(t) for t in ctx.saved_tensors)
+            W = _Weights.apply(ctx.rebuild, ctx.weigh, *tensors)
+            dY = pushforward(ctx.rebuild, tensors, Z, tangents[4:])
+            return (W.conj() * dY).sum(-2).real
+
+
+class _Weights(torch.autograd.Function):
+    """The vectors `w`, which refuse to be differentiated."""
+
+    @staticmethod
+    def forward(rebuild: Rebuild, weigh: Weigh, *tensors: Tensor) -> Tensor:
+        """The vectors."""
+        return weigh(rebuild(tensors)).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Refuse."""
+        raise _second_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Refuse."""
+        raise _second_derivative()
+
+
+def _second_derivative() -> RuntimeError:
+    """What is said where a second derivative is asked for."""
+    return RuntimeError(
+        "a second derivative of an eigenvalue or of a stochastic estimate was asked for; only the "
+        "first is known.\nIt was found by products alone, with vectors that are not differentiated.\n"
+        "Differentiate torch.linalg.eigvalsh(A.dense()) or logdet(A.dense()) instead."
+    )

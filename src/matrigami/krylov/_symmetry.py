@@ -1,0 +1,54 @@
+"""Whether a matrix equals its transpose or its adjoint, asked by products.
+
+Shapes: n = rows = columns.
+"""
+
+import torch
+
+from matrigami.krylov._systems import times, with_precision, working_type
+from matrigami.operators import LinearOperator
+
+
+def is_hermitian(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
+    """Whether `A` equals its adjoint: `A X = A.H X` for random `X`, to round-off.
+
+    Of a real matrix this is symmetry; a complex symmetric matrix is not Hermitian.
+
+    Args:
+        A: A square matrix, or a stack: then all of them.
+        generator: Source of `X`; by default the answer is repeatable.
+
+    Examples:
+        >>> from matrigami.operators import DenseMatrix
+        >>> is_hermitian(DenseMatrix(torch.tensor([[2, 1j], [-1j, 2]])))
+        True
+        >>> is_hermitian(DenseMatrix(torch.tensor([[2, 1j], [1j, 2]])))
+        False
+    """
+    return _equal(A, A.H, generator)
+
+
+def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
+    """Whether `A` equals its transpose: `A X = A.T X` for random `X`, to round-off.
+
+    Args:
+        A: A square matrix, or a stack: then all of them.
+        generator: Source of `X`; by default the answer is repeatable.
+
+    Examples:
+        >>> from matrigami.operators import DenseMatrix
+        >>> is_symmetric(DenseMatrix(torch.tensor([[2, 1j], [1j, 2]])))
+        True
+    """
+    return _equal(A, A.T, generator)
+
+
+@torch.no_grad()
+def _equal(A: LinearOperator, B: LinearOperator, generator: torch.Generator | None) -> bool:
+    """Whether both give the same product with four random vectors, in the norm of each product."""
+    dtype = working_type(A.dtype)
+    generator = torch.Generator(A.device).manual_seed(0) if generator is None else generator
+    X = torch.randn(A.shape[-1], 4, generator=generator, dtype=dtype, device=A.device)
+    Y, Z = (times(with_precision(M, dtype), X) for M in (A, B))
+    difference = torch.linalg.matrix_norm(Y - Z)
+    return bool((difference <= 1e3 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(Y)).all())

@@ -1,0 +1,202 @@
+"""Linear systems made safe to iterate on: one type, unit scale, a residual that is computed.
+
+Every solver runs cycles on a system whose right-hand side has columns of norm one and whose matrix
+has been scaled by a power of two, so that no square under- or overflows. Each cycle starts from the
+true residual `B - A X` (iterative refinement), so that what is reported is what was reached.
+
+Shapes: n = rows = columns, k = right-hand sides, solved independently.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Inexact, Int
+from torch import Tensor
+
+from matrigami.krylov._solution import (
+    Preconditioner,
+    Product,
+    Solution,
+    norms,
+    safe,
+    tolerance,
+)
+from matrigami.operators import LinearOperator, named_tensors, with_tensors
+from matrigami.operators._base import Value
+
+PROGRESS = 0.999
+"""A cycle that leaves more of every residual than this has stalled."""
+
+
+class Cycle(NamedTuple):
+    """What a cycle of a solver is given: find `D` with `A D = R` up to `goal`.
+
+    Attributes:
+        product: `X -> A X`.
+        inverse: The preconditioner, or None.
+        R: Right-hand sides, each of norm one (or zero: nothing to do).
+        goal: Norm of the residual at which a column stops, `(..., 1, k)`.
+        steps: Most steps to take.
+    """
+
+    product: Product
+    inverse: Preconditioner | None
+    R: Tensor
+    goal: Tensor
+    steps: int
+
+
+Method = Callable[[Cycle], tuple[Tensor, list[Tensor]]]
+"""One cycle: the correction, and the norms of the residual after each step."""
+
+
+def times(A: LinearOperator, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
+    """`A X` where the types differ: a real matrix takes both parts of complex vectors at once."""
+    if X.is_complex() and not A.dtype.is_complex:
+        k = X.shape[-1]
+        Y = A.matmat(torch.cat([X.real, X.imag], -1))
+        return torch.complex(Y[..., :k], Y[..., k:])
+    return A.matmat(X.to(torch.promote_types(A.dtype, X.dtype)))
+
+
+def working_type(*dtypes: torch.dtype) -> torch.dtype:
+    """The type to compute in: that of all promoted, at least single precision."""
+    found = torch.float32
+    for dtype in dtypes:
+        found = torch.promote_types(found, dtype)
+    return found
+
+
+def with_precision(A: Value, dtype: torch.dtype) -> Value:
+    """`A` with the precision of `dtype`; what is real stays real, an index stays an index."""
+    real = dtype.to_real()
+    return with_tensors(A, iter([_cast(t, real) for t in named_tensors(A).values()]))
+
+
+def _cast(t: Tensor, real: torch.dtype) -> Tensor:
+    """A tensor in another precision."""
+    if t.is_complex():
+        return t.to(real.to_complex())
+    return t.to(real) if t.is_floating_point() else t
+
+
+def exponents(X: Inexact[Tensor, "... n k"], dim: int | tuple[int, ...]) -> Int[Tensor, "..."]:
+    """The powers of two that bring the largest entries to [1/2, 1); 0 for zeros."""
+    parts = torch.view_as_real(X).abs().amax(-1) if X.is_complex() else X.abs()
+    peak = parts.amax(dim, keepdim=True)
+    return torch.frexp(torch.where(torch.isfinite(peak), peak, 0))[1].to(torch.int64)
+
+
+def ldexp(X: Tensor, power: Tensor) -> Tensor:
+    """`X 2^power`, in two halves: a power of two beyond the range may still have a product within."""
+    real = X.dtype.to_real()
+    first = torch.div(power, 2, rounding_mode="floor")
+    return X * torch.exp2(first.to(real)) * torch.exp2((power - first).to(real))
+
+
+def check_system(name: str, A: LinearOperator, B: Tensor, *, square: bool = True) -> None:
+    """Refuse what a solver of this name cannot take.
+
+    Raises:
+        ValueError: If the matrix is not square, the right-hand side does not fit, or is not finite.
+    """
+    m, n = A.shape[-2:]
+    if square and m != n:
+        raise ValueError(
+            f"{name}(A, B): A is {m}x{n}; it must be square.\n"
+            "For a least-squares problem use matrigami.krylov.lsmr."
+        )
+    if B.ndim < 2 or B.shape[-2] != m:
+        raise ValueError(
+            f"{name}(A, B): B is of shape {tuple(B.shape)}; for a {m}x{n} matrix it must be of "
+            f"shape (..., {m}, k).\nFor a vector b pass b[:, None]."
+        )
+    if not torch.isfinite(B).all():
+        raise ValueError(
+            f"{name}(A, B): B has NaN or infinite entries; no solution exists.\n"
+            "Check where it comes from."
+        )
+
+
+@torch.no_grad()
+def refined(
+    name: str,
+    method: Method,
+    A: LinearOperator,
+    B: Tensor,
+    tol: float | None,
+    max_steps: int | None,
+    preconditioner: Preconditioner | None = None,
+) -> Solution:
+    """Run cycles of a method on the true residual until it is small, or a cycle gains nothing."""
+    check_system(name, A, B)
+    dtype = working_type(A.dtype, B.dtype)
+    tol = tolerance(dtype) if tol is None else tol
+    left = 10 * A.shape[-1] if max_steps is None else max_steps
+    asked = torch.promote_types(A.dtype, B.dtype)
+    A = with_precision(A, dtype)
+    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    B = B.to(dtype).expand(*batch, *B.shape[-2:])
+    if B.numel() == 0:
+        empty = norms(B)[..., 0, :]
+        return Solution(B.clone().to(asked), empty[None], empty <= tol)
+    power = exponents(B, -2)
+    B = ldexp(B, -power)
+    size = norms(B)
+    B = B / safe(size)
+    product, spread = _unit_product(lambda X: times(A, X), B)
+    inverse = preconditioner and _unit_product(preconditioner, B)[0]
+    X, history = _cycles(method, product, inverse, B, tol, left)
+    Y, residual = ldexp(X * size, power - spread), history[-1]
+    if _rounded(Y, X):
+        residual = norms(B - product(ldexp(Y, spread - power) / safe(size)))
+    X = Y.to(asked)
+    residual = torch.where(torch.isfinite(X).all(-2, keepdim=True), residual, torch.inf)
+    residuals = torch.stack([*history[:-1], residual]).squeeze(-2)
+    return Solution(X, residuals, residuals[-1] <= tol)
+
+
+def _unit_product(product: Product, probe: Tensor) -> tuple[Product, Tensor]:
+    """A map scaled by a power of two to give entries of order one, and that power, by each matrix."""
+    power = exponents(product(probe), (-2, -1))
+    return (lambda X: ldexp(product(X), -power)) if power.any() else product, power
+
+
+def _rounded(Y: Tensor, X: Tensor) -> bool:
+    """Whether scaling the solution of the unit system back has lost digits below the range."""
+    tiny = torch.finfo(Y.dtype.to_real()).tiny
+    return bool(((Y.abs() < tiny) & (X != 0)).any())
+
+
+def _cycles(
+    method: Method,
+    product: Product,
+    inverse: Preconditioner | None,
+    B: Tensor,
+    tol: float,
+    left: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Correct the solution of a unit system by what each cycle finds for its residual."""
+    X, R, residual = torch.zeros_like(B), B, norms(B)
+    history = [residual]
+    while left > 0 and (residual > tol).any():
+        open_ = residual > tol
+        scale = torch.where(open_, residual, 0)
+        unit = torch.where(open_, R / safe(scale), 0)
+        D, steps = method(Cycle(product, inverse, unit, tol / safe(residual), left))
+        if not steps:
+            break
+        trial = X + scale * D
+        rest = B - product(trial)
+        reached = norms(rest)
+        better = reached < residual
+        history += [torch.where(open_, scale * s, residual) for s in steps[:-1]]
+        X, R = torch.where(better, trial, X), torch.where(better, rest, R)
+        stalled = not (reached < PROGRESS * residual).any()
+        residual = torch.where(better, reached, residual)
+        history.append(residual)
+        left -= len(steps)
+        if stalled:
+            break
+    return X, history
