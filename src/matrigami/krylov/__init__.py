@@ -2,6 +2,12 @@
 
 from matrigami.krylov._cg import cg
 from matrigami.krylov._eigenpairs import largest_eigenpairs
+from matrigami.krylov._estimates import (
+    Estimate,
+    stochastic_diagonal,
+    stochastic_logdet,
+    stochastic_trace,
+)
 from matrigami.krylov._gmres import gmres
 from matrigami.krylov._implicit import implicit_solve
 from matrigami.krylov._lanczos import Tridiagonal, lanczos
@@ -13,6 +19,7 @@ from matrigami.krylov._symmetry import is_hermitian, is_symmetric
 
 __all__ = [
     "DENSE_LIMIT",
+    "Estimate",
     "Solution",
     "Tridiagonal",
     "cg",
@@ -25,4 +32,7 @@ __all__ = [
     "largest_eigenpairs",
     "minres",
     "solve_iteratively",
+    "stochastic_diagonal",
+    "stochastic_logdet",
+    "stochastic_trace",
 ]

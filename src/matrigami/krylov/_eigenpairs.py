@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from matrigami.krylov._pulled import pulled
-from matrigami.krylov._systems import times
+from matrigami.krylov._systems import exponents, ldexp, times
 from matrigami.operators import DenseMatrix, Eigh, LinearOperator
 
 BLOCK = 16
@@ -88,6 +88,7 @@ class _Search:
     steps: int
     generator: torch.Generator | None
     norm: float = field(default=0.0)
+    power: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
 
     @property
     def block(self) -> int:
@@ -109,18 +110,20 @@ class _Search:
 
     def largest(self) -> tuple[Tensor, Tensor]:
         """The wanted pairs, and then as long as there are larger ones left, these too."""
-        V = self.random(self.block)[:, :0]
+        V = self.random(self.block)
+        self.power = exponents(times(self.A, V), (-2, -1))  # squares of residuals stay in range
+        V = V[:, :0]
         values, V = self.run(V, V.real[0])
         while True:
             more, W = self.run(V, values)
             if not more.numel():
-                return values, V
+                return ldexp(values, self.power[0]), V
             values, V = self.ritz(torch.cat([V, W], 1))
 
     def ritz(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """The best `k` approximations in a span, by Rayleigh and Ritz."""
         V, _ = torch.linalg.qr(V)
-        H = V.mH @ self.A.matmat(V)
+        H = V.mH @ self.product(V, V[:, :0])
         values, Y = torch.linalg.eigh((H + H.mH) / 2)
         order = values.abs().argsort(descending=True)[: self.k]
         return values[order], V @ Y[:, order]
@@ -169,15 +172,14 @@ class _Search:
         self.steps -= 1
         if self.steps < 0 or not torch.isfinite(residuals).all():
             raise RuntimeError(
-                f"largest_eigenpairs(A, {self.k}): a residual of {float(residuals.max()):.1e} is "
-                f"left, with eigenvalues up to {self.norm:.1e}.\n"
-                f"It was asked for {self.tol:.1e} relative to these.\n"
+                f"largest_eigenpairs(A, {self.k}): a residual of {float(residuals.max()) / self.norm:.1e} is "
+                f"left, relative to the largest value.\nIt was asked for {self.tol:.1e}.\n"
                 "Give a larger max_steps or tol, and check that A is Hermitian and finite."
             )
 
     def product(self, Q: Tensor, locked: Tensor) -> Tensor:
         """`A Q` without its part in what is locked."""
-        AQ = times(self.A, Q)
+        AQ = ldexp(times(self.A, Q), -self.power)
         return AQ - locked @ (locked.mH @ AQ)
 
     def filled(self, R: Tensor, residuals: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ class _Search:
         return R if R.shape[1] else self.random(self.block)
 
     def extend(self, Q: Tensor, block: Tensor) -> Tensor:
-        """An orthonormal basis of a block orthogonal to `Q`; random columns where it adds nothing."""
+        """An orthonormal block orthogonal to `Q`, with random columns for what adds nothing."""
         for _ in range(4):
             block = block / torch.linalg.vector_norm(block, dim=0)
             before = block

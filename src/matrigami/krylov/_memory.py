@@ -1,4 +1,4 @@
-"""How many bytes can still be had, so that a request that cannot be met is refused before it is made."""
+"""How many bytes can still be had: what cannot fit is refused before it is tried."""
 
 import resource
 from pathlib import Path
@@ -53,7 +53,7 @@ def _address_space() -> int:
 
 
 def _control_group() -> int:
-    """What the limit of the control group leaves, by version 2 or 1; its page cache can be freed."""
+    """What the limit of the control group (version 2 or 1) leaves, with its page cache freed."""
     root = Path("/sys/fs/cgroup")
     for limit, used, statistics, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),

@@ -32,13 +32,13 @@ class _Pulled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        rebuild: Rebuild, weigh: Weigh, values: Tensor, Z: Tensor, *tensors: Tensor
+        _rebuild: Rebuild, _weigh: Weigh, values: Tensor, _Z: Tensor, *_tensors: Tensor
     ) -> Tensor:
         """The values."""
         return values.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         """Keep the vectors and the matrix."""
         ctx.rebuild, ctx.weigh, _, Z, *tensors = inputs
         ctx.save_for_backward(Z, *tensors)
@@ -72,16 +72,16 @@ class _Weights(torch.autograd.Function):
         return weigh(rebuild(tensors)).clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         """Nothing is kept."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(_ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
         """Refuse."""
         raise _second_derivative()
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    def jvp(_ctx: Any, *_tangents: Any) -> Tensor:
         """Refuse."""
         raise _second_derivative()
 
@@ -89,7 +89,7 @@ class _Weights(torch.autograd.Function):
 def _second_derivative() -> RuntimeError:
     """What is said where a second derivative is asked for."""
     return RuntimeError(
-        "a second derivative of an eigenvalue or of a stochastic estimate was asked for; only the "
-        "first is known.\nIt was found by products alone, with vectors that are not differentiated.\n"
-        "Differentiate torch.linalg.eigvalsh(A.dense()) or logdet(A.dense()) instead."
+        "a second derivative of an eigenvalue or a stochastic estimate: only the first is known.\n"
+        "It was found by products alone, with vectors that are not differentiated.\n"
+        "Differentiate a function of A.dense() instead."
     )
