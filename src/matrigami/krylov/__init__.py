@@ -8,9 +8,11 @@ from matrigami.krylov._estimates import (
     stochastic_logdet,
     stochastic_trace,
 )
+from matrigami.krylov._exponential import exp_multiply
 from matrigami.krylov._gmres import gmres
 from matrigami.krylov._implicit import implicit_solve
 from matrigami.krylov._lanczos import Tridiagonal, lanczos
+from matrigami.krylov._lsmr import lsmr
 from matrigami.krylov._memory import free_memory
 from matrigami.krylov._minres import minres
 from matrigami.krylov._rules import DENSE_LIMIT, solve_iteratively
@@ -23,6 +25,7 @@ __all__ = [
     "Solution",
     "Tridiagonal",
     "cg",
+    "exp_multiply",
     "free_memory",
     "gmres",
     "implicit_solve",
@@ -30,6 +33,7 @@ __all__ = [
     "is_symmetric",
     "lanczos",
     "largest_eigenpairs",
+    "lsmr",
     "minres",
     "solve_iteratively",
     "stochastic_diagonal",

@@ -49,8 +49,12 @@ class _Pulled(torch.autograd.Function):
         """Pull the weights back through the product."""
         Z, *tensors = ctx.saved_tensors
         W = _Weights.apply(ctx.rebuild, ctx.weigh, *tensors) * grads[0][..., None, :]
-        return None, None, None, None, *pullback(
-            ctx.rebuild, tensors, Z, W, ctx.needs_input_grad[4:]
+        return (
+            None,
+            None,
+            None,
+            None,
+            *pullback(ctx.rebuild, tensors, Z, W, ctx.needs_input_grad[4:]),
         )
 
     @staticmethod
