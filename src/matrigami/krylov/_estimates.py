@@ -237,8 +237,8 @@ def _log(theta: Tensor) -> Tensor:
     """
     if bool((theta <= 0).any()):
         raise ValueError(
-            f"stochastic_logdet(A): a Ritz value is {float(theta.detach().min()):.3g}; A is not positive "
-            "definite.\nThe logarithm of its eigenvalues is not real.\n"
+            f"stochastic_logdet(A): a Ritz value is {float(theta.detach().min()):.3g}; A is not "
+            "positive definite.\nThe logarithm of its eigenvalues is not real.\n"
             "Add damping, or use half of the result for A.H @ A."
         )
     return theta.log()

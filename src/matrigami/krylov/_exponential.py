@@ -64,7 +64,7 @@ def exp_multiply(
         beta = norms(Y)
         V, H = _arnoldi(A, Y / safe(beta), min(space, A.shape[-1]))  # 1
         left -= len(V) - 1
-        y, step = _coefficients(H * time, min(2 * step, 1 - done), tol)  # 2
+        y, step = _coefficients(H * time, min(1.25 * step, 1 - done), tol)  # 2
         if step == 0 or left < 0:
             raise _unfinished(A, time, tol, done)
         Y = beta * (V * y.movedim(-1, 0)[..., None, :]).sum(0)  # 3

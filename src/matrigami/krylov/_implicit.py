@@ -94,7 +94,7 @@ class _Solution(torch.autograd.Function):
             return implicit_solve(ctx.rebuild(tuple(tensors)), dB - dY, ctx.solver)
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any,
         in_dims: tuple[Any, ...],
         rebuild: Rebuild,

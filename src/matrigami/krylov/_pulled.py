@@ -76,16 +76,16 @@ class _Weights(torch.autograd.Function):
         return weigh(rebuild(tensors)).clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Nothing is kept."""
 
     @staticmethod
-    def backward(_ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
         """Refuse."""
         raise _second_derivative()
 
     @staticmethod
-    def jvp(_ctx: Any, *_tangents: Any) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ARG004
         """Refuse."""
         raise _second_derivative()
 
