@@ -38,8 +38,8 @@ def coverage(A: mg.LinearOperator, exact: Tensor, seeds: int, **options: int) ->
 @pytest.mark.parametrize("steps", [64, 512])
 @pytest.mark.parametrize("exponents", [(-4, 2), (-8, 0)])
 def test_the_error_covers_the_truth(exponents, steps, probes):
-    A, exact = spread(*exponents, 60)
-    assert coverage(A, exact, 30, probes=probes, max_steps=steps) >= 0.9
+    A, exact = spread(*exponents, 40)
+    assert coverage(A, exact, 20, probes=probes, max_steps=steps) >= 0.9
 
 
 @pytest.mark.slow
@@ -60,11 +60,11 @@ def test_coverage_of_a_large_matrix(steps):
 
 def test_an_unconverged_quadrature_says_so():
     A, exact = low_rank_plus_diagonal(600)
-    coarse = stochastic_logdet(A, probes=4, max_steps=32)
-    fine = stochastic_logdet(A, probes=4)
-    assert (coarse.value - exact).abs() > 20  # a converged one is not far off
-    assert coarse.error > 20 > fine.error
-    assert (fine.value - exact).abs() <= 2 * fine.error
+    coarse, fine = (stochastic_logdet(A, probes=16, max_steps=m) for m in (32, 1024))
+    assert (coarse.value - exact).abs() > 4 * fine.error  # the mean of the probes is not far off
+    assert coarse.error > 4 * fine.error
+    for found in (coarse, fine):
+        assert (found.value - exact).abs() <= 2 * found.error
     assert stochastic_logdet(A, probes=4, max_steps=1).error == torch.inf
 
 
@@ -121,7 +121,7 @@ def test_diagonals_within_their_errors():
 
 @pytest.mark.parametrize("function", [torch.log, torch.exp, torch.sqrt])
 def test_the_gradient_is_that_of_the_same_probes(function):
-    """Of a sum over all sign vectors it would be exact; here it is the derivative of the estimate."""
+    """It is the derivative of the estimate, to the accuracy of the quadrature."""
     d = torch.linspace(1, 3, 12).requires_grad_()
     exact = torch.autograd.grad(function(d).sum(), d)[0]
     found = stochastic_trace(mg.DiagonalMatrix(d) + mg.DiagonalMatrix(0 * d), function, probes=2)
@@ -150,13 +150,13 @@ def test_the_gradient_of_a_complex_matrix():
 
     def estimate(t):
         generator = torch.Generator().manual_seed(0)
-        return stochastic_logdet(mg.DenseMatrix(D + t * E), probes=4000, generator=generator).value
+        return stochastic_logdet(mg.DenseMatrix(D + t * E), probes=1000, generator=generator).value
 
     t = torch.tensor(0.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(estimate(t), t)
     true = torch.trace(torch.linalg.solve(D, E)).real
     assert_close(
-        gradient, true, rtol=0, atol=float(0.1 * torch.linalg.norm(torch.linalg.solve(D, E)))
+        gradient, true, rtol=0, atol=float(0.2 * torch.linalg.norm(torch.linalg.solve(D, E)))
     )
 
 

@@ -173,8 +173,8 @@ class _Search:
         if self.steps < 0 or not torch.isfinite(residuals).all():
             left = float(residuals.max()) / (self.norm or 1)
             raise RuntimeError(
-                f"largest_eigenpairs(A, {self.k}): a residual of {left:.1e} of the largest value is "
-                f"left.\nIt was asked for {self.tol:.1e}.\n"
+                f"largest_eigenpairs(A, {self.k}): a residual of {left:.1e} of the largest value "
+                f"is left.\nIt was asked for {self.tol:.1e}.\n"
                 "Give a larger max_steps or tol, and check that A is Hermitian and finite."
             )
 

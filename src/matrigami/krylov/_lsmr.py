@@ -94,7 +94,11 @@ class _Problem(NamedTuple):
 def _problem(A: LinearOperator, B: Tensor, damping: float) -> _Problem:
     """The problem scaled by a power of two, with the damping below the matrix."""
     (m, n), H = A.shape[-2:], A.H
-    power = exponents(times(H, B), (-2, -1)) if B.numel() and n else torch.zeros(1, 1).long()
+    power = (
+        exponents(times(H, B), (-2, -1))
+        if B.numel() and n
+        else torch.zeros(1, 1, dtype=torch.int64, device=B.device)
+    )
     shift = ldexp(torch.full_like(power, damping, dtype=B.dtype.to_real()), -power)
 
     def product(X: Tensor) -> Tensor:

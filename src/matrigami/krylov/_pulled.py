@@ -27,8 +27,23 @@ def pulled(A: LinearOperator, Z: Tensor, weigh: Weigh, values: Tensor) -> Tensor
     )
 
 
+def unmapped(info: Any, in_dims: Any, *args: Any) -> Any:  # noqa: ARG001
+    """The rule of `vmap` for what is found by products and cannot be mapped over matrices.
+
+    Raises:
+        RuntimeError: Always; torch asks for it only where a tensor is really mapped.
+    """
+    raise RuntimeError(
+        "torch.func.vmap was asked of an eigenvalue or a stochastic estimate.\n"
+        "How many steps they take depends on the entries.\n"
+        "Loop over the matrices, or give them as one stack with leading axes."
+    )
+
+
 class _Pulled(torch.autograd.Function):
     """Values with a given first derivative."""
+
+    vmap = staticmethod(unmapped)
 
     @staticmethod
     def forward(
@@ -69,6 +84,8 @@ class _Pulled(torch.autograd.Function):
 
 class _Weights(torch.autograd.Function):
     """The vectors `w`, which refuse to be differentiated."""
+
+    vmap = staticmethod(unmapped)
 
     @staticmethod
     def forward(rebuild: Rebuild, weigh: Weigh, *tensors: Tensor) -> Tensor:

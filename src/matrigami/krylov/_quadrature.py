@@ -10,11 +10,13 @@ Shapes: n = rows = columns, k = starting vectors, j = steps.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.krylov._pulled import unmapped
 from matrigami.krylov._solution import dot, norms, safe
 from matrigami.krylov._systems import ldexp, times, unit_product, with_precision
 from matrigami.operators import LinearOperator
@@ -49,18 +51,15 @@ class Quadrature:
 
     def nodes(self) -> tuple[Float[Tensor, "... k j"], Float[Tensor, "... k j"]]:
         """Ritz values and weights; where a space has ended the weight is zero."""
-        pairs = [(theta, V[0] ** 2) for theta, V in self._eigh()]
-        theta = torch.stack([_padded(t, self.steps, float(t[0])) for t, _ in pairs])
-        weights = torch.stack([_padded(w, self.steps, 0.0) for _, w in pairs])
-        theta = theta.reshape(*self._stack, -1).to(self.size.device)
-        weights = weights.reshape(*self._stack, -1).to(self.size.device)
+        theta, weights = _Nodes.apply(*self._tridiagonal())
+        theta, weights = (t.reshape(*self._stack, -1) for t in (theta, weights))
         return ldexp(theta, self.power), weights * self.size.mT**2
 
     def times(self, function: Function) -> Tensor:
         """`f(A) Z`, by walking through the same recurrence once more."""
         scale = self.power.expand(*self._stack, 1).flatten()
         columns = []
-        for (theta, V), power in zip(self._eigh(), scale, strict=True):
+        for (theta, V), power in zip(_eigh(*self._tridiagonal()), scale, strict=True):
             values = function(ldexp(theta, power.cpu()).to(self.size.device)).cpu()
             columns.append(_padded(V @ (values * V[0]), self.steps, 0.0))
         y = torch.stack(columns).reshape(*self._stack, -1).to(self.size.device)
@@ -93,17 +92,40 @@ class Quadrature:
             yield q, alpha, beta
             q_old, q = q, torch.where(ended, 0, w / safe(scale))
 
-    def _eigh(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Eigenvalues and eigenvectors of each tridiagonal matrix, up to where its space ends."""
-        from scipy.linalg import eigh_tridiagonal  # noqa: PLC0415 - torch has none in O(j^2)
+    def _tridiagonal(self) -> tuple[Tensor, Tensor]:
+        """Diagonal and what is below it, one row for each starting vector."""
+        diagonal, off = (torch.stack(rows, -1).flatten(0, -2) for rows in (self.diagonal, self.off))
+        return diagonal, off
 
-        diagonal = torch.stack(self.diagonal, -1).flatten(0, -2).cpu().numpy()
-        off = torch.stack(self.off, -1).flatten(0, -2).cpu().numpy()
-        for d, e in zip(diagonal, off, strict=True):
-            ends = (e == 0).nonzero()[0]
-            j = int(ends[0]) + 1 if len(ends) else len(d)
-            theta, V = eigh_tridiagonal(d[:j], e[: j - 1])
-            yield torch.from_numpy(theta), torch.from_numpy(V)
+
+class _Nodes(torch.autograd.Function):
+    """Ritz values and weights: a function of its own, so that transforms show it plain tensors."""
+
+    vmap = staticmethod(unmapped)
+
+    @staticmethod
+    def forward(diagonal: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+        """Padded to one length."""
+        j, pairs = diagonal.shape[-1], [(theta, V[0] ** 2) for theta, V in _eigh(diagonal, off)]
+        theta = torch.stack([_padded(t, j, float(t[0])) for t, _ in pairs])
+        weights = torch.stack([_padded(w, j, 0.0) for _, w in pairs])
+        return theta.to(diagonal.device), weights.to(diagonal.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        """The derivative of an estimate is not taken through its nodes."""
+        ctx.mark_non_differentiable(*output)
+
+
+def _eigh(diagonal: Tensor, off: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Eigenvalues and eigenvectors of each tridiagonal matrix, up to where its space ends."""
+    from scipy.linalg import eigh_tridiagonal  # noqa: PLC0415 - torch has none in O(j^2)
+
+    for d, e in zip(diagonal.cpu().numpy(), off.cpu().numpy(), strict=True):
+        ends = (e == 0).nonzero()[0]
+        j = int(ends[0]) + 1 if len(ends) else len(d)
+        theta, V = eigh_tridiagonal(d[:j], e[: j - 1])
+        yield torch.from_numpy(theta), torch.from_numpy(V)
 
 
 def _padded(t: Tensor, length: int, value: float) -> Tensor:
