@@ -18,6 +18,7 @@ from matrigami.krylov._implicit import implicit_solve
 from matrigami.krylov._memory import free_memory
 from matrigami.krylov._minres import minres
 from matrigami.krylov._symmetry import is_hermitian
+from matrigami.krylov._systems import check_system
 from matrigami.operators import (
     DenseMatrix,
     Eigh,
@@ -81,12 +82,12 @@ def solve_iteratively(
 
 def _iterate(A: LinearOperator, B: Tensor) -> Tensor:
     """Choose the method and insist on convergence."""
-    hermitian = A.shape[-2] == A.shape[-1] and is_hermitian(A)
+    check_system("solve_iteratively", A, B)
+    hermitian = is_hermitian(A)
     found = (minres if hermitian else gmres)(A, B)
     if not found.converged.all():
         raise RuntimeError(
-            f"solve(A, B): {A!r} is too large to be made dense, and "
-            f"{'MINRES' if hermitian else 'GMRES'} did not converge.\n"
+            f"solve(A, B): {'MINRES' if hermitian else 'GMRES'} did not converge for {A!r}.\n"
             f"It reached a relative residual of {float(found.residuals[-1].max()):.1e} in "
             f"{found.steps} steps.\n"
             "Call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."
