@@ -94,7 +94,7 @@ class _Solution(torch.autograd.Function):
             return implicit_solve(ctx.rebuild(tuple(tensors)), dB - dY, ctx.solver)
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any,
         in_dims: tuple[Any, ...],
         rebuild: Rebuild,
@@ -113,15 +113,8 @@ class _Solution(torch.autograd.Function):
             stack = rebuild(tuple(lead[1:]))
             if stack.shape == (size, *single.shape):
                 return implicit_solve(stack, lead[0], solver), 0
-        slices = zip(*lead, strict=True)  # a stack already, or a value that cannot be stacked
-        return torch.stack(
-            [implicit_solve(rebuild(ts), b, solver) for b, *ts in _tuples(slices)]
-        ), 0
-
-
-def _tuples(slices: Any) -> Any:
-    """Each slice as the right-hand side and a tuple of tensors."""
-    return ((b, tuple(tensors)) for b, *tensors in slices)
+        parts = zip(*lead, strict=True)  # a stack already, or a value that cannot be stacked
+        return torch.stack([implicit_solve(rebuild(tuple(t)), b, solver) for b, *t in parts]), 0
 
 
 def _columns(rebuild: Rebuild, solver: Solver, B: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -182,7 +175,7 @@ def pushforward(
 
 
 def outer_tangents() -> AbstractContextManager[None]:
-    """Torch stops all forward mode in a rule for it, also that of the transforms around this one."""
+    """Torch stops forward mode in a rule for it, and with it the transforms around this one."""
     return forward_ad._set_fwd_grad_enabled(True)
 
 

@@ -6,17 +6,20 @@ default.
 Shapes: n = rows = columns, k = right-hand sides.
 """
 
+from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from matrigami.krylov._eigenpairs import largest_eigenpairs
 from matrigami.krylov._gmres import gmres
 from matrigami.krylov._implicit import implicit_solve
-from matrigami.krylov._lanczos import largest_eigenpairs
+from matrigami.krylov._lsmr import lsmr
 from matrigami.krylov._minres import minres
-from matrigami.krylov._solution import Solution
+from matrigami.krylov._symmetry import is_hermitian
+from matrigami.krylov._systems import check_system
 from matrigami.operators import (
     DenseMatrix,
     Eigh,
@@ -24,60 +27,73 @@ from matrigami.operators import (
     diagonal,
     eigh,
     entries,
+    free_memory,
+    lstsq,
+    slogdet,
     solve,
 )
 
 DENSE_LIMIT = 4096 * 4096
 """Entries up to which a matrix is made dense (128 MiB in double precision)."""
 
-CHUNK = 256
-"""Columns of the identity multiplied at a time where a diagonal is read off by products."""
+COPIES = 4
+"""Dense matrices that a factorisation holds at once: entries, factors, workspace, result."""
+
+SMALL = 1 << 20
+"""Entries up to which the free memory is not asked for."""
+
+FACTOR_LIMIT = 4096
+"""Rows up to which a determinant without a closed form is computed by LU: a second of work."""
 
 
-def is_large(A: LinearOperator, *_: Any) -> bool:
-    """Whether a value is too large to be made dense; one that is dense already is not."""
-    return A.shape[-2] * A.shape[-1] > DENSE_LIMIT and not isinstance(A, DenseMatrix)
+def is_large(A: LinearOperator, *_: Any, **__: Any) -> bool:
+    """Whether a value is too large to be made dense, by itself or for the free memory.
 
-
-def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
-    """Whether `x.T A y = y.T A x` for random vectors: almost surely a symmetric matrix."""
-    n = A.shape[-1]
-    generator = torch.Generator(A.device).manual_seed(0) if generator is None else generator
-    X = torch.randn(n, 2, generator=generator, dtype=A.dtype, device=A.device)
-    with torch.no_grad():
-        G = X.mT @ A.matmat(X)
-    return bool(
-        torch.allclose(
-            G,
-            G.mT,
-            rtol=1e3 * torch.finfo(A.dtype).eps,
-            atol=1e3 * torch.finfo(A.dtype).eps * float(G.abs().max()),
-        )
-    )
+    One that is dense already is not.
+    """
+    if isinstance(A, DenseMatrix):
+        return False
+    if A.shape[-2] * A.shape[-1] > DENSE_LIMIT:
+        return True
+    entries = prod(A.shape)
+    return entries > SMALL and COPIES * entries * A.dtype.itemsize > free_memory(A.device)
 
 
 def solve_iteratively(
     A: LinearOperator, B: Inexact[Tensor, "... n k"]
 ) -> Inexact[Tensor, "... n k"]:
-    """Solve by MINRES if `A` is symmetric, else by GMRES; differentiable throughout.
+    """Solve by MINRES if `A` is Hermitian, else by GMRES; differentiable to every order.
+
+    Args:
+        A: A square, nonsingular matrix, or a stack of them.
+        B: Right-hand sides.
+
+    Returns:
+        The solution; its residual was computed and is at most `eps^(2/3)` of `B`.
 
     Raises:
-        RuntimeError: If the iteration did not converge.
+        ValueError: If `A` is not square, or `B` does not fit or is not finite.
+        RuntimeError: If the residual did not become that small.
+
+    Examples:
+        >>> A = DenseMatrix(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
+        >>> solve_iteratively(A, torch.tensor([[2.0], [2.0]]))
+        tensor([[1.0000],
+                [0.5000]])
     """
     return implicit_solve(A, B, _iterate)
 
 
 def _iterate(A: LinearOperator, B: Tensor) -> Tensor:
     """Choose the method and insist on convergence."""
-    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-    B = B.expand(*batch, *B.shape[-2:])
-    symmetric = is_symmetric(A)
-    found: Solution = (minres if symmetric else gmres)(A, B)
+    check_system("solve_iteratively", A, B)
+    hermitian = is_hermitian(A)
+    found = (minres if hermitian else gmres)(A, B)
     if not found.converged.all():
         raise RuntimeError(
-            f"solve was asked of {A!r}, which is too large to be made dense.\n"
-            f"{'MINRES' if symmetric else 'GMRES'} reached a relative residual of "
-            f"{float(found.residuals[-1].max()):.1e} in {found.steps} steps.\n"
+            f"solve(A, B): {'MINRES' if hermitian else 'GMRES'} did not converge for {A!r}.\n"
+            f"It reached a relative residual of {float(found.residuals[-1].max()):.1e} in "
+            f"{found.steps} steps.\n"
             "Call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."
         )
     return found.X
@@ -88,13 +104,42 @@ def _(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
     return solve_iteratively(A, B)
 
 
+def too_large_to_factorize(A: LinearOperator) -> bool:
+    """Whether LU would take minutes, or more than the free memory."""
+    return A.shape[-1] > FACTOR_LIMIT and is_large(A)
+
+
+@slogdet.register(where=too_large_to_factorize)
+def _(A: LinearOperator) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    raise ValueError(
+        f"slogdet(A): {A!r} is too large to be made dense, and no closed form is known for it.\n"
+        "Of a positive definite matrix matrigami.krylov.stochastic_logdet(A) gives an estimate "
+        "with its error.\nIf memory allows, use slogdet(DenseMatrix(A.dense()))."
+    )
+
+
+@eigh.register(where=is_large)
+def _(A: LinearOperator, k: int | None = None) -> Eigh:
+    if k is None:
+        raise ValueError(
+            f"eigh(A): {A!r} is too large to be made dense; not all eigenvalues can be had.\n"
+            "Give k, the number of largest ones, or use A.dense()."
+        )
+    return largest_eigenpairs(A, k)
+
+
 @diagonal.register(where=is_large)
 def _(A: LinearOperator) -> Inexact[Tensor, "*batch d"]:
-    d = min(A.shape[-2:])
-    columns = torch.arange(d, device=A.device)
-    return entries(A, columns, columns)
+    d = torch.arange(min(A.shape[-2:]), device=A.device)
+    return entries(A, d, d)
 
 
-@eigh.register(where=lambda A, k=None: k is not None and is_large(A))
-def _(A: LinearOperator, k: int | None = None) -> Eigh:
-    return largest_eigenpairs(A, k)
+@lstsq.register(where=is_large)
+def _(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... n k"]:
+    found = lsmr(A, B)
+    if not found.converged.all():
+        raise RuntimeError(
+            f"lstsq(A, B): LSMR did not converge for {A!r} in {found.steps} steps.\n"
+            "Call matrigami.krylov.lsmr with a damping or a looser tol."
+        )
+    return found.X

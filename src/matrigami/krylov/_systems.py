@@ -89,7 +89,7 @@ def exponents(X: Inexact[Tensor, "... n k"], dim: int | tuple[int, ...]) -> Int[
 
 
 def ldexp(X: Tensor, power: Tensor) -> Tensor:
-    """`X 2^power`, in two halves: a power of two beyond the range may still have a product within."""
+    """`X 2^power` in two halves, since the power alone may be out of range."""
     real = X.dtype.to_real()
     first = torch.div(power, 2, rounding_mode="floor")
     return X * torch.exp2(first.to(real)) * torch.exp2((power - first).to(real))
@@ -145,8 +145,8 @@ def refined(
     B = ldexp(B, -power)
     size = norms(B)
     B = B / safe(size)
-    product, spread = _unit_product(lambda X: times(A, X), B)
-    inverse = preconditioner and _unit_product(preconditioner, B)[0]
+    product, spread = unit_product(lambda X: times(A, X), B)
+    inverse = preconditioner and unit_product(preconditioner, B)[0]
     X, history = _cycles(method, product, inverse, B, tol, left)
     Y, residual = ldexp(X * size, power - spread), history[-1]
     if _rounded(Y, X):
@@ -157,8 +157,8 @@ def refined(
     return Solution(X, residuals, residuals[-1] <= tol)
 
 
-def _unit_product(product: Product, probe: Tensor) -> tuple[Product, Tensor]:
-    """A map scaled by a power of two to give entries of order one, and that power, by each matrix."""
+def unit_product(product: Product, probe: Tensor) -> tuple[Product, Tensor]:
+    """A map scaled by a power of two, for each matrix, to entries of order one; and the power."""
     power = exponents(product(probe), (-2, -1))
     return (lambda X: ldexp(product(X), -power)) if power.any() else product, power
 

@@ -22,7 +22,6 @@ from matrigami.operators._base import (
     scale,
     square_question,
 )
-from matrigami.operators._convert import as_array
 from matrigami.operators._contraction import (
     Contraction,
     ContractionMatrix,
@@ -31,6 +30,7 @@ from matrigami.operators._contraction import (
     contraction,
     contractions,
 )
+from matrigami.operators._convert import as_array
 from matrigami.operators._dense import (
     DenseMatrix,
     operator,

@@ -43,8 +43,7 @@ def as_scalars(numbers: Any, like: Any) -> Tensor:
     """Numbers, one for each matrix of a stack, as a tensor; complex ones stay complex."""
     if isinstance(numbers, Tensor):
         return numbers.to(like.device)
-    kind = like.dtype
-    kind = kind.to_complex() if np.iscomplexobj(numbers) and not kind.is_complex else kind
+    kind = like.dtype.to_complex() if np.iscomplexobj(numbers) else like.dtype.to_real()
     return torch.as_tensor(numbers, dtype=kind, device=like.device)
 
 

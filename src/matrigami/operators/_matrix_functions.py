@@ -113,7 +113,7 @@ class _First(torch.autograd.Function):
         """Product rule."""
         A, E = ctx.saved_tensors
         moved = 0 if dE is None else _First.apply(ctx.f, A, dE)
-        return moved + (0 if dA is None else _Second.apply(ctx.f, A, E, dA))  # pyright: ignore
+        return moved + (0 if dA is None else _Second.apply(ctx.f, A, E, dA))  # pyright: ignore[reportArgumentType]
 
 
 class _Second(torch.autograd.Function):

@@ -1,6 +1,5 @@
-"""How much memory is free, and a refusal before it is asked for."""
+"""How many bytes can still be had: what cannot fit is refused before it is tried."""
 
-import os
 import resource
 from pathlib import Path
 
@@ -10,6 +9,9 @@ from torch import Tensor
 
 from matrigami.operators._base import LinearOperator
 
+SMALL = 2**20
+"""Entries up to which the free memory is not asked for."""
+
 BIG = 2**22
 """Entries up to which a Frobenius norm is taken entry by entry, which loses no digits."""
 
@@ -17,13 +19,34 @@ COPIES = 3
 """Dense matrices that a question about one holds at once: itself, its factors, a work space."""
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still allocate on a device; a large number where that is unknown."""
+UNKNOWN = 1 << 62
+"""The answer where nothing is known: enough for anything."""
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that an allocation on this device could still get.
+
+    On a CPU the least of the available memory of the machine, what the limit of the address space
+    leaves, and what the control group leaves; on CUDA what the driver reports, and the cache of
+    the allocator.
+
+    Args:
+        device: Where the memory would be.
+
+    Returns:
+        Bytes; `2^62` where nothing is known.
+
+    Examples:
+        >>> free_memory("cpu") > 0
+        True
+    """
+    device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
-        return 2**62
-    return min(_available(), _under_limit())
+        return UNKNOWN
+    return max(min(_available(), _address_space(), _control_group()), 0)
 
 
 def is_big(A: LinearOperator, order: float | None = None) -> bool:
@@ -39,7 +62,7 @@ def dense(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch m n"]:
     """
     numbers = torch.Size(A.shape).numel()
     wanted = COPIES * numbers * A.dtype.itemsize
-    if numbers > 2**20 and wanted > free_memory(A.device):
+    if numbers > SMALL and wanted > free_memory(A.device):
         raise ValueError(
             f"{name}(A): A, a {A!r}, has no closed form for it, and dense it would take "
             f"{wanted / 2**30:.0f} GiB.\n"
@@ -50,27 +73,45 @@ def dense(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch m n"]:
 
 
 def _available() -> int:
-    """What the operating system and the container say is free."""
+    """`MemAvailable` of the kernel, what it could free without swapping."""
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return UNKNOWN
+
+
+def _address_space() -> int:
+    """What RLIMIT_AS leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    pages = _read(Path("/proc/self/statm")).split()
+    if limit == resource.RLIM_INFINITY or not pages:
+        return UNKNOWN
+    return limit - int(pages[0]) * resource.getpagesize()
+
+
+def _control_group() -> int:
+    """What the limit of the control group (version 2 or 1) leaves, with its page cache freed."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used, statistics, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        most, now = _read(root / limit).strip(), _read(root / used).strip()
+        if most.isdigit() and now.isdigit():
+            lines = [line.split() for line in _read(root / statistics).splitlines()]
+            freed = sum(int(parts[1]) for parts in lines if parts[0] == cache)
+            return int(most) - int(now) + freed
+    return UNKNOWN
+
+
+def _read(path: Path) -> str:
+    """The text of a file of the kernel, or nothing."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return path.read_text()
     except OSError:
-        return 2**62
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if "kB" in line}
-    free = sizes.get("MemAvailable", 2**62)
-    for limit, used in (("memory.max", "memory.current"),):
-        try:
-            top = Path("/sys/fs/cgroup", limit).read_text().strip()
-            now = Path("/sys/fs/cgroup", used).read_text().strip()
-        except OSError:
-            continue
-        free = min(free, int(top) - int(now)) if top.isdigit() else free
-    return free
-
-
-def _under_limit() -> int:
-    """What is left under the limit of this process's address space."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return 2**62
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return limit - pages * os.sysconf("SC_PAGE_SIZE")
+        return ""

@@ -131,7 +131,7 @@ def _(A: SpectralMatrix) -> SpectralMatrix:
 
 @pinv.register
 def _(A: SpectralMatrix) -> SpectralMatrix:
-    return SpectralMatrix(pinv(DiagonalMatrix(A.values)).diagonal, A.vectors)  # pyright: ignore
+    return SpectralMatrix(pinv(DiagonalMatrix(A.values)).diagonal, A.vectors)  # pyright: ignore[reportArgumentType]
 
 
 @slogdet.register

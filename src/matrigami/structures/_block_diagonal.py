@@ -171,7 +171,7 @@ def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
 def _(A: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
     largest_value = torch.linalg.matrix_norm(A.blocks, 2).amax(-1)[..., None]
     zero = largest_value * max(A.shape[-2:]) * torch.finfo(A.dtype).eps
-    return BlockDiagonalMatrix(torch.linalg.pinv(A.blocks, atol=zero, rtol=0.0))
+    return BlockDiagonalMatrix(torch.linalg.pinv(A.blocks, atol=zero, rtol=torch.zeros_like(zero)))
 
 
 @slogdet.register

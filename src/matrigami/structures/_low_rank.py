@@ -160,9 +160,10 @@ def _(A: LowRankMatrix, B: LowRankMatrix) -> LowRankMatrix:
 
 
 def _aligned(U: Tensor, V: Tensor) -> LowRankMatrix:
-    """`U V.T` of two stacks that broadcast."""
+    """`U V.T` of two stacks that broadcast, in the type to which both promote."""
     batch = torch.broadcast_shapes(U.shape[:-2], V.shape[:-2])
-    return LowRankMatrix(U.expand(*batch, *U.shape[-2:]), V.expand(*batch, *V.shape[-2:]))
+    kind = torch.promote_types(U.dtype, V.dtype)
+    return LowRankMatrix(*[F.to(kind).expand(*batch, *F.shape[-2:]) for F in (U, V)])
 
 
 @scale.register

@@ -269,10 +269,10 @@ def _by_superlu(A: LinearOperator, B: Tensor) -> Tensor:
     """Sparse LU: a factorisation for each matrix of a stack, all columns at once."""
     if len(A.shape) > 2:
         batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-        flat = expand(A, batch).entries.reshape(-1, A.columns.shape[0])  # pyright: ignore
+        flat = expand(A, batch).entries.reshape(-1, A.columns.shape[0])  # pyright: ignore[reportArgumentType]
         parts = B.expand(*batch, *B.shape[-2:]).reshape(-1, *B.shape[-2:])
         each = [
-            _by_superlu(SparseMatrix(e, A.columns, A.pointers, A.size), b)  # pyright: ignore
+            _by_superlu(SparseMatrix(e, A.columns, A.pointers, A.size), b)  # pyright: ignore[reportArgumentType]
             for e, b in zip(flat, parts, strict=True)
         ]
         return torch.stack(each).reshape(*batch, *B.shape[-2:])
