@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from matrigami.operators import (
     Cost,
@@ -14,11 +15,16 @@ from matrigami.operators import (
     LinearOperator,
     Structure,
     cost,
+    draw,
     fans,
     named_tensors,
     project,
     with_tensors,
 )
+
+
+Versions = list[tuple[Tensor, int]]
+"""Each tensor of a weight, and the number of writes to it."""
 
 
 class StructuredLinear(nn.Module):
@@ -69,12 +75,8 @@ class StructuredLinear(nn.Module):
                 f"StructuredLinear({in_features}, {out_features}) was asked for.\n"
                 "Both sizes should be at least 1."
             )
-        self.in_features, self.out_features, self.structure, self.rms_cap = (
-            in_features,
-            out_features,
-            structure,
-            rms_cap,
-        )
+        self.in_features, self.out_features, self.structure = in_features, out_features, structure
+        self.rms_cap, self.zero_init = rms_cap, zero_init
         value = structure.init(
             out_features, in_features, generator=generator, dtype=dtype, device=device
         )
@@ -117,7 +119,7 @@ class StructuredLinear(nn.Module):
         Raises:
             ValueError: If the value has other tensors or other shapes.
         """
-        ours = {name: tuple(self.get_parameter(name).shape) for name in self.factor_names}
+        ours = {name: tuple(getattr(self, name).shape) for name in self.factor_names}
         given = named_tensors(A)
         if {name: tuple(t.shape) for name, t in given.items()} != ours:
             raise ValueError(
@@ -125,9 +127,30 @@ class StructuredLinear(nn.Module):
                 f"This layer holds {list(ours.items())}.\nProject onto the layer's structure first."
             )
         for (name, t), fan in zip(given.items(), self.fans, strict=True):
-            self.get_parameter(name).data.copy_(t)
+            if is_parametrized(self, name):
+                setattr(self, name, t.to(getattr(self, name)))  # by its right inverse
+            else:
+                self.get_parameter(name).data.copy_(t)
             if self.rms_cap:  # a gain that undoes the cap
                 self.get_parameter(f"gain_{name}").data.copy_(_excess(t, fan))
+        self._materialized = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense `m x n` weight, differentiable: for code that reads it as of `nn.Linear`."""
+        return self.matrix().dense()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weight again, as the constructor does; needed after `to_empty`."""
+        with torch.no_grad():
+            drawn = draw(self.matrix(), generator)
+            for (name, t), fan in zip(named_tensors(drawn).items(), self.fans, strict=True):
+                p = self.get_parameter(name)
+                p.copy_(torch.zeros_like(t) if self.zero_init and fan.last else t)
+                if self.rms_cap:
+                    self.get_parameter(f"gain_{name}").fill_(1.0)
+            if self.bias is not None:
+                self.bias.zero_()
         self._materialized = None
 
     def matrix(self) -> LinearOperator:
@@ -157,8 +180,9 @@ class StructuredLinear(nn.Module):
         """Hold the dense weight for few input vectors, if that is measured to be faster.
 
         With few vectors a structured product is bound by the number of its calls, not by
-        arithmetic. The dense weight is used only where no gradient is recorded; it is dropped by
-        `train()`, `to()` and loading a state dict, and never in the state dict.
+        arithmetic. The dense weight is used only where no gradient is recorded, and only while the
+        tensors are those it was made of, not written to since (a write through `.data` is not seen
+        and needs `train()`); it is never in the state dict.
 
         Args:
             tokens: Number of vectors at which to measure, and up to which the dense weight is used.
@@ -183,7 +207,7 @@ class StructuredLinear(nn.Module):
             structured = _fastest(lambda: self(x), repeats, x.device)
             dense = _fastest(lambda: nn.functional.linear(x, weight, self.bias), repeats, x.device)
         if dense < structured:
-            self._materialized = (tokens, weight)
+            self._materialized = (tokens, weight, self._versions())
         return self._materialized is not None
 
     def train(self, mode: bool = True) -> "StructuredLinear":
@@ -201,10 +225,13 @@ class StructuredLinear(nn.Module):
             )
         flat = x.reshape(-1, self.in_features)
         held = None if torch.is_grad_enabled() else self._materialized
-        if held is not None and len(flat) <= held[0]:
+        if held is not None and len(flat) <= held[0] and _same(held[2], self._versions()):
             y = flat @ held[1].mT
         else:
             y = self.matrix().matmat(flat.mT).mT  # tokens stay the fastest axis: no copies inside
+        kind = y.device.type
+        if torch.is_autocast_enabled(kind) and y.dtype == torch.float32:  # no product was cast
+            y = y.to(torch.get_autocast_dtype(kind))
         y = y if self.bias is None else y + self.bias.to(y.dtype)  # as autocast left it
         return y.reshape(*x.shape[:-1], self.out_features)
 
@@ -218,7 +245,7 @@ class StructuredLinear(nn.Module):
         tensors = named_tensors(value)
         self.factor_names, self.fans = tuple(tensors), fans(value)
         self._template = with_tensors(value, iter([t.to("meta") for t in tensors.values()]))
-        self._materialized: tuple[int, Tensor] | None = None
+        self._materialized: tuple[int, Tensor, Versions] | None = None
         for name, t in tensors.items():
             self.register_parameter(name, nn.Parameter(t))
             if self.rms_cap:
@@ -232,6 +259,12 @@ class StructuredLinear(nn.Module):
                 t = t * getattr(self, f"gain_{name}") / _excess(t, fan)
             yield t
 
+    def _versions(self) -> Versions:
+        """Which tensors the weight is made of now, and how often each was written to."""
+        gains = [f"gain_{name}" for name in self.factor_names] if self.rms_cap else []
+        tensors = [getattr(self, name) for name in (*self.factor_names, *gains)]
+        return [(t, -1 if t.is_inference() else t._version) for t in tensors]
+
     def _apply(self, *args: Any, **options: Any) -> "StructuredLinear":
         """Another device or dtype invalidates the dense weight."""
         self._materialized = None
@@ -240,6 +273,12 @@ class StructuredLinear(nn.Module):
     def _drop_materialized(self, *_: Any) -> None:
         """A loaded state invalidates the dense weight."""
         self._materialized = None
+
+
+def _same(old: Versions, new: Versions) -> bool:
+    """Whether these are the same tensors, with nothing written to them in between."""
+    pairs = zip(old, new, strict=True)
+    return all(t is s and version == now for (t, version), (s, now) in pairs)
 
 
 def _excess(t: Tensor, fan: Fan) -> Tensor:

@@ -113,6 +113,7 @@ from matrigami.operators._projection import (
     least_squares_fit,
     metric_project,
     project,
+    round_to,
 )
 from matrigami.operators._recipe import (
     Structure,
@@ -230,6 +231,7 @@ __all__ = [
     "resolve_blocks",
     "resolve_rank",
     "root_of_squares",
+    "round_to",
     "scale",
     "schatten",
     "shift",

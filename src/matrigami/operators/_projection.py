@@ -12,9 +12,10 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._algebra import cropped
-from matrigami.operators._base import LinearOperator, Value
+from matrigami.operators._base import LinearOperator, Value, question
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete
+from matrigami.operators._memory import dense
 from matrigami.operators._recipe import Structure
 from matrigami.operators._tree import named_tensors, with_tensors
 
@@ -53,7 +54,11 @@ def _target(
     right: LinearOperator | None = None,
 ) -> LinearOperator:
     """Project in the Frobenius norm, then refine in the metric if there is one."""
-    W = W.dense() if isinstance(W, LinearOperator) else W
+    if isinstance(W, LinearOperator):
+        rounded = None if left is not None or right is not None else round_to(W, recipe)
+        if rounded is not None:
+            return rounded
+        W = dense(W, "project")
     if W.ndim < 2:
         raise ValueError(
             f"project(recipe, W): W has shape {tuple(W.shape)}; a matrix has two axes.\n"
@@ -98,6 +103,12 @@ def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperat
         "No projection onto it is known.\n"
         "Register one with @project.register in the file that defines it."
     )
+
+
+@question
+def round_to(A: LinearOperator, recipe: Structure) -> LinearOperator | None:
+    """The member nearest to a value that need not be made dense for it; None where it must be."""
+    return None
 
 
 @OpenFunction

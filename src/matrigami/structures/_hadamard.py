@@ -2,8 +2,8 @@
 
 The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T`
 with `K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never
-formed. Storage `2 r (m + n)`; cost per vector `r^2 (m + n)` for the product and as much to form
-`K_U` and `K_V` (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form;
+formed. Storage `2 r (m + n)`; cost per vector `r^2 (m + n)`; forming `K_U` and `K_V`, once for all
+vectors, takes as many multiplications (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form;
 nonlinear least squares from the low-rank square root, with seeded restarts (quasi-best).
 
 Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
@@ -155,7 +155,7 @@ def _(A: HadamardMatrix) -> tuple[Contraction, ...]:
 def _(A: HadamardMatrix) -> Cost:
     stored = A.U1.numel() + A.V1.numel() + A.U2.numel() + A.V2.numel()
     r = A.U1.shape[-1] * A.U2.shape[-1]
-    macs = 2 * r * sum(A.shape[-2:]) * math.prod(A.shape[:-2])
+    macs = r * sum(A.shape[-2:]) * math.prod(A.shape[:-2])
     return Cost(stored, macs, stored * A.U1.itemsize)
 
 

@@ -43,6 +43,7 @@ from matrigami.operators import (
     project,
     resolve_rank,
     root_of_squares,
+    round_to,
     scale,
     svd,
     svdvals,
@@ -224,6 +225,16 @@ def _(A: LowRankMatrix) -> LowRankMatrix:
 def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"]) -> LowRankMatrix:
     U, Vh = truncated_svd(W, recipe._rank(*W.shape[-2:]))
     return LowRankMatrix(U, Vh.mT)
+
+
+@round_to.register
+def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
+    """Orthonormal bases, and the SVD of the small matrix between them."""
+    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
+    core = times(R1, R2.mT)
+    rank = min(recipe._rank(*A.shape[-2:]), *core.shape[-2:])
+    L, R = truncated_svd(core, rank)
+    return LowRankMatrix(times(Q1, L), times(Q2, R.mT))
 
 
 @metric_project.register
