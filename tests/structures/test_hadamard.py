@@ -29,7 +29,7 @@ def test_diagonal_and_norm_need_no_dense_matrix():
 
 def test_cost():
     """Parameters `2 r (m + n)`; the two Khatri-Rao products and the two matrix products."""
-    assert cost(Hadamard(rank=3).init(10, 20))[:2] == (2 * 3 * 30, 2 * 9 * 30)
+    assert cost(Hadamard(rank=3).init(10, 20))[:2] == (2 * 3 * 30, 9 * 30)
 
 
 def test_projection_beats_low_rank_of_the_same_parameters():

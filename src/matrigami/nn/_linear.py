@@ -22,7 +22,6 @@ from matrigami.operators import (
     with_tensors,
 )
 
-
 Versions = list[tuple[Tensor, int]]
 """Each tensor of a weight, and the number of writes to it."""
 

@@ -305,11 +305,6 @@ def _(A: InverseMatrix) -> LinearOperator:
     return A.operator
 
 
-@inverse.register(where=_square_factors)
-def _(A: ProductMatrix) -> LinearOperator:
-    return ProductMatrix(tuple(inverse(F) for F in reversed(A.factors)))
-
-
 @pinv.register
 def _(A: InverseMatrix) -> LinearOperator:
     return A.operator

@@ -66,9 +66,14 @@ def _part(name: str, part: Any, annotation: Any) -> list[tuple[str, Tensor, int 
     if isinstance(part, tuple):
         inner = next((a for a in get_args(annotation) if a is not ...), None)
         return [leaf for i, p in enumerate(part) for leaf in _part(f"{name}_{i}", p, inner)]
-    if is_dataclass(part):
+    if _is_value(part):
         return [(f"{name}_{key}", t, axes) for key, t, axes in _leaves(part)]
     return []
+
+
+def _is_value(part: Any) -> bool:
+    """Whether a field holds a linear operator of ours: a dataclass that multiplies."""
+    return is_dataclass(part) and hasattr(part, "matmat")
 
 
 def _axes(annotation: Any) -> int | None:
@@ -86,7 +91,7 @@ def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
         return next(tensors) if inexact(part) else part
     if isinstance(part, tuple):
         return tuple(_rebuilt(p, tensors) for p in part)
-    return with_tensors(part, tensors) if is_dataclass(part) else part
+    return with_tensors(part, tensors) if _is_value(part) else part
 
 
 PLAIN = (bool, int, float, str, object, type(None), torch.dtype, EllipsisType, ...)

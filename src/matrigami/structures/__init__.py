@@ -1,7 +1,6 @@
 """The structures: one file each, value, recipe, projection and rules."""
 
-import matrigami.krylov
-import matrigami.structures._update  # noqa: F401 - registers the lemmas of low-rank updates
+import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
 from matrigami.operators import DenseMatrix, DiagonalMatrix, Structure
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
@@ -16,6 +15,7 @@ from matrigami.structures._monarch import Monarch, MonarchMatrix
 from matrigami.structures._parsing import parse_recipe
 from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
 from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
+from matrigami.structures._update import SHARE  # noqa: F401 - registers the lemmas
 
 EXAMPLES: dict[str, Structure] = {
     "dense": Dense(),

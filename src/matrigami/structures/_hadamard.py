@@ -3,8 +3,9 @@
 The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity `A = K_U K_V.T`
 with `K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never
 formed. Storage `2 r (m + n)`; cost per vector `r^2 (m + n)`; forming `K_U` and `K_V`, once for all
-vectors, takes as many multiplications (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098). Projection: no closed form;
-nonlinear least squares from the low-rank square root, with seeded restarts (quasi-best).
+vectors, takes as many multiplications (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098).
+Projection: no closed form; nonlinear least squares from the low-rank square root, with seeded
+restarts (quasi-best).
 
 Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
 """

@@ -2,8 +2,8 @@
 
 Storage `m1 n1 + m2 n2`; cost per vector `min(m2 n2 n1 + m1 n1 m2, m1 n1 n2 + m2 n2 m1)`, the
 cheaper order is taken. Projection onto two factors: the rank-one SVD of the rearranged matrix (Van
-Loan and Pitsianis 1993), the best; onto
-more: one factor after the other (quasi-best). Row-major `vec`: `(L (x) R) vec(X) = vec(L X R.T)`.
+Loan and Pitsianis 1993), the best; onto more: one factor after the other (quasi-best). Row-major
+`vec`: `(L (x) R) vec(X) = vec(L X R.T)`.
 
 Shapes: m1 x n1 = left factor, m2 x n2 = right factor, k = right-hand sides.
 """
@@ -57,7 +57,6 @@ from matrigami.operators import (
     solve,
     svd,
     svdvals,
-    take_rows,
     times,
     trace,
     truncated_svd,
@@ -322,13 +321,6 @@ def _(A: KroneckerMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*ba
     m2, n2 = A.right.shape[-2:]
     L, R = A.factors
     return entries(L, rows // m2, columns // n2) * entries(R, rows % m2, columns % n2)
-
-
-@take_rows.register
-def _(A: KroneckerMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
-    m2, (L, R) = A.right.shape[-2], A.factors
-    left, right = take_rows(L, index // m2), take_rows(R, index % m2)
-    return (left[..., :, None] * right[..., None, :]).flatten(-2, -1)
 
 
 @trace.register(where=_square)

@@ -154,7 +154,7 @@ class _Product(torch.autograd.Function):
         return torch.as_tensor(np.ascontiguousarray(Y)).to(X)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
         """Keep the operator."""
         ctx.operator = inputs[0]
 
@@ -169,7 +169,7 @@ class _Product(torch.autograd.Function):
         return _Product.apply(ctx.operator, dX)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, operator: Any, X: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, operator: Any, X: Tensor) -> tuple[Tensor, int]:  # noqa: ARG004
         """The mapped axis as more columns."""
         X = X.movedim(in_dims[1], -1)
         return _Product.apply(operator, X.flatten(1)).unflatten(1, X.shape[1:]), X.ndim - 1

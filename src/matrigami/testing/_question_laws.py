@@ -1,7 +1,8 @@
 """Laws of what is asked of a value: solve, determinant, trace, norm, power, eigenpairs, cost.
 
 Each law is a function of a single matrix `A` in double precision, real or complex. What asks for a
-regular matrix is asked of `A` where that is well posed, and always of `A` plus a multiple of the identity.
+regular matrix is asked of `A` where that is well posed, and always of `A` plus a multiple of the
+identity.
 
 Shapes: n = rows = columns.
 """

@@ -14,8 +14,11 @@ from matrigami.testing._torch_laws import TORCH_LAWS
 
 Size = tuple[int, int]
 
-SMALL = 36
-"""Most entries of a member that is also tried in complex numbers, and differentiated twice."""
+SMALL = 16
+"""Most entries of a member that is differentiated twice in every way."""
+
+MIDDLING = 24
+"""Most entries of a member that is tried in complex numbers, too."""
 
 OPERATOR_LAWS = (
     *ALGEBRA_LAWS,
@@ -33,6 +36,7 @@ SIZES: tuple[Size, ...] = (
     (1, 1),
     (1, 5),
     (5, 1),
+    (4, 4),
     (4, 6),
     (6, 4),
     (6, 6),
@@ -96,9 +100,10 @@ def check_structure(
             if law not in OPERATOR_LAWS:
                 enforce(law, f"{recipe} at {m}x{n}", recipe, m, n)
                 continue
-            if m * n <= SMALL or law not in DERIVATIVE_LAWS:
+            derivative = law in DERIVATIVE_LAWS
+            if m * n <= SMALL or not derivative:
                 enforce(law, f"{recipe} at {m}x{n}", A)
-            if m * n <= SMALL:
+            if m * n <= (SMALL if derivative else MIDDLING):
                 enforce(law, f"a complex {recipe} at {m}x{n}", complexified(A))
 
 
