@@ -127,7 +127,10 @@ def metric_project(
 def fitted_corner(A: LinearOperator, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     """The corner of the size of `W`, refitted if that cuts something: entries outside are free."""
     corner = cropped(A, *W.shape[-2:])
-    return corner if corner is A else least_squares_fit(corner, W)
+    if corner is A:
+        return corner
+    double = torch.promote_types(W.dtype, torch.float64)  # steps stall early in single precision
+    return least_squares_fit(corner.to(double), W.to(double)).to(W.dtype)
 
 
 def least_squares_fit(

@@ -312,7 +312,9 @@ def _(recipe: TensorTrain, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     rows, columns = recipe._axes(m, n)
     ranks = recipe._ranks(rows, columns)
     c, batch = len(rows), W.shape[:-2]
-    R = torch.nn.functional.pad(W, (0, math.prod(columns) - n, 0, math.prod(rows) - m))
+    padded = (math.prod(rows), math.prod(columns)) != (m, n)
+    kind = torch.promote_types(W.dtype, torch.float64) if padded else W.dtype  # it starts a fit
+    R = torch.nn.functional.pad(W.to(kind), (0, math.prod(columns) - n, 0, math.prod(rows) - m))
     R = R.unflatten(-2, rows).unflatten(-1, columns)
     R = R.permute(*range(len(batch)), *[len(batch) + i + side for i in range(c) for side in (0, c)])
     cores: list[Tensor] = []

@@ -81,7 +81,16 @@ def special_points(A: LinearOperator) -> list[LinearOperator]:
     tensors = list(named_tensors(A).values())
     first_zero = [t * float(i > 0) for i, t in enumerate(tensors)]
     constant = [torch.full_like(t, 0.5) for t in tensors]
-    return [A, *[with_tensors(A, iter(ts)) for ts in (first_zero, constant)]]
+    points = [A, *[with_tensors(A, iter(ts)) for ts in (first_zero, constant)]]
+    return [B for B in points if exists(B)]
+
+
+def exists(A: LinearOperator) -> bool:
+    """Whether a value is a matrix: the inverse of a singular one is none."""
+    try:
+        return bool(A.dense().isfinite().all())
+    except torch.linalg.LinAlgError:
+        return False
 
 
 def derivatives_of_products(A: LinearOperator) -> None:
