@@ -25,7 +25,7 @@ class DenseMatrix(LinearOperator):
         entries: A tensor with two axes or more; also an array, or nested lists of numbers.
 
     Examples:
-        >>> A = DenseMatrix([[1, 2], [3, 4]])
+        >>> A = DenseMatrix(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> A @ torch.ones(2, dtype=A.dtype), [1, 1] @ A
         (tensor([3., 7.]), tensor([4., 6.]))
     """
