@@ -41,7 +41,10 @@ def lu_solve(
         torch.linalg.LinAlgError: If `D` is singular.
     """
     batch = torch.broadcast_shapes(D.shape[:-2], B.shape[:-2])
-    LU, pivots = torch.linalg.lu_factor(D)
+    try:
+        LU, pivots = torch.linalg.lu_factor(D)
+    except RuntimeError as error:  # torch raises no LinAlgError here
+        raise torch.linalg.LinAlgError(str(error)) from error
     n, k = B.shape[-2:]
     return torch.linalg.lu_solve(
         LU.expand(*batch, n, n), pivots.expand(*batch, n), B.expand(*batch, n, k)
