@@ -44,6 +44,8 @@ def lu_solve(
     try:
         LU, pivots = torch.linalg.lu_factor(D)
     except RuntimeError as error:  # torch raises no LinAlgError here
+        if "is zero" not in str(error):
+            raise
         raise torch.linalg.LinAlgError(str(error)) from error
     n, k = B.shape[-2:]
     return torch.linalg.lu_solve(
