@@ -61,18 +61,19 @@ def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]
     data = fit["datasets"]["cifar100"]
     macs = data["compute"]["train_error"]["macs"]
     curves = published_curves()
-    theirs = {name: at(points, macs) for name, points in curves.items()}
-    order = sorted((name for name in theirs if theirs[name] is not None), key=lambda n: theirs[n])
+    found = {name: at(points, macs) for name, points in curves.items()}
+    theirs = {name: error for name, error in found.items() if error is not None}
+    order = sorted(theirs, key=lambda name: theirs[name])
     lines = []
     for row in data["ranking"]["train_error"]:
         name = NAMES[row["structure"].split("(")[0]]
         law = data["structures"][row["structure"]]
         test = next(r for r in data["ranking"]["test_error"] if r["structure"] == row["structure"])
         lines.append(
-            f"| {row['rank']} {row['letters']} | `{row['structure']}` "
+            f"| {row['rank']} {row['letters'] or ''} | `{row['structure']}` "
             f"| {_interval(row)} | {_interval(test)} {test['letters']} "
             f"| {_law(law['train_error'])} | {_law(law['test_error'])} "
-            f"| {law['train_error']['sizes']} | {'–'.join(map(str, law['train_error']['seeds']))} "
+            f"| {law['train_error']['sizes']} | {_seeds(law['train_error'])} "
             f"| {order.index(name) + 1 if name in order else '–'} "
             f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
         )
@@ -80,6 +81,7 @@ def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]
     same, pairs = agreement(ours, order)
     return PAGE.format(
         macs=f"{macs:.2g}",
+        header=HEADER,
         rows="\n".join(lines),
         same=same,
         pairs=pairs,
@@ -111,6 +113,16 @@ def _law(law: dict[str, Any]) -> str:
     return text + (f", E = {law['offset']:.1f} (ΔAICc {law['gain']:.1f})" if law["offset"] else "")
 
 
+def _seeds(law: dict[str, Any]) -> str:
+    """Fewest and most seeds of a size."""
+    fewest, most = law["seeds"]
+    return f"{fewest}" if fewest == most else f"{fewest}–{most}"
+
+
+HEADER = (
+    "| rank | structure | train error % | test error % | train exponent | test exponent "
+    "| sizes | seeds | rank | % |"
+)
 PAGE = """# CIFAR-100, MLP, {epochs} epochs
 
 ![Train and test error against multiply-adds](fig/scaling.png)
@@ -127,7 +139,7 @@ that share a letter are not told apart, in train error by the letters of the ran
 those behind it. Where AICc prefers a law with an offset, E is what it expects of infinite compute
 *in this training*.
 
-| rank | structure | train error % | test error % | train exponent | test exponent | sizes | seeds | rank | % |
+{header}
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 

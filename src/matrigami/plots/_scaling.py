@@ -148,7 +148,10 @@ def scaling_figure(
             ax.set_xlabel("multiply-adds of one forward pass of one example")
             _log_axes(ax)
         axes[0].set_ylabel("error (%)")
-        _legend(part, axes[0], _key(result, bool(others)), _letters(result))
+        if any(law["zeros"] for both in result["structures"].values() for law in both.values()):
+            for ax in axes:
+                ax.margins(y=0.12)  # the lowest positive error stands clear of the floor
+        _legend(part, axes[0], figure.get_figwidth(), _key(result, bool(others)), _letters(result))
     return figure
 
 
@@ -168,7 +171,7 @@ def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlabel("multiply-adds of one forward pass of one example")
         _log_axes(ax)
     axes[0].set_ylabel("seconds of training per million examples")
-    _legend(figure, axes[0])
+    _legend(figure, axes[0], figure.get_figwidth())
     return figure
 
 
@@ -297,7 +300,7 @@ def _markers(
     marker: str,
     look: Mapping[str, Any],
 ) -> np.ndarray:
-    """Draw runs, those with an error of 0 on the floor; return the MACs of the others, ascending."""
+    """Draw runs, those with an error of 0 on the floor; return the MACs of the others."""
     points = sorted((float(r["macs"]), float(r[metric])) for r in records if r[metric] is not None)
     above = np.array([p for p in points if p[1] > 0]).reshape(-1, 2)
     ax.plot(above[:, 0], above[:, 1], marker, **look)  # an empty one is still in the legend
@@ -307,7 +310,6 @@ def _markers(
         silent = {**look, "label": None, "transform": floor, "clip_on": False, "zorder": 3}
         ax.plot(zeros, np.zeros(len(zeros)), marker, **silent)
         ax.annotate("0", (0, 0), (-8, 0), "axes fraction", "offset points", ha="right", va="center")
-        ax.margins(y=0.14)  # the lowest positive error stands clear of the floor
     return above[:, 0]
 
 
@@ -375,12 +377,16 @@ def _key(result: Mapping[str, Any], published: bool) -> str:
 
 
 def _legend(
-    figure: FigureBase, ax: Axes, title: str = "", marks: Mapping[str, str] | None = None
+    figure: FigureBase,
+    ax: Axes,
+    width: float,
+    title: str = "",
+    marks: Mapping[str, str] | None = None,
 ) -> None:
-    """One legend below all axes of a figure or a part of one."""
+    """One legend below all axes of a figure, or of a part of one, `width` inches wide."""
     handles, names = ax.get_legend_handles_labels()
     inches = LEGEND_INCHES + (LETTERS_INCHES if marks else 0.0)
-    fitting = int(figure.figure.get_figwidth() / inches)
+    fitting = int(width / inches)
     figure.legend(
         handles,
         [f"{name} ({marks[name]})" if marks else name for name in names],

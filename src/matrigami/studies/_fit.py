@@ -104,7 +104,7 @@ def write_fit(path: Path, result: Mapping[str, Any]) -> None:
 def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[str, Any]:
     """Laws, frontier and ranking of one dataset, by metric."""
     groups: dict[str, list[Record]] = {}
-    for r in sorted(records, key=lambda r: str(r["structure"])):
+    for r in sorted(records, key=_order):  # so that sums end in the same bits
         groups.setdefault(str(r["structure"]), []).append(r)
     result: dict[str, Any] = {"structures": {name: {} for name in groups}}
     for metric in METRICS:
@@ -118,6 +118,11 @@ def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[s
         for key, value in _compared(curves, laws, resamples, seed).items():
             result.setdefault(key, {})[metric] = value
     return result
+
+
+def _order(r: Record) -> tuple[Any, ...]:
+    """Runs by structure, cost and seed."""
+    return str(r["structure"]), _number(r.get("macs")), r["width"] or 0, r["seed"] or 0
 
 
 def _sorted_out(group: Sequence[Record], metric: str) -> Runs:
@@ -291,10 +296,10 @@ def _notes(fit: Mapping[str, Any], metric: str) -> Iterator[str]:
             places = ", ".join(f"{macs:.3g}" for macs in sorted(set(law["zero_macs"])))
             yield (
                 f"{name}: {law['zeros']} of {law['points'] + law['zeros']} runs have an error "
-                + (f"of 0 and are left out of law and rank, at {places} MACs.")
+                f"of 0 and are left out of law and rank, at {places} MACs."
             )
         if law["broken"]:
-            yield f"{name}: {law['broken']} runs without a finite error are left out."
+            yield f"{name}: runs without a finite error are left out, {law['broken']} in all."
     yield from _bends(laws)
     spread = fit["noise"][metric]
     found = {"between seeds": spread["between_seeds"], "around the laws": spread["around_laws"]}

@@ -1,9 +1,9 @@
 """The law of one structure: plain or with an offset, whichever its points support.
 
 `error = c * MACs^-a` as in Qiu et al. (2024), arXiv:2406.06248; `error = E + c * MACs^-a` as in
-Hoffmann et al. (2022), arXiv:2203.15556, section 3.3, where `E` is what no compute removes. Both by
-least squares of the log error. Choice by the corrected criterion of Akaike: Hurvich and Tsai (1989),
-Biometrika 76(2). Intervals by resampling residuals: Efron and Tibshirani (1993), chapter 9.
+Hoffmann et al. (2022), arXiv:2203.15556, section 3.3, where `E` is what no compute removes. Both
+by least squares of the log error. Choice by the corrected criterion of Akaike: Hurvich and Tsai
+(1989), Biometrika 76(2). Intervals by resampling residuals: Efron and Tibshirani (1993), chapter 9.
 """
 
 from collections.abc import Sequence
@@ -85,8 +85,8 @@ def fit_power_law(
 
     Least squares of the log error, so that a percent more counts alike at every size; the offset is
     taken if the corrected Akaike criterion (Hurvich and Tsai, 1989) with `k` estimated numbers is
-    lower: `AICc = n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1)`. With `n <= k + 1` runs or fewer
-    than 4 different MACs it cannot be judged, and the plain law stays.
+    lower: `AICc = n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1)`. With `n <= k + 1` runs or
+    fewer than 4 different MACs it cannot be judged, and the plain law stays.
 
     Args:
         macs: Multiply-adds of each run, positive; equal ones are seeds of one size.
@@ -254,7 +254,7 @@ def _descend(
     found = least_squares(
         _residual,
         inside,
-        _jacobian,
+        _jacobian,  # pyright: ignore[reportArgumentType] - scipy takes functions, its stubs do not
         (low, high),
         args=(u, w),
         ftol=tolerance,
