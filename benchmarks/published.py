@@ -2,8 +2,8 @@
 
     python -m benchmarks.published runs/cifar100_small docs/results/cifar100_small
 
-copies the results, fits and figures of a finished study and writes `README.md` beside them: the
-command, the machine, the order of the structures at equal compute, ours and the published one.
+copies the results of a finished study, fits and draws them anew and writes `README.md` beside them:
+the command, the machine, the order of the structures at equal compute, ours and the published one.
 """
 
 import csv
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from matrigami.plots import plot_study
+from matrigami.studies import fit_results, read_results, write_fit
 
 REFERENCE = Path("docs/results/published/mlp_cifar100.csv")
 NAMES = {
@@ -58,19 +59,21 @@ def agreement(ours: list[str], theirs: list[str]) -> tuple[int, int]:
 def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """The page of a study: its fits, its environment, its rows of `results.csv`."""
     data = fit["datasets"]["cifar100"]
-    macs = data["common_macs"]
+    macs = data["compute"]["train_error"]["macs"]
     curves = published_curves()
-    theirs = {name: at(points, macs) for name, points in curves.items()}
-    order = sorted((name for name in theirs if theirs[name] is not None), key=lambda n: theirs[n])
+    found = {name: at(points, macs) for name, points in curves.items()}
+    theirs = {name: error for name, error in found.items() if error is not None}
+    order = sorted(theirs, key=lambda name: theirs[name])
     lines = []
     for row in data["ranking"]["train_error"]:
         name = NAMES[row["structure"].split("(")[0]]
         law = data["structures"][row["structure"]]
         test = next(r for r in data["ranking"]["test_error"] if r["structure"] == row["structure"])
         lines.append(
-            f"| {row['rank']}{' (tie with the next)' if row['tie_with_next'] else ''} "
-            f"| `{row['structure']}` | {_interval(row)} | {_interval(test)} "
+            f"| {row['rank']} {row['letters'] or ''} | `{row['structure']}` "
+            f"| {_interval(row)} | {_interval(test)} {test['letters']} "
             f"| {_law(law['train_error'])} | {_law(law['test_error'])} "
+            f"| {law['train_error']['sizes']} | {_seeds(law['train_error'])} "
             f"| {order.index(name) + 1 if name in order else '–'} "
             f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
         )
@@ -78,6 +81,7 @@ def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]
     same, pairs = agreement(ours, order)
     return PAGE.format(
         macs=f"{macs:.2g}",
+        header=HEADER,
         rows="\n".join(lines),
         same=same,
         pairs=pairs,
@@ -100,13 +104,25 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 def _law(law: dict[str, Any]) -> str:
-    """An exponent and its standard error."""
+    """An exponent, its interval and the offset, if the law has one."""
     if law["exponent"] is None:
         return "–"
-    error = law["standard_error"]
-    return f"{law['exponent']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    interval = law["interval"]
+    text = f"{law['exponent']:.3f}"
+    text += f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return text + (f", E = {law['offset']:.1f} (ΔAICc {law['gain']:.1f})" if law["offset"] else "")
 
 
+def _seeds(law: dict[str, Any]) -> str:
+    """Fewest and most seeds of a size."""
+    fewest, most = law["seeds"]
+    return f"{fewest}" if fewest == most else f"{fewest}–{most}"
+
+
+HEADER = (
+    "| rank | structure | train error % | test error % | train exponent | test exponent "
+    "| sizes | seeds | rank | % |"
+)
 PAGE = """# CIFAR-100, MLP, {epochs} epochs
 
 ![Train and test error against multiply-adds](fig/scaling.png)
@@ -118,10 +134,13 @@ Data: [results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/s
 ## Order at equal compute
 
 Errors at {macs} multiply-adds, lower is better; train error on augmented data; 95 % intervals in
-brackets; in the last two columns the published rank and train error at the same compute.
+brackets; in the last two columns the published rank and train error at the same compute. Structures
+that share a letter are not told apart, in train error by the letters of the rank, in test error by
+those behind it. Where AICc prefers a law with an offset, E is what it expects of infinite compute
+*in this training*.
 
-| rank | structure | train error % | test error % | train exponent | test exponent | rank | % |
-|---|---|---|---|---|---|---|---|
+{header}
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 Ours: {ours}. Published, at the same compute: {theirs}.
@@ -146,15 +165,17 @@ python -m benchmarks.published {{study}} {{out}}
 def main(study: Path, out: Path) -> None:
     """Write the page of STUDY to the folder OUT."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("results.csv", "fit.json", "env.json"):
+    for name in ("results.csv", "env.json"):
         shutil.copy(study / name, out / name)
+    fit = fit_results(read_results(study / "results.csv"))
+    write_fit(out / "fit.json", fit)
     command = f"python -m benchmarks.published {study} {out}"
     plot_study(study, command=command, reference=REFERENCE)
     (out / "fig").mkdir(exist_ok=True)
     shutil.copy(study / "fig" / "scaling.png", out / "fig" / "published.png")
     plot_study(study, command=command)
     shutil.copytree(study / "fig", out / "fig", dirs_exist_ok=True)
-    fit, env = (json.loads((study / f).read_text("utf-8")) for f in ("fit.json", "env.json"))
+    env = json.loads((study / "env.json").read_text("utf-8"))
     with (study / "results.csv").open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
     text = page(fit, env, records).replace("{study}", str(study)).replace("{out}", str(out))

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from matrigami.plots import plot_study, write_report
-from matrigami.plots._scaling import read_reference, scaling_figure, styles, time_figure
+from matrigami.plots._scaling import (
+    exponents_figure,
+    read_reference,
+    scaling_figure,
+    styles,
+    time_figure,
+)
 from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
 
 EXPONENTS = {"dense": 0.1, "btt(rank=1)": 0.2, "<b>": 0.15}
@@ -62,7 +68,7 @@ def test_figures_are_written_and_say_where_they_come_from(folder):
 
 
 def test_train_and_test_share_their_scale_and_show_every_run(folder):
-    records = [r for r in read_results(folder / "results.csv") if r["status"] == "done"]
+    records = done(folder)
     figure = scaling_figure(records, fit_results(records, resamples=5))
     train, test = figure.axes[:2]
     assert [ax.get_title() for ax in figure.axes[:2]] == ["cifar100: train", "cifar100: test"]
@@ -74,6 +80,67 @@ def test_train_and_test_share_their_scale_and_show_every_run(folder):
     assert len(x) == 4
     slope = np.polyfit(np.log(x), np.log(y), 1)[0]
     assert slope == pytest.approx(-EXPONENTS["btt(rank=1)"])
+
+
+def done(folder):
+    """The finished runs of the study."""
+    return [r for r in read_results(folder / "results.csv") if r["status"] == "done"]
+
+
+def test_legends_have_the_letters_of_their_row_and_a_line_where_they_hold(folder):
+    records = [r | {"train_error": 50.0 + r["width"] % 3} for r in done(folder)]
+    fit = fit_results(records, resamples=50)
+    figure = scaling_figure(records, fit)
+    legends = [part.legends[0] for part in figure.subfigs]
+    assert len(legends) == 2
+    texts = [t.get_text() for t in legends[0].get_texts()]
+    assert texts == ["<b> (a, b)", "btt(rank=1) (a, a)", "dense (a, c)"]
+    assert "a shared one means not told apart" in legends[0].get_title().get_text()
+    macs = fit["datasets"]["cifar100"]["compute"]["test_error"]["macs"]
+    dotted = [line for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [macs]
+
+
+def test_an_error_of_zero_stands_on_the_floor_and_says_0(folder):
+    records = done(folder)
+    for r in records:
+        if r["dataset"] == "digits" and r["structure"] == "dense" and r["width"] == 128:
+            r["train_error"] = 0.0
+    figure = scaling_figure(records, fit_results(records, resamples=5))
+    figure.canvas.draw()
+    axes = {ax.get_title(): ax for ax in figure.axes}
+    ax = axes["digits: train"]
+    zeros = [
+        line for line in ax.get_lines() if line.get_linestyle() == "None" and 0 in line.get_ydata()
+    ]
+    assert [line.get_xydata().tolist() for line in zeros] == [[[100.0 * 128**2, 0.0]]]
+    height = zeros[0].get_transform().transform((1e6, 0))[1]
+    assert height == pytest.approx(ax.get_window_extent().y0)
+    assert "0" in [text.get_text() for text in ax.texts]
+    assert not axes["digits: test"].texts
+    assert not axes["cifar100: train"].texts
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert len(lines["dense"]) == 3
+    assert min(lines["dense"]) > 0
+
+
+def test_a_law_with_an_offset_is_dashed_and_its_offset_named(folder):
+    base = done(folder)[0]
+    records = [
+        base | {"macs": m, "width": int(m), "train_error": e, "test_error": e}
+        for m in np.logspace(5, 8, 7)
+        for e in [20 + 2000 * m**-0.3]
+    ]
+    records += [base | {"structure": "two", "macs": m, "train_error": m**-0.1} for m in (1e4, 1e5)]
+    fit = fit_results(records, resamples=5)
+    figure = scaling_figure(records, fit)
+    dashed = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    x, y = dashed[0].get_xydata().T
+    assert y == pytest.approx(20 + 2000 * x**-0.3)
+    assert "dashed: with offset E" in figure.subfigs[0].legends[0].get_title().get_text()
+    words = [text.get_text() for text in exponents_figure(fit).axes[0].texts]
+    assert words.count("E = 20 %") == 2
+    assert "not enough sizes" in words
 
 
 def test_structures_differ_in_colour_and_marker():
@@ -134,6 +201,8 @@ def test_the_report_is_one_file_that_needs_no_other(folder):
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "24 done, 1 failed" in page
+    assert "Structures that share a letter are not told apart" in page
+    assert re.findall(r"<td class=number>(\d [a-z]+)</td>", page) == ["1 a", "2 b", "3 c"] * 4
     assert "$" not in re.sub(r"\$\{", "", outside)
 
 

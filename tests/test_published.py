@@ -50,7 +50,9 @@ def test_a_page_says_what_was_found_and_how():
     text = page(fit_results(records, resamples=50), env, records)
     assert "Ours: BTT < Monarch < Dense < LowRank < TT < Kron." in text
     assert "15 of 15 pairs" in text
+    assert [f"| {i} {x} | `" in text for i, x in enumerate("abcdef", 1)] == [True] * 6
     assert "36 runs, 120 minutes" in text
     assert "# CIFAR-100, MLP, 20 epochs" in text
     assert "matrigami study run --preset cifar100_small --out runs/c" in text
     assert "0.100" in text  # the exponent that the errors were made with
+    assert text.count("| 3 | 2 |") == 6  # sizes and seeds

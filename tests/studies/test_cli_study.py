@@ -31,10 +31,10 @@ epochs = {epochs}
 batch_size = 128
 [[structure]]
 name = "dense"
-widths = [8, 16]
+widths = [8, 16, 24]
 [[structure]]
 name = "btt(rank=1)"
-widths = [16, 36]
+widths = [16, 36, 64]
 repeat_widths = [16]
 """
 
@@ -73,13 +73,14 @@ def test_a_study_ends_with_its_ranking_its_files_and_the_next_command(finished):
     out, code, output, errors = finished
     assert code == 0, errors
     assert re.search(r"digits: train error at \d\.\d\de\+\d+ MACs", output)
-    assert re.search(r"1( tie)?  (dense|btt\(rank=1\)) +\d+\.\d\d +\d+\.\d\d – \d+\.\d\d", output)
+    assert re.search(r"1 a  (dense|btt\(rank=1\)) +\d+\.\d\d +\d+\.\d\d – \d+\.\d\d", output)
+    assert "Structures that share a letter are not told apart" in output
     assert f"matrigami study plot {out}" in output
     for name in ("results.csv", "fit.json", "report.html", "fig/scaling.png", "fig/scaling.svg"):
         assert str(out / name) in output
         assert (out / name).stat().st_size > 0
-    assert "5/5 runs" in errors
-    assert len(read_results(out / "results.csv")) == 5
+    assert "7/7 runs" in errors
+    assert len(read_results(out / "results.csv")) == 7
     assert "study run" in json.loads((out / "env.json").read_text())["command"]
 
 
@@ -89,7 +90,10 @@ def test_a_second_call_trains_nothing_and_says_the_same(finished, capsys):
     stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").glob("*/metrics.jsonl")}
     assert run(["study", "run", str(out.parent / "study.toml"), "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["runs"] == {"total": 5, "failed": 0, "crashed": 0, "left": 0}
+    assert result["runs"] == {"total": 7, "failed": 0, "crashed": 0, "left": 0}
+    ranking = result["datasets"]["digits"]["ranking"]["test_error"]
+    assert [r["rank"] for r in ranking] == [1, 2]
+    assert ranking[0]["letters"] == "a"
     assert (out / "results.csv").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
@@ -97,7 +101,7 @@ def test_a_second_call_trains_nothing_and_says_the_same(finished, capsys):
 def test_status_fit_plot_and_report_do_their_part_again(finished, capsys):
     out, *_ = finished
     assert run(["study", "status", str(out)]) == 0
-    assert "small: 5 done" in capsys.readouterr().out
+    assert "small: 7 done" in capsys.readouterr().out
     assert run(["study", "status", str(out), "--json"]) == 0
     assert {r["status"] for r in json.loads(capsys.readouterr().out)["runs"]} == {"done"}
     first = (out / "fit.json").read_text()
@@ -116,7 +120,9 @@ def test_interrupted_studies_resume_to_the_same_bits(tmp_path):
     path, out = tmp_path / "study.toml", tmp_path / "rough"
     two = SPEC.format(epochs=300).split("[[structure]]")[:2]
     path.write_text(
-        "[[structure]]".join(two).replace("[train]", "[train]\ncheckpoint_seconds = 0.1")
+        "[[structure]]".join(two)
+        .replace("[8, 16, 24]", "[8, 16]")
+        .replace("[train]", "[train]\ncheckpoint_seconds = 0.1")
     )
     rough = ("study", "run", path, "--workers", 1, "--threads", 1, "--out", out)
     process = command(*rough)
@@ -160,11 +166,11 @@ def test_dry_run_writes_nothing(spec, tmp_path, capsys):
         run(["study", "run", str(spec), "--dry-run", "--json", "--out", str(tmp_path / "o")]) == 0
     )
     runs = json.loads(capsys.readouterr().out)["runs"]
-    assert len(runs) == 5
+    assert len(runs) == 7
     assert {r["structure"]: r["macs"] for r in runs if r["width"] == 16}["dense"] == 3232
     assert not (tmp_path / "o").exists()
     assert run(["study", "run", str(spec), "--dry-run", "--only", "dense"]) == 0
-    assert "2 runs" in capsys.readouterr().out
+    assert "3 runs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import linregress
 
 from matrigami.studies import fit_power_law, fit_results, fit_tables, frontier, write_fit
-from matrigami.studies._fit import _curve, _log_errors
+from matrigami.studies._fit_rank import curve
 
 
 def record(structure, macs, error, *, seed=0, width=None, status="done", dataset="d"):
@@ -52,13 +52,6 @@ def test_standard_error_is_that_of_linear_regression():
     assert fitted.prefactor == pytest.approx(np.exp(reference.intercept))
 
 
-def test_what_points_do_not_determine_is_none():
-    assert fit_power_law([1e4, 1e5], [2.0, 1.0]).standard_error is None
-    single = fit_power_law([1e4, 1e4], [2.0, 1.0])
-    assert (single.exponent, single.prefactor, single.r_squared) == (None, None, None)
-    assert single(1e5) is None
-
-
 def test_frontier_is_the_lower_hull():
     runs = [
         record("a", 10, 8.0),
@@ -68,9 +61,9 @@ def test_frontier_is_the_lower_hull():
         record("b", 300, 3.9),
         record("b", 10000, 2.5),
     ]
-    groups = {name: [r for r in runs if r["structure"] == name] for name in "ab"}
-    logs = _log_errors(groups, "train_error")
-    points = frontier({name: _curve(groups[name], logs[name]) for name in groups})
+    points = frontier(
+        {n: curve([r for r in runs if r["structure"] == n], "train_error") for n in "ab"}
+    )
     ends = [points[0], points[-1]]
     assert [(p["structure"], p["macs"], round(p["error"], 6)) for p in ends] == [
         ("a", 10, 8.0),
@@ -82,35 +75,33 @@ def test_frontier_is_the_lower_hull():
 def test_errors_at_the_common_compute_are_interpolated():
     runs = law("good", 100.0, 0.2) + law("bad", 150.0, 0.2, sizes=(3e4, 1e5, 3e6))
     fit = fit_results(runs, resamples=50)["datasets"]["d"]
-    assert fit["range"] == [3e4, 1e6]
-    assert fit["common_macs"] == pytest.approx((3e4 * 1e6) ** 0.5)
-    assert fit["extrapolated"] == []
+    compute = fit["compute"]["train_error"]
+    assert compute["range"] == pytest.approx([3e4, 1e6])
+    assert compute["macs"] == pytest.approx((3e4 * 1e6) ** 0.5)
+    assert fit["unranked"]["train_error"] == {}
     found = {e["structure"]: e["error"] for e in fit["ranking"]["train_error"]}
-    assert found["good"] == pytest.approx(100 * fit["common_macs"] ** -0.2)
-    assert found["bad"] == pytest.approx(150 * fit["common_macs"] ** -0.2)
+    assert found["good"] == pytest.approx(100 * compute["macs"] ** -0.2)
+    assert found["bad"] == pytest.approx(150 * compute["macs"] ** -0.2)
     assert [e["structure"] for e in fit["ranking"]["test_error"]] == ["good", "bad"]
 
 
-def test_a_structure_outside_the_common_range_is_extrapolated_by_its_law_and_named():
-    runs = law("small", 100.0, 0.2, sizes=(1e2, 1e3)) + law("large", 90.0, 0.2, sizes=(1e5, 1e6))
-    fit = fit_results(runs, resamples=50)["datasets"]["d"]
-    assert not fit["overlap"]
-    assert set(fit["extrapolated"]) == {"small", "large"}
-    errors = {e["structure"]: e["error"] for e in fit["ranking"]["train_error"]}
-    assert errors["small"] == pytest.approx(100 * fit["common_macs"] ** -0.2)
-
-
-def test_equal_structures_are_a_tie_and_unequal_ones_are_not():
-    near = law("a", 100.0, 0.2, noise=0.05, seeds=(0, 1), rng=1)
-    same = law("b", 100.0, 0.2, noise=0.05, seeds=(0, 1), rng=2)
-    far = law("c", 200.0, 0.2, noise=0.05, seeds=(0, 1), rng=3)
-    ranking = fit_results(near + same + far)["datasets"]["d"]["ranking"]["train_error"]
-    assert [e["rank"] for e in ranking] == [1, 1, 3]
-    assert [e["tie_with_next"] for e in ranking] == [True, False, None]
-    assert ranking[2]["structure"] == "c"
-    for entry in ranking:
-        low, high = entry["interval"]
-        assert low < entry["error"] < high
+def test_without_a_common_range_nothing_is_ranked_and_the_reason_is_said():
+    runs = law("small", 100.0, 0.2, sizes=(1e2, 3e2, 1e3))
+    runs += law("large", 90.0, 0.2, sizes=(1e5, 3e5, 1e6))
+    result = fit_results(runs, resamples=50)
+    fit = result["datasets"]["d"]
+    assert fit["compute"]["train_error"] == {
+        "macs": None,
+        "range": pytest.approx([1e5, 1e3]),
+        "overlap": False,
+    }
+    assert fit["ranking"]["train_error"] == fit["comparisons"]["train_error"] == []
+    reason = "no common range of MACs: large begins at 1e+05, small ends at 1e+03"
+    assert fit["unranked"]["train_error"] == {"large": reason, "small": reason}
+    title, _, rows, notes = fit_tables(result)[0]
+    assert title == "d: train error (not ranked)"
+    assert [row[0] for row in rows] == ["–", "–"]
+    assert f"small is not ranked: {reason}." in notes
 
 
 def test_intervals_cover_the_truth_at_about_their_rate():
@@ -122,18 +113,18 @@ def test_intervals_cover_the_truth_at_about_their_rate():
         low, high = next(
             e["interval"] for e in fit["ranking"]["train_error"] if e["structure"] == "a"
         )
-        covered += low <= 100 * fit["common_macs"] ** -0.2 <= high
+        covered += low <= 100 * fit["compute"]["train_error"]["macs"] ** -0.2 <= high
     assert 50 <= covered <= 60
 
 
 def test_without_repeats_the_distance_from_the_laws_is_the_noise():
     sizes = (1e4, 3e4, 1e5, 3e5)
     runs = law("a", 100.0, 0.2, noise=0.05, sizes=sizes, rng=1)
-    exact = fit_results(law("a", 100.0, 0.2, sizes=sizes[:2]))
-    fit = fit_results(runs)
-    ranking = fit["datasets"]["d"]["ranking"]["train_error"]
-    assert ranking[0]["interval"][0] < ranking[0]["interval"][1]
-    assert exact["datasets"]["d"]["ranking"]["train_error"][0]["interval"] is None
+    fit = fit_results(runs)["datasets"]["d"]
+    low, high = fit["ranking"]["train_error"][0]["interval"]
+    assert low < high
+    noise = fit["noise"]["train_error"]
+    assert (noise["source"], noise["degrees"], noise["between_seeds"]) == ("laws", 2, None)
 
 
 def test_the_bootstrap_repeats_itself():
@@ -142,12 +133,10 @@ def test_the_bootstrap_repeats_itself():
     assert fit_results(runs) != fit_results(runs, seed=1)
 
 
-def test_failed_runs_are_left_out_and_an_error_of_zero_is_kept():
+def test_failed_runs_are_left_out():
     runs = [*law("a", 100.0, 0.2), record("a", 1e7, None, status="failed")]
-    runs += [record("a", 1e8, 0.0)]
     fitted = fit_results(runs, resamples=20)["datasets"]["d"]["structures"]["a"]["train_error"]
-    assert fitted["points"] == 4
-    assert np.isfinite(fitted["exponent"])
+    assert fitted["points"] == 3
 
 
 def test_an_empty_study_has_an_empty_fit(tmp_path):
@@ -156,13 +145,3 @@ def test_an_empty_study_has_an_empty_fit(tmp_path):
     assert fit_tables(result) == []
     write_fit(tmp_path / "fit.json", result)
     assert json.loads((tmp_path / "fit.json").read_text())["resamples"] == 2000
-
-
-def test_tables_call_a_tie_a_tie():
-    runs = law("a", 100.0, 0.2, noise=0.05, seeds=(0, 1), rng=1)
-    runs += law("b", 100.0, 0.2, noise=0.05, seeds=(0, 1), rng=2)
-    title, header, rows = fit_tables(fit_results(runs))[0]
-    assert title == "d: train error at 1.00e+05 MACs"
-    assert header[:3] == ["rank", "structure", "error %"]
-    assert [row[0] for row in rows] == ["1 tie", "1 tie"]
-    assert all("±" in row[4] for row in rows)

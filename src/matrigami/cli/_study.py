@@ -366,6 +366,7 @@ def _echo_fit(result: dict[str, Any]) -> None:
     """The laws and the ranking of each dataset."""
     from matrigami.studies import fit_tables
 
-    for title, header, rows in fit_tables(result):
+    for title, header, rows, notes in fit_tables(result):
         click.echo(f"\n{title}")
         echo_table(header, rows)
+        click.echo("".join(f"  {note}\n" for note in notes), nl=False)

@@ -40,10 +40,12 @@ SHOWN = (
 
 _CAPTIONS = {
     "scaling": "Error against multiply-adds. Left on the training stream, right on the test set, "
-    "on one scale, so that the gap shows. Lines are fitted power laws.",
+    "on one scale, so that the gap shows. Lines are fitted power laws, dashed with an offset; "
+    "structures are ranked at the dotted line, and those that share a letter are not told apart.",
     "time": "Measured seconds of training. What multiply-adds do not tell: "
     "narrow factors run at a lower rate.",
-    "exponents": "Exponents with one standard error. "
+    "exponents": "Exponents with 95 % intervals; E is what no compute removes, by its law; "
+    "exponents with and without E are not comparable. "
     "An exponent says how fast the error falls, not how low it is.",
 }
 
@@ -65,8 +67,7 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     if not (folder / "fig" / "scaling.svg").exists():
         plot_study(folder, command=command)
     study, environment = _load(folder / "study.json"), _load(folder / "env.json")
-    stored = _load(folder / "fit.json")
-    fit = stored if stored.get("datasets") else fit_results(records)
+    fit = fit_results(records)  # not fit.json, which may be older than the results, or the format
     name = str(study.get("name", folder.name))
     good = [r for r in records if r["status"] == "done"]
     page = Template(
@@ -96,10 +97,11 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tables(fit: Mapping[str, Any]) -> str:
-    """Ranking and laws."""
+    """Ranking and laws, with what the rows do not say."""
     return "\n".join(
         f"<h3>{html.escape(title)}</h3>\n{_table(header, rows)}"
-        for title, header, rows in fit_tables(fit)
+        + "".join(f'\n<p class="faint">{html.escape(note)}</p>' for note in notes)
+        for title, header, rows, notes in fit_tables(fit)
     )
 
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from matrigami.studies import (
     METRICS,
-    PowerLaw,
     file_hash,
     fit_results,
     labelled,
@@ -62,6 +61,9 @@ class Style(NamedTuple):
 LEGEND_INCHES = 1.5
 """Width of one entry of a legend, with the longest usual name."""
 
+LETTERS_INCHES = 0.6
+"""What its letters add to it."""
+
 
 def plot_study(folder: Path, *, command: str = "", reference: Path | None = None) -> list[Path]:
     """Draw the figures of a study: `fig/scaling.png` and `.svg`, `time.png`, `exponents.png`.
@@ -88,7 +90,7 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
             f"Figures of {folder} were asked for.\nIts results.csv holds no finished run.\n"
             f"See `matrigami study status {folder}` for the causes."
         )
-    fit = fit_results(records, resamples=1)
+    fit = fit_results(records)
     published = read_reference(reference) if reference else []
     figures = {
         "scaling.png": scaling_figure(records, fit, published),
@@ -120,26 +122,36 @@ def scaling_figure(
 ) -> Figure:
     """Error against multiply-adds; train and test side by side; one row for each dataset.
 
+    The legend of a row has the letters of its ranking. A law with an offset is dashed, an error of
+    0 stands on the floor, and a dotted line is where structures are ranked.
+
     Args:
         records: Finished runs.
         fit: From `fit_results`.
         published: Points of others, from `read_reference`.
     """
     datasets = list(fit["datasets"])
-    figure = _figure(9.6, 3.9 * len(datasets) + 0.7)
-    axes = figure.subplots(len(datasets), 2, squeeze=False, sharey="row", sharex="row")
+    figure = _figure(9.6, 4.6 * len(datasets))
+    rows = figure.subfigures(len(datasets), 1, squeeze=False)[:, 0]
     drawn = styles(records)
-    for row, dataset in zip(axes, datasets, strict=True):
+    for part, dataset in zip(rows, datasets, strict=True):
+        axes = part.subplots(1, 2, sharey=True, sharex=True)
+        result = fit["datasets"][dataset]
         own = [r for r in records if r["dataset"] == dataset]
         others = [r for r in published if r["dataset"] == dataset]
-        for ax, metric in zip(row, METRICS, strict=True):
-            _scatter(ax, own, metric, drawn, fit["datasets"][dataset]["structures"])
+        for ax, metric in zip(axes, METRICS, strict=True):
+            _scatter(ax, own, metric, drawn, result["structures"])
             _hollow(ax, others, metric, drawn)
+            if macs := result["compute"][metric]["macs"]:
+                ax.axvline(macs, color="0.6", lw=0.9, ls=":", zorder=0)
             ax.set_title(f"{dataset}: {metric.split('_')[0]}")
             ax.set_xlabel("multiply-adds of one forward pass of one example")
             _log_axes(ax)
-        row[0].set_ylabel("error (%)")
-    _legend(figure, axes[0][0], bool(published))
+        axes[0].set_ylabel("error (%)")
+        if any(law["zeros"] for both in result["structures"].values() for law in both.values()):
+            for ax in axes:
+                ax.margins(y=0.12)  # the lowest positive error stands clear of the floor
+        _legend(part, axes[0], figure.get_figwidth(), _key(result, bool(others)), _letters(result))
     return figure
 
 
@@ -159,12 +171,12 @@ def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlabel("multiply-adds of one forward pass of one example")
         _log_axes(ax)
     axes[0].set_ylabel("seconds of training per million examples")
-    _legend(figure, axes[0], published=False)
+    _legend(figure, axes[0], figure.get_figwidth())
     return figure
 
 
 def exponents_figure(fit: Mapping[str, Any]) -> Figure:
-    """Exponents with one standard error; train and test."""
+    """Exponents with 95 % intervals; train and test; the offset beside the bar if there is one."""
     datasets = fit["datasets"]
     count = max((len(d["structures"]) for d in datasets.values()), default=1)
     figure = _figure(8.0, (0.42 * count + 1.2) * max(1, len(datasets)))
@@ -179,24 +191,39 @@ def exponents_figure(fit: Mapping[str, Any]) -> Figure:
             (-0.2, "test_error", COLORS[5]),
         ):
             laws = [result["structures"][name][metric] for name in names]
-            values = [law["exponent"] or 0.0 for law in laws]
-            errors = [law["standard_error"] or 0.0 for law in laws]
-            ax.barh(
-                np.arange(len(names)) + offset,
-                values,
-                0.38,
-                xerr=errors,
-                color=color,
-                ecolor="0.3",
-                capsize=2,
-                label=metric.split("_")[0],
-            )
+            _bars(ax, laws, np.arange(len(names)) + offset, color, metric.split("_")[0])
         ax.set_yticks(range(len(names)), names)
         ax.axvline(0, color="0.5", lw=0.8)
+        ax.margins(x=0.22)  # for the words beside the bars
         ax.set_title(dataset)
         ax.legend(frameon=False)
-    axes[-1].set_xlabel("exponent a of error = c · MACs$^{-a}$ (± one standard error)")
+    axes[-1].set_xlabel("exponent a of c · MACs$^{-a}$, or of E + c · MACs$^{-a}$ (95 % interval)")
     return figure
+
+
+def _bars(
+    ax: Axes, laws: Sequence[Mapping[str, Any]], places: np.ndarray, color: str, label: str
+) -> None:
+    """Exponents as bars with intervals, and in words what a bar does not show."""
+    values = np.array([law["exponent"] or 0.0 for law in laws])
+    ends = np.array([law["interval"] or (v, v) for law, v in zip(laws, values, strict=True)])
+    errors = np.abs(ends.T - values)
+    style: dict[str, Any] = {"ecolor": "0.3", "capsize": 2}
+    ax.barh(places, values, 0.38, xerr=errors, color=color, label=label, **style)
+    for law, place, end in zip(laws, places, ends[:, 1], strict=True):
+        if law["interval"] is None:
+            text = "not enough sizes" if law["exponent"] is not None else law["reason"]
+        else:
+            text = f"E = {law['offset']:.3g} %" if law["offset"] else ""
+        ax.annotate(
+            text.split(",")[0],
+            (max(end, 0.0), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="0.3",
+        )
 
 
 def read_reference(path: Path) -> list[dict[str, Any]]:
@@ -251,30 +278,39 @@ def _scatter(
 ) -> None:
     """Runs and fitted lines of all structures."""
     for name, group in _groups(records):
-        points = sorted((r["macs"], r[metric]) for r in group if r[metric] > 0)
-        if not points:
-            continue
-        x, y = map(np.array, zip(*points, strict=True))
-        law = PowerLaw(**laws[name][metric])
-        ax.plot(
-            x,
-            y,
-            drawn[name].marker,
-            color=drawn[name].color,
-            ms=6,
-            mec="white",
-            mew=0.5,
-            label=name,
-        )
-        if law.exponent is not None and law.prefactor is not None:
-            ends = np.array([x.min(), x.max()])
+        look: dict[str, Any] = {"color": drawn[name].color, "mec": "white", "mew": 0.5, "ms": 6}
+        x = _markers(ax, group, metric, drawn[name].marker, {**look, "label": name})
+        law = laws[name][metric]
+        if law["exponent"] is not None and len(x):
+            at = np.geomspace(x.min(), x.max(), 60)
             ax.plot(
-                ends,
-                law.prefactor * ends**-law.exponent,
+                at,
+                law["offset"] + law["prefactor"] * at ** -law["exponent"],
+                "--" if law["offset"] else "-",
                 color=drawn[name].color,
                 lw=1.3,
                 alpha=0.8,
             )
+
+
+def _markers(
+    ax: Axes,
+    records: Sequence[Mapping[str, Any]],
+    metric: str,
+    marker: str,
+    look: Mapping[str, Any],
+) -> np.ndarray:
+    """Draw runs, those with an error of 0 on the floor; return the MACs of the others."""
+    points = sorted((float(r["macs"]), float(r[metric])) for r in records if r[metric] is not None)
+    above = np.array([p for p in points if p[1] > 0]).reshape(-1, 2)
+    ax.plot(above[:, 0], above[:, 1], marker, **look)  # an empty one is still in the legend
+    floor = ax.get_xaxis_transform()  # MACs, and a share of the height
+    zeros = sorted({x for x, y in points if y == 0})
+    if zeros:
+        silent = {**look, "label": None, "transform": floor, "clip_on": False, "zorder": 3}
+        ax.plot(zeros, np.zeros(len(zeros)), marker, **silent)
+        ax.annotate("0", (0, 0), (-8, 0), "axes fraction", "offset points", ha="right", va="center")
+    return above[:, 0]
 
 
 def _hollow(
@@ -283,8 +319,8 @@ def _hollow(
     """Published points."""
     for name, group in _groups(points):
         if name in drawn:
-            x, y = zip(*sorted((r["macs"], r[metric]) for r in group), strict=True)
-            ax.plot(x, y, drawn[name].marker, color=drawn[name].color, mfc="none", ms=6, alpha=0.75)
+            look = {"color": drawn[name].color, "mfc": "none", "ms": 6, "alpha": 0.75}
+            _markers(ax, group, metric, drawn[name].marker, look)
 
 
 def _groups(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
@@ -314,16 +350,49 @@ def _compact(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _legend(figure: Figure, ax: Axes, published: bool) -> None:
-    """One legend below all axes."""
-    handles, labels = ax.get_legend_handles_labels()
-    fitting = int(figure.get_figwidth() / LEGEND_INCHES)
+def _letters(result: Mapping[str, Any]) -> dict[str, str]:
+    """The letters of each structure in train and test error; a dash if it is not ranked."""
+    found = {
+        metric: {e["structure"]: e["letters"] for e in result["ranking"][metric]}
+        for metric in METRICS
+    }
+    return {
+        name: ", ".join(found[metric].get(name) or "–" for metric in METRICS)
+        for name in result["structures"]
+    }
+
+
+def _key(result: Mapping[str, Any], published: bool) -> str:
+    """What marks and letters mean, as far as they occur."""
+    laws = [law for both in result["structures"].values() for law in both.values()]
+    ranked = any(result["ranking"].values())
+    parts = [
+        "hollow: published" if published else "",
+        "dashed: with offset E" if any(law["offset"] for law in laws) else "",
+        "0: error of 0, not in the fit" if any(law["zeros"] for law in laws) else "",
+        "dotted: compared here" if ranked else "not ranked",
+        "letters (train, test): a shared one means not told apart" if ranked else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _legend(
+    figure: FigureBase,
+    ax: Axes,
+    width: float,
+    title: str = "",
+    marks: Mapping[str, str] | None = None,
+) -> None:
+    """One legend below all axes of a figure, or of a part of one, `width` inches wide."""
+    handles, names = ax.get_legend_handles_labels()
+    inches = LEGEND_INCHES + (LETTERS_INCHES if marks else 0.0)
+    fitting = int(width / inches)
     figure.legend(
         handles,
-        labels,
-        title="hollow: published" if published else None,
+        [f"{name} ({marks[name]})" if marks else name for name in names],
+        title=title or None,
         loc="outside lower center",
-        ncols=max(min(fitting, len(labels)), 1),
+        ncols=max(min(fitting, len(names)), 1),
         frameon=False,
         title_fontsize=9,
         fontsize=9,

@@ -1,89 +1,53 @@
-"""Scaling laws: exponents, the frontier, and who is better at equal compute, with intervals.
+"""Scaling laws of a study: exponents, the frontier, and who is better at equal compute.
 
-Sources: `error = c * MACs^-a` by least squares in log-log coordinates as in Qiu et al. (2024),
-arXiv:2406.06248; percentile intervals
-by resampling residuals, Efron and Tibshirani (1993), chapter 9.
+The law of each structure is in `_fit_law`, the comparison in `_fit_rank`, with their sources.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from matrigami.studies._fit_law import SIZES, PowerLaw, fit_power_law, law_fault
+from matrigami.studies._fit_rank import Curve, curve, frontier, noise, rank
 from matrigami.studies._record import Record, labelled, write_json
 
 METRICS = ("train_error", "test_error")
 """The errors that laws are fitted to, in percent."""
 
 METHOD = (
-    "Law: least squares of log error on log MACs over all runs; an error of 0 counts as half "
-    "the smallest positive one of its dataset. "
-    "Common compute: geometric middle of the range of MACs that all structures cover. "
-    "Error there: linear interpolation in log-log coordinates between the two nearest sizes "
-    "of the structure's own curve, mean over seeds; "
-    "outside its range its law is used, and the structure is named in `extrapolated`. "
-    "Intervals: 95 % percentile bootstrap; the residuals are the differences between seeds at "
-    "equal size, pooled over the structures of the dataset, "
-    "or, where no size has two seeds, the distances from the laws. Neighbours are a tie if "
-    "the interval of their log ratio holds 0."
+    "Law: least squares of log error on log MACs over all runs, plain (c MACs^-a) and with an "
+    "offset (E + c MACs^-a, 0 <= E < smallest error); the one with the lower AICc, where there "
+    "are 6 runs at 4 different MACs or more, else the plain one. "
+    "An error of 0 has no logarithm: it is left out and counted. "
+    "Seeds are runs that differ in the seed only; other runs of equal MACs are sizes of their own. "
+    "Rank: by the error at the geometric middle of the range of MACs that all ranked structures "
+    "cover, by linear interpolation in log-log coordinates between the two nearest sizes, "
+    "mean over seeds; fewer than 3 different MACs are not ranked, and without a common range "
+    "nothing is. "
+    "Noise: the differences between seeds of one size, pooled over the structures of the dataset, "
+    "or, where no size has two seeds, the distances from the laws. "
+    "Intervals of errors: 95 % percentile bootstrap of that noise; of exponents: of the distances "
+    "from the law; both widened by Student's over the normal quantile. "
+    "Letters: structures that share one are not told apart. Two are told apart if the interval of "
+    "the ratio of their errors excludes 1; these intervals hold for all pairs of the dataset "
+    "together at 95 % (largest studentised difference, by the same bootstrap)."
 )
 """How the numbers of `fit.json` come about; stored with them."""
 
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """`error = prefactor * MACs ** -exponent`; what the points do not determine is None."""
-
-    exponent: float | None
-    standard_error: float | None
-    prefactor: float | None
-    r_squared: float | None
-    points: int
-
-    def __call__(self, macs: float) -> float | None:
-        """The error at a cost."""
-        if self.exponent is None or self.prefactor is None:
-            return None
-        return self.prefactor * macs**-self.exponent
+LAW_RESAMPLES = 200
+"""Most bootstrap samples of an exponent: each solves a non-linear problem if it has an offset."""
 
 
-class Curve(NamedTuple):
-    """Means over seeds of one structure: log MACs ascending, log errors, number of seeds, width."""
+class Runs(NamedTuple):
+    """The runs of a structure by what can be done with one of their errors."""
 
-    x: np.ndarray
-    y: np.ndarray
-    seeds: np.ndarray
-    widths: list[int]
-
-
-def fit_power_law(macs: Sequence[float], errors: Sequence[float]) -> PowerLaw:
-    """Least squares in log-log coordinates.
-
-    Args:
-        macs: Multiply-adds of each run, positive.
-        errors: Error of each run, positive.
-
-    Returns:
-        The law; its standard error is None with fewer than 3 points, and all is None with a single
-        size.
-
-    Examples:
-        >>> law = fit_power_law([1e4, 1e5, 1e6], [40.0, 20.0, 10.0])
-        >>> round(law.exponent, 4), round(law(1e5), 4)
-        (0.301, 20.0)
-    """
-    x, y = np.log(np.asarray(macs, float)), np.log(np.asarray(errors, float))
-    if len(set(x.tolist())) < 2:
-        return PowerLaw(None, None, None, None, len(x))
-    dx, dy = x - x.mean(), y - y.mean()
-    slope = float(dx @ dy / (dx @ dx))
-    residual = float(np.sum((dy - slope * dx) ** 2))
-    error = float(np.sqrt(residual / (len(x) - 2) / (dx @ dx))) if len(x) > 2 else None
-    total = float(dy @ dy)
-    r_squared = 1 - residual / total if total > 0 else None
-    return PowerLaw(-slope, error, float(np.exp(y.mean() - slope * x.mean())), r_squared, len(x))
+    positive: list[Record]
+    zero: list[Record]
+    broken: list[Record]
 
 
 def fit_results(
@@ -93,12 +57,35 @@ def fit_results(
 
     Args:
         records: Rows of `results.csv`; runs that failed are left out.
-        resamples: Bootstrap samples.
+        resamples: Bootstrap samples; at most 200 of them for an exponent.
         seed: Seed of the bootstrap.
 
     Returns:
-        What `fit.json` holds: `datasets[name]` with `structures`, `frontier`, `ranking`,
-        `common_macs`, `range`; and the method.
+        What `fit.json` holds: the method, and for each dataset `structures[name][metric]`, a
+        `PowerLaw` as a mapping with `seeds` and `reason` (why there is no law), and by metric
+        `compute` (`macs`, `range`, `overlap`), `frontier`, `ranking` (rank, error in percent,
+        interval, letters), `comparisons` (all pairs), `unranked` (why) and `noise`.
+
+    Examples:
+        >>> runs = [
+        ...     {
+        ...         "dataset": "d",
+        ...         "structure": s,
+        ...         "width": m,
+        ...         "macs": m,
+        ...         "seed": 0,
+        ...         "status": "done",
+        ...         "train_error": c * m**-0.2,
+        ...         "test_error": c * m**-0.2,
+        ...     }
+        ...     for s, c in (("dense", 300.0), ("btt", 200.0))
+        ...     for m in (10, 100, 1000)
+        ... ]
+        >>> [
+        ...     (r["structure"], round(r["error"], 1), r["letters"])
+        ...     for r in fit_results(runs)["datasets"]["d"]["ranking"]["test_error"]
+        ... ]
+        [('btt', 79.6, 'a'), ('dense', 119.4, 'b')]
     """
     good = [r for r in labelled(records) if r.get("status") == "done"]
     datasets = sorted({str(r["dataset"]) for r in good})
@@ -114,228 +101,225 @@ def write_fit(path: Path, result: Mapping[str, Any]) -> None:
     write_json(path, result)
 
 
-def frontier(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    """The compute-optimal points: the descending part of the lower hull in log-log coordinates.
+def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[str, Any]:
+    """Laws, frontier and ranking of one dataset, by metric."""
+    groups: dict[str, list[Record]] = {}
+    for r in sorted(records, key=_order):  # so that sums end in the same bits
+        groups.setdefault(str(r["structure"]), []).append(r)
+    result: dict[str, Any] = {"structures": {name: {} for name in groups}}
+    for metric in METRICS:
+        runs = {name: _sorted_out(group, metric) for name, group in groups.items()}
+        curves = {name: curve(r.positive, metric) for name, r in runs.items()}
+        laws: dict[str, PowerLaw] = {}
+        for name, r in runs.items():
+            law, entry = _law(r, curves[name], metric, min(resamples, LAW_RESAMPLES), seed)
+            result["structures"][name][metric] = entry
+            laws |= {name: law} if law else {}
+        for key, value in _compared(curves, laws, resamples, seed).items():
+            result.setdefault(key, {})[metric] = value
+    return result
+
+
+def _order(r: Record) -> tuple[Any, ...]:
+    """Runs by structure, cost and seed."""
+    return str(r["structure"]), _number(r.get("macs")), r["width"] or 0, r["seed"] or 0
+
+
+def _sorted_out(group: Sequence[Record], metric: str) -> Runs:
+    """Positive errors, errors of 0, and what is no error or has no cost."""
+    runs = Runs([], [], [])
+    for r in group:
+        error, macs = _number(r.get(metric)), _number(r.get("macs"))
+        whole = error >= 0 and macs > 0
+        (runs.broken if not whole else runs.positive if error > 0 else runs.zero).append(r)
+    return runs
+
+
+def _number(value: Any) -> float:
+    """A finite number, or -1 for what is none."""
+    return float(value) if isinstance(value, int | float) and isfinite(value) else -1.0
+
+
+def _law(
+    runs: Runs, sizes: Curve, metric: str, resamples: int, seed: int
+) -> tuple[PowerLaw | None, dict[str, Any]]:
+    """The law of a structure, and its entry in `fit.json`, which says why if there is none."""
+    whole = [*runs.positive, *runs.zero]
+    x, y = (np.array([float(r[key]) for r in whole]) for key in ("macs", metric))
+    seeds = sizes.seeds.tolist()
+    counts = {
+        "points": len(runs.positive),
+        "sizes": len(seeds),
+        "seeds": [min(seeds), max(seeds)] if seeds else [0, 0],
+        "zeros": len(runs.zero),
+        "zero_macs": [r["macs"] for r in runs.zero],
+        "broken": len(runs.broken),
+    }
+    fault = law_fault(x, y)
+    if fault:
+        empty: dict[str, Any] = dict.fromkeys(field.name for field in fields(PowerLaw))
+        return None, {**empty, **counts, "reason": fault[0]}
+    law = fit_power_law(x, y, resamples=resamples, seed=seed)
+    return law, {**asdict(law), **counts, "reason": None}
+
+
+def _compared(
+    curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Frontier, common compute, ranking, pairs and noise of one metric."""
+    different = {name: len(np.unique(c.x)) for name, c in curves.items()}
+    unranked = {
+        name: f"not enough sizes: {n} different MACs with a positive error, {SIZES} are needed"
+        for name, n in different.items()
+        if n < SIZES
+    }
+    entering = {name: c for name, c in curves.items() if name not in unranked}
+    compute, reason = _compute(entering)
+    spread = noise(curves, laws)
+    unranked |= dict.fromkeys(entering, reason) if reason else {}
+    ranking, pairs = (
+        rank(entering, spread.pool, float(np.log(compute["macs"])), resamples, seed)
+        if compute["macs"]
+        else ([], [])
+    )
+    return {
+        "compute": compute,
+        "frontier": frontier(curves),
+        "ranking": ranking,
+        "comparisons": pairs,
+        "unranked": unranked,
+        "noise": {k: v for k, v in spread._asdict().items() if k != "pool"},
+    }
+
+
+def _compute(curves: Mapping[str, Curve]) -> tuple[dict[str, Any], str]:
+    """The range of MACs that all curves cover, its geometric middle, and why there is none."""
+    if not curves:
+        return {"macs": None, "range": None, "overlap": False}, ""
+    starts = {name: float(np.exp(c.x[0])) for name, c in curves.items()}
+    ends = {name: float(np.exp(c.x[-1])) for name, c in curves.items()}
+    last, first = max(starts, key=lambda n: starts[n]), min(ends, key=lambda n: ends[n])
+    low, high = starts[last], ends[first]
+    overlap = low <= high * (1 + 1e-9)
+    reason = (
+        f"no common range of MACs: {last} begins at {low:.3g}, {first} ends at {high:.3g}"
+        if not overlap
+        else ""
+    )
+    macs = float(np.sqrt(low * high)) if overlap else None
+    return {"macs": macs, "range": [low, high], "overlap": overlap}, reason
+
+
+HEADER = [
+    "rank",
+    "structure",
+    "error %",
+    "95 % interval",
+    "law",
+    "exponent",
+    "E %",
+    "ΔAICc",
+    "R²",
+    "sizes",
+    "seeds",
+    "zeros",
+]
+"""Columns of `fit_tables`; ΔAICc is that of the plain law less that of the law with an offset."""
+
+
+def fit_tables(
+    result: Mapping[str, Any],
+) -> list[tuple[str, list[str], list[list[Any]], list[str]]]:
+    """Ranking and laws for people, for each dataset and kind of error.
 
     Args:
-        curves: The curve of each structure.
+        result: From `fit_results`.
 
     Returns:
-        Structure, width, MACs and error of each point, by ascending MACs.
+        Title, header, rows, and notes of what the rows do not say.
     """
-    points = sorted(
-        (x, y, name, width)
-        for name, c in curves.items()
-        for x, y, width in zip(c.x.tolist(), c.y.tolist(), c.widths, strict=True)
-    )
-    hull: list[tuple[float, float, str, int]] = []
-    for p in points:
-        while len(hull) > 1 and _turn(hull[-2], hull[-1], p) <= 0:
-            hull.pop()
-        hull.append(p)
-    lowest = min((y for _, y, _, _ in hull), default=0.0)
-    end = next((i for i, p in enumerate(hull) if p[1] == lowest), -1)
-    return [
-        {"structure": n, "width": w, "macs": round(np.exp(x)), "error": float(np.exp(y))}
-        for x, y, n, w in hull[: end + 1]
-    ]
-
-
-def _turn(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> float:
-    """Positive if the way a, b, c turns left."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-
-
-def _fit_dataset(records: Sequence[Record], resamples: int, seed: int) -> dict[str, Any]:
-    """Laws, frontier and ranking of one dataset."""
-    groups: dict[str, list[Record]] = {}
-    for r in sorted(records, key=lambda r: (str(r["structure"]), r["macs"], r["seed"])):
-        groups.setdefault(str(r["structure"]), []).append(r)
-    low = max(min(float(r["macs"]) for r in group) for group in groups.values())
-    high = min(max(float(r["macs"]) for r in group) for group in groups.values())
-    macs = float(np.sqrt(low * high))
-    laws: dict[str, dict[str, Any]] = {name: {} for name in groups}
-    fronts, rankings = {}, {}
-    for metric in METRICS:
-        logs = _log_errors(groups, metric)
-        curves = {name: _curve(groups[name], logs[name]) for name in groups}
-        fitted = {
-            name: fit_power_law([r["macs"] for r in groups[name]], np.exp(logs[name]).tolist())
-            for name in groups
-        }
-        for name, law in fitted.items():
-            laws[name][metric] = asdict(law)
-        fronts[metric] = frontier(curves)
-        pool = _residuals(groups, logs, fitted)
-        rankings[metric] = _rank(curves, fitted, pool, macs, resamples, seed)
-    outside = [
-        name
-        for name, group in groups.items()
-        if not min(r["macs"] for r in group) <= macs * (1 + 1e-9)
-        or not max(r["macs"] for r in group) >= macs * (1 - 1e-9)
-    ]
-    return {
-        "common_macs": macs,
-        "range": [low, high],
-        "overlap": low <= high,
-        "extrapolated": outside,
-        "structures": laws,
-        "frontier": fronts,
-        "ranking": rankings,
-    }
-
-
-def _log_errors(groups: Mapping[str, Sequence[Record]], metric: str) -> dict[str, np.ndarray]:
-    """Log error of each run; 0 is raised to half the smallest positive error."""
-    values = {name: np.array([float(r[metric]) for r in group]) for name, group in groups.items()}
-    positive = np.concatenate(list(values.values()))
-    positive = positive[positive > 0]
-    floor = positive.min() / 2 if len(positive) else 1e-3
-    return {name: np.log(np.maximum(v, floor)) for name, v in values.items()}
-
-
-def _curve(group: Sequence[Record], logs: np.ndarray) -> Curve:
-    """Mean over seeds at each size."""
-    macs = np.array([float(r["macs"]) for r in group])
-    sizes = np.unique(macs)
-    means = np.array([logs[macs == m].mean() for m in sizes])
-    widths = [int(next(r["width"] for r in group if float(r["macs"]) == m)) for m in sizes]
-    return Curve(np.log(sizes), means, np.array([int((macs == m).sum()) for m in sizes]), widths)
-
-
-def _residuals(
-    groups: Mapping[str, Sequence[Record]],
-    logs: Mapping[str, np.ndarray],
-    laws: Mapping[str, PowerLaw],
-) -> np.ndarray:
-    """The pool of the bootstrap; residuals are inflated for the mean or line fitted to them."""
-    between, around = [], []
-    for name, group in groups.items():
-        macs = np.array([float(r["macs"]) for r in group])
-        for m in np.unique(macs):
-            y = logs[name][macs == m]
-            between += [(y - y.mean()) * np.sqrt(len(y) / (len(y) - 1))] if len(y) > 1 else []
-        law, n = laws[name], len(macs)
-        if n > 2 and law.exponent is not None and law.prefactor is not None:
-            line = np.log(law.prefactor) - law.exponent * np.log(macs)
-            around.append((logs[name] - line) * np.sqrt(n / (n - 2)))
-    chosen = between or around
-    return np.concatenate(chosen) if chosen else np.zeros(0)
-
-
-def _rank(
-    curves: Mapping[str, Curve],
-    laws: Mapping[str, PowerLaw],
-    pool: np.ndarray,
-    macs: float,
-    resamples: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Structures by ascending error at `macs`."""
-    generator = np.random.default_rng(seed)
-    samples = {
-        name: _samples(c, laws[name], pool, np.log(macs), resamples, generator)
-        for name, c in curves.items()
-    }
-    order = sorted(samples, key=lambda name: samples[name][0])
-    entries: list[dict[str, Any]] = []
-    for i, name in enumerate(order):
-        value, draws = samples[name]
-        interval = np.exp(np.percentile(draws, [2.5, 97.5])).tolist() if len(pool) else None
-        tie = None
-        if len(pool) and i + 1 < len(order):
-            low, high = np.percentile(draws - samples[order[i + 1]][1], [2.5, 97.5])
-            tie = bool(low <= 0 <= high)
-        tied_before = bool(entries) and entries[-1]["tie_with_next"] is True
-        rank = entries[-1]["rank"] if tied_before else i + 1
-        entries.append(
-            {
-                "rank": rank,
-                "structure": name,
-                "error": float(np.exp(value)),
-                "interval": interval,
-                "tie_with_next": tie,
-            }
-        )
-    return entries
-
-
-def _samples(
-    curve: Curve,
-    law: PowerLaw,
-    pool: np.ndarray,
-    x: float,
-    resamples: int,
-    generator: np.random.Generator,
-) -> tuple[float, np.ndarray]:
-    """Log error at log MACs `x`, and its bootstrap samples."""
-    weights, offset = _weights(curve, law, x)
-    value = float(weights @ curve.y + offset)
-    if not len(pool):
-        return value, np.full(resamples, value)
-    noise = np.stack([generator.choice(pool, (resamples, n)).mean(1) for n in curve.seeds], 1)
-    return value, value + noise @ weights
-
-
-def _weights(curve: Curve, law: PowerLaw, x: float) -> tuple[np.ndarray, float]:
-    """The error at `x` as a linear function of the curve's log errors."""
-    weights = np.zeros(len(curve.x))
-    if len(curve.x) == 1 or law.exponent is None:
-        weights[np.abs(curve.x - x).argmin()] = 1.0
-        return weights, 0.0
-    inside = curve.x[0] - 1e-9 <= x <= curve.x[-1] + 1e-9
-    if inside:
-        right = int(np.clip(np.searchsorted(curve.x, x), 1, len(curve.x) - 1))
-        share = float(
-            np.clip((x - curve.x[right - 1]) / (curve.x[right] - curve.x[right - 1]), 0, 1)
-        )
-        weights[right - 1], weights[right] = 1 - share, share
-        return weights, 0.0
-    dx = curve.x - curve.x.mean()
-    return 1 / len(dx) + dx * (x - curve.x.mean()) / (dx @ dx), 0.0
-
-
-def fit_tables(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
-    """Ranking and laws for people: title, header, rows for each dataset and kind of error."""
     tables = []
-    header = ["rank", "structure", "error %", "95 % interval", "exponent", "R²", "runs"]
     for dataset, fit in result["datasets"].items():
         for metric in METRICS:
-            title = f"{dataset}: {metric.replace('_', ' ')} at {fit['common_macs']:.2e} MACs"
-            title += "" if fit["overlap"] else " (the structures share no range; extrapolated)"
-            tables.append((title, header, _rows(fit, metric)))
+            macs = fit["compute"][metric]["macs"]
+            place = f"at {macs:.2e} MACs" if macs else "(not ranked)"
+            title = f"{dataset}: {metric.replace('_', ' ')} {place}"
+            tables.append((title, HEADER, _rows(fit, metric), list(_notes(fit, metric))))
     return tables
 
 
 def _rows(fit: Mapping[str, Any], metric: str) -> list[list[Any]]:
-    """One row for each structure."""
-    entries, rows = fit["ranking"][metric], []
-    for i, entry in enumerate(entries):
-        tied = entry["tie_with_next"] or (i > 0 and entries[i - 1]["tie_with_next"])
-        law = fit["structures"][entry["structure"]][metric]
-        low_high = (
-            "–" if entry["interval"] is None else "{:.2f} – {:.2f}".format(*entry["interval"])
+    """One row for each structure, the ranked ones first."""
+    ranked = {entry["structure"]: entry for entry in fit["ranking"][metric]}
+    names = [*ranked, *(name for name in fit["structures"] if name not in ranked)]
+    return [_row(name, ranked.get(name), fit["structures"][name][metric]) for name in names]
+
+
+def _row(name: str, entry: Mapping[str, Any] | None, law: Mapping[str, Any]) -> list[Any]:
+    """What is known of a structure; a dash where it is not."""
+    fewest, most = law["seeds"]
+    return [
+        f"{entry['rank']} {entry['letters'] or ''}".strip() if entry else "–",
+        name,
+        f"{entry['error']:.2f}" if entry else "–",
+        "{:.2f} – {:.2f}".format(*entry["interval"]) if entry and entry["interval"] else "–",
+        "–" if law["exponent"] is None else "E + c·x^-a" if law["offset"] else "c·x^-a",
+        exponent_text(law),
+        f"{law['offset']:.2f}" if law["offset"] else "–",
+        "–" if law["gain"] is None else f"{law['gain']:.1f}",
+        "–" if law["r_squared"] is None else f"{law['r_squared']:.2f}",
+        law["sizes"],
+        f"{fewest}" if fewest == most else f"{fewest}–{most}",
+        law["zeros"],
+    ]
+
+
+def exponent_text(law: Mapping[str, Any]) -> str:
+    """An exponent with its interval; a dash if there is none."""
+    if law["exponent"] is None:
+        return "–"
+    interval = "" if law["interval"] is None else " [{:.3f}, {:.3f}]".format(*law["interval"])
+    return f"{law['exponent']:.3f}{interval}"
+
+
+def _notes(fit: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """What was left out and why, what the letters mean, which curves bend."""
+    laws = {name: both[metric] for name, both in fit["structures"].items()}
+    if fit["ranking"][metric]:
+        yield "Structures that share a letter are not told apart (95 % for all pairs together)."
+    for name, reason in fit["unranked"][metric].items():
+        yield f"{name} is not ranked: {reason}."
+    for name, law in laws.items():
+        if law["reason"]:
+            yield f"{name} has no law: {law['reason']}."
+        if law["zeros"]:
+            places = ", ".join(f"{macs:.3g}" for macs in sorted(set(law["zero_macs"])))
+            yield (
+                f"{name}: {law['zeros']} of {law['points'] + law['zeros']} runs have an error "
+                f"of 0 and are left out of law and rank, at {places} MACs."
+            )
+        if law["broken"]:
+            yield f"{name}: runs without a finite error are left out, {law['broken']} in all."
+    yield from _bends(laws)
+    spread = fit["noise"][metric]
+    found = {"between seeds": spread["between_seeds"], "around the laws": spread["around_laws"]}
+    if known := [f"{100 * value:.2g} % {what}" for what, value in found.items() if value]:
+        yield (
+            f"Spread, as a share of the error: {', '.join(known)}; intervals and letters are from "
+            f"the {spread['source']} ({spread['degrees']} degrees of freedom)."
         )
-        rows.append(
-            [
-                f"{entry['rank']}{' tie' if tied else ''}",
-                entry["structure"],
-                f"{entry['error']:.2f}",
-                low_high,
-                _plus_minus(law),
-                _two(law["r_squared"]),
-                law["points"],
-            ]
+
+
+def _bends(laws: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Where an offset could not be judged: the exponents of both halves of the sizes."""
+    unjudged = {
+        name: law["ends"]
+        for name, law in laws.items()
+        if law["exponent"] is not None and law["gain"] is None and law["ends"][0] != law["ends"][1]
+    }
+    if unjudged:
+        halves = ", ".join(f"{name} {a:.3f} → {b:.3f}" for name, (a, b) in unjudged.items())
+        yield (
+            "Too few runs to judge an offset by AICc (6 at 4 different MACs or more); exponents of "
+            f"the lower and the upper half of the sizes: {halves}."
         )
-    return rows
-
-
-def _plus_minus(law: Mapping[str, Any]) -> str:
-    """An exponent with its standard error."""
-    error = "" if law["standard_error"] is None else f" ± {law['standard_error']:.3f}"
-    return "–" if law["exponent"] is None else f"{law['exponent']:.3f}{error}"
-
-
-def _two(value: float | None) -> str:
-    """Two digits, or a dash."""
-    return "–" if value is None else f"{value:.2f}"
