@@ -142,8 +142,11 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def check_equal(model: nn.Module, other: nn.Module, tolerance: float = 1e-11) -> None:
-    """Raise unless two models have the same parameters."""
+def check_equal(model: nn.Module, other: nn.Module, tolerance: float = 1e-10) -> None:
+    """Raise unless two models have the same parameters, up to rounding that preconditioners grow.
+
+    The order of sums differs between processors: 1e-12 on some, 1.4e-11 on others.
+    """
     found, expected = parameters(model), parameters(other)
     assert found.keys() == expected.keys()
     for name, p in found.items():
