@@ -44,7 +44,9 @@ class DiagonalMatrix(LinearOperator):
     diagonal: Inexact[Tensor, "*batch n"]
 
     def __post_init__(self) -> None:
-        """Take any vector of numbers."""
+        """Take any vector of numbers; a compiler builds values of its own stand-ins for them."""
+        if isinstance(self.diagonal, torch.fx.Proxy):
+            return
         if not isinstance(self.diagonal, Tensor) or not self.diagonal.ndim:
             t = as_tensor(self.diagonal, torch.empty(0))
             object.__setattr__(self, "diagonal", t if t.ndim else t[None])
