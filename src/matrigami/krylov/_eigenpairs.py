@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from matrigami.krylov._pulled import pulled
-from matrigami.krylov._systems import exponents, ldexp, times
+from matrigami.krylov._systems import exponents, ldexp
 from matrigami.operators import DenseMatrix, Eigh, LinearOperator
 
 BLOCK = 16
@@ -111,7 +111,7 @@ class _Search:
     def largest(self) -> tuple[Tensor, Tensor]:
         """The wanted pairs, and then as long as there are larger ones left, these too."""
         V = self.random(self.block)
-        self.power = exponents(times(self.A, V), (-2, -1))  # squares of residuals stay in range
+        self.power = exponents(self.A @ V, (-2, -1))  # squares of residuals stay in range
         V = V[:, :0]
         values, V = self.run(V, V.real[0])
         while True:
@@ -180,7 +180,7 @@ class _Search:
 
     def product(self, Q: Tensor, locked: Tensor) -> Tensor:
         """`A Q` without its part in what is locked."""
-        AQ = ldexp(times(self.A, Q), -self.power)
+        AQ = ldexp(self.A @ Q, -self.power)
         return AQ - locked @ (locked.mH @ AQ)
 
     def filled(self, R: Tensor, residuals: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from matrigami.krylov._pulled import pulled
 from matrigami.krylov._quadrature import Function, Quadrature
 from matrigami.krylov._symmetry import is_hermitian
-from matrigami.krylov._systems import times
 from matrigami.operators import LinearOperator
 
 FIRST_STEPS = 16
@@ -110,7 +109,7 @@ def stochastic_trace(
     """
     Z = _signs("stochastic_trace", A, probes, generator)
     if function is None:
-        return _mean((Z * times(A, Z)).sum(-2), 0.0)
+        return _mean((Z * (A @ Z)).sum(-2), 0.0)
     if not is_hermitian(A):
         raise ValueError(
             f"stochastic_trace(A, function): {A!r} does not equal its adjoint.\n"
@@ -152,7 +151,7 @@ def stochastic_diagonal(
         tensor([1., 2.])
     """
     Z = _signs("stochastic_diagonal", A, probes, generator)
-    return _mean(Z * times(A, Z), 0.0)
+    return _mean(Z * (A @ Z), 0.0)
 
 
 def _rule(A: LinearOperator, Z: Tensor, steps: int) -> Quadrature:

@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import norms, safe, tolerance
-from matrigami.krylov._systems import check_system, times, with_precision, working_type
+from matrigami.krylov._systems import check_system, with_precision, working_type
 from matrigami.operators import LinearOperator
 
 
@@ -76,7 +76,7 @@ def _arnoldi(A: LinearOperator, Q: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Basis `(j+1, ..., n, k)` and `H` with a zero last column, `(..., k, j+1, j+1)`, by column."""
     V, columns = [Q], []
     for j in range(steps):
-        W = times(A, V[-1])
+        W = A @ V[-1]
         size = norms(W.detach())
         basis = torch.stack(V)
         first = (basis.conj() * W).sum(-2, keepdim=True)

@@ -21,7 +21,6 @@ from jaxtyping import Inexact
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from matrigami.krylov._systems import times
 from matrigami.operators import LinearOperator, named_tensors, with_tensors
 
 Solver = Callable[[LinearOperator, Tensor], Tensor]
@@ -138,7 +137,7 @@ def _product(
         every = list(tensors)
         for i, part in zip(chosen, parts, strict=True):
             every[i] = part
-        return times(rebuild(tuple(every)), X)
+        return rebuild(tuple(every)) @ X
 
     return product, tuple(tensors[i] for i in chosen)
 
@@ -147,7 +146,7 @@ def pullback(
     rebuild: Rebuild, tensors: list[Tensor], X: Tensor, G: Tensor, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradients of `Re <G, A X>` in the wanted tensors, `X` held fixed."""
-    chosen = [i for i, t in enumerate(tensors) if wanted[i] and _smooth(t)]
+    chosen = [i for i, asked in enumerate(wanted) if asked]
     grads: list[Tensor | None] = [None] * len(tensors)
     if chosen:
         function, primals = _product(rebuild, tensors, X, chosen)
@@ -165,7 +164,7 @@ def pushforward(
     The transpose of the pullback, which is linear: torch does not nest its own forward mode in a
     rule of forward mode.
     """
-    chosen = [i for i, t in enumerate(tensors) if tangents[i] is not None and _smooth(t)]
+    chosen = [i for i, tangent in enumerate(tangents) if tangent is not None]
     function, primals = _product(rebuild, tensors, X, chosen)
     Y, pull = torch.func.vjp(function, *primals)  # pyright: ignore[reportAssignmentType]
     if not chosen:
@@ -182,8 +181,3 @@ def outer_tangents() -> AbstractContextManager[None]:
 def primal(t: Tensor) -> Tensor:
     """A saved tensor without the tangent of this level, whose rule is being computed."""
     return forward_ad.unpack_dual(t).primal
-
-
-def _smooth(t: Tensor) -> bool:
-    """Whether a tensor can vary: an index cannot."""
-    return t.is_floating_point() or t.is_complex()

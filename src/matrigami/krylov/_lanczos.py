@@ -13,7 +13,6 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import dot, norms, safe
-from matrigami.krylov._systems import times
 from matrigami.operators import LinearOperator
 
 
@@ -69,7 +68,7 @@ def lanczos(A: LinearOperator, V: Inexact[Tensor, "... n k"], steps: int) -> Tri
     Q, diagonal, off = [q], [], []
     q_old, beta = torch.zeros_like(q), torch.zeros_like(norms(V))  # 1
     for j in range(steps):  # 2
-        w = times(A, q) - beta * q_old  # 3
+        w = A @ q - beta * q_old  # 3
         alpha = dot(w, q).real  # 4
         w = w - alpha * q  # 5
         basis = torch.stack(Q)

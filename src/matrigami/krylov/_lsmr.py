@@ -15,11 +15,10 @@ from torch import Tensor
 
 from matrigami.krylov._solution import Product, Solution, norms, safe, tolerance
 from matrigami.krylov._systems import (
-    PROGRESS,
     check_system,
+    corrected,
     exponents,
     ldexp,
-    times,
     with_precision,
     working_type,
 )
@@ -95,7 +94,7 @@ def _problem(A: LinearOperator, B: Tensor, damping: float) -> _Problem:
     """The problem scaled by a power of two, with the damping below the matrix."""
     (m, n), H = A.shape[-2:], A.H
     power = (
-        exponents(times(H, B), (-2, -1))
+        exponents(H @ B, (-2, -1))
         if B.numel() and n
         else torch.zeros(1, 1, dtype=torch.int64, device=B.device)
     )
@@ -103,12 +102,12 @@ def _problem(A: LinearOperator, B: Tensor, damping: float) -> _Problem:
 
     def product(X: Tensor) -> Tensor:
         """The matrix, and the damping below it."""
-        Y = ldexp(times(A, X), -power)
+        Y = ldexp(A @ X, -power)
         return torch.cat([Y, shift * X], -2) if damping else Y
 
     def adjoint(Y: Tensor) -> Tensor:
         """The adjoint of both."""
-        X = ldexp(times(H, Y[..., :m, :]), -power)
+        X = ldexp(H @ Y[..., :m, :], -power)
         return X + shift * Y[..., m:, :] if damping else X
 
     zeros = B.new_zeros(*B.shape[:-2], n, B.shape[-1])
@@ -118,30 +117,26 @@ def _problem(A: LinearOperator, B: Tensor, damping: float) -> _Problem:
 def _cycles(problem: _Problem, tol: float, left: int) -> tuple[Tensor, list[Tensor]]:
     """Correct the solution by what each cycle finds for its residual."""
     R, G = problem.B, problem.adjoint(problem.B)
-    X, start = torch.zeros_like(G), norms(R)
-    norm = safe(norms(G) / safe(start))
-    residual = torch.minimum(norms(G) / (norm * safe(start)), start)
-    history = [residual]
-    while left > 0 and (residual > tol).any():
+    norm = safe(norms(G) / safe(norms(R)))  # of the matrix, as far as it was seen
+
+    def judged(R: Tensor, G: Tensor) -> Tensor:
+        """The residual of the normal equations, or of the system: `B` is of norm one."""
+        return torch.minimum(norms(G) / (norm * safe(norms(R))), norms(R))
+
+    def correct(R: Tensor, residual: Tensor, left: int) -> tuple[Tensor, list[Tensor]]:
+        """One cycle from the residual of the columns that are not done."""
+        nonlocal norm
         size = norms(R)
         unit = torch.where(residual > tol, R / safe(size), 0)
         D, steps, norm = _cycle(problem, unit, tol, left, norm)
-        if not steps:
-            break
-        trial = X + size * D
-        rest = problem.B - problem.product(trial)
-        G, r = problem.adjoint(rest), norms(rest)
-        reached = torch.minimum(norms(G) / (norm * safe(r)), r)  # B is of norm one
-        better = reached < residual
-        history += [torch.where(residual > tol, s, residual) for s in steps[:-1]]
-        X, R = torch.where(better, trial, X), torch.where(better, rest, R)
-        stalled = not (reached < PROGRESS * residual).any()
-        residual = torch.where(better, reached, residual)
-        history.append(residual)
-        left -= len(steps)
-        if stalled:
-            break
-    return X, history
+        return size * D, steps
+
+    def measure(X: Tensor) -> tuple[Tensor, Tensor]:
+        """The true residual, as it is judged."""
+        R = problem.B - problem.product(X)
+        return R, judged(R, problem.adjoint(R))
+
+    return corrected(torch.zeros_like(G), R, judged(R, G), tol, left, correct, measure)
 
 
 def _cycle(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from matrigami.krylov._pulled import unmapped
 from matrigami.krylov._solution import dot, norms, safe
-from matrigami.krylov._systems import ldexp, times, unit_product, with_precision
+from matrigami.krylov._systems import ldexp, unit_product, with_precision
 from matrigami.operators import LinearOperator
 
 Function = Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ class Quadrature:
     def __init__(self, A: LinearOperator, Z: Tensor) -> None:
         dtype = torch.promote_types(A.dtype, torch.float64)
         A, self.Z = with_precision(A, dtype), Z.to(dtype)
-        self.product, self.power = unit_product(lambda X: times(A, X), self.Z)
+        self.product, self.power = unit_product(lambda X: A @ X, self.Z)
         self.size = norms(self.Z)
         self.diagonal: list[Tensor] = []
         self.off: list[Tensor] = []

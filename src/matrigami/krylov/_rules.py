@@ -9,7 +9,6 @@ Shapes: n = rows = columns, k = right-hand sides.
 from math import prod
 from typing import Any
 
-import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
@@ -25,8 +24,8 @@ from matrigami.operators import (
     Eigh,
     LinearOperator,
     diagonal,
+    diagonal_by_entries,
     eigh,
-    entries,
     free_memory,
     lstsq,
     slogdet,
@@ -76,6 +75,7 @@ def solve_iteratively(
         RuntimeError: If the residual did not become that small.
 
     Examples:
+        >>> import torch
         >>> A = DenseMatrix(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
         >>> solve_iteratively(A, torch.tensor([[2.0], [2.0]]))
         tensor([[1.0000],
@@ -130,8 +130,7 @@ def _(A: LinearOperator, k: int | None = None) -> Eigh:
 
 @diagonal.register(where=is_large)
 def _(A: LinearOperator) -> Inexact[Tensor, "*batch d"]:
-    d = torch.arange(min(A.shape[-2:]), device=A.device)
-    return entries(A, d, d)
+    return diagonal_by_entries(A)
 
 
 @lstsq.register(where=is_large)

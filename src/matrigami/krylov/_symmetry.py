@@ -5,7 +5,7 @@ Shapes: n = rows = columns.
 
 import torch
 
-from matrigami.krylov._systems import times, with_precision, working_type
+from matrigami.krylov._systems import with_precision, working_type
 from matrigami.operators import LinearOperator
 
 
@@ -49,6 +49,6 @@ def _equal(A: LinearOperator, B: LinearOperator, generator: torch.Generator | No
     dtype = working_type(A.dtype)
     generator = torch.Generator(A.device).manual_seed(0) if generator is None else generator
     X = torch.randn(A.shape[-1], 4, generator=generator, dtype=dtype, device=A.device)
-    Y, Z = (times(with_precision(M, dtype), X) for M in (A, B))
+    Y, Z = (with_precision(M, dtype) @ X for M in (A, B))
     difference = torch.linalg.matrix_norm(Y - Z)
     return bool((difference <= 1e3 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(Y)).all())

@@ -22,8 +22,7 @@ from matrigami.krylov._solution import (
     safe,
     tolerance,
 )
-from matrigami.operators import LinearOperator, named_tensors, with_tensors
-from matrigami.operators._base import Value
+from matrigami.operators import LinearOperator
 
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
@@ -51,15 +50,6 @@ Method = Callable[[Cycle], tuple[Tensor, list[Tensor]]]
 """One cycle: the correction, and the norms of the residual after each step."""
 
 
-def times(A: LinearOperator, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
-    """`A X` where the types differ: a real matrix takes both parts of complex vectors at once."""
-    if X.is_complex() and not A.dtype.is_complex:
-        k = X.shape[-1]
-        Y = A.matmat(torch.cat([X.real, X.imag], -1))
-        return torch.complex(Y[..., :k], Y[..., k:])
-    return A.matmat(X.to(torch.promote_types(A.dtype, X.dtype)))
-
-
 def working_type(*dtypes: torch.dtype) -> torch.dtype:
     """The type to compute in: that of all promoted, at least single precision."""
     found = torch.float32
@@ -68,17 +58,10 @@ def working_type(*dtypes: torch.dtype) -> torch.dtype:
     return found
 
 
-def with_precision(A: Value, dtype: torch.dtype) -> Value:
-    """`A` with the precision of `dtype`; what is real stays real, an index stays an index."""
+def with_precision(A: LinearOperator, dtype: torch.dtype) -> LinearOperator:
+    """`A` with the precision of `dtype`; what is real stays real."""
     real = dtype.to_real()
-    return with_tensors(A, iter([_cast(t, real) for t in named_tensors(A).values()]))
-
-
-def _cast(t: Tensor, real: torch.dtype) -> Tensor:
-    """A tensor in another precision."""
-    if t.is_complex():
-        return t.to(real.to_complex())
-    return t.to(real) if t.is_floating_point() else t
+    return A.to(real.to_complex() if A.dtype.is_complex else real)
 
 
 def exponents(X: Inexact[Tensor, "... n k"], dim: int | tuple[int, ...]) -> Int[Tensor, "..."]:
@@ -145,7 +128,7 @@ def refined(
     B = ldexp(B, -power)
     size = norms(B)
     B = B / safe(size)
-    product, spread = unit_product(lambda X: times(A, X), B)
+    product, spread = unit_product(lambda X: A @ X, B)
     inverse = preconditioner and unit_product(preconditioner, B)[0]
     X, history = _cycles(method, product, inverse, B, tol, left)
     Y, residual = ldexp(X * size, power - spread), history[-1]
@@ -178,20 +161,61 @@ def _cycles(
     left: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """Correct the solution of a unit system by what each cycle finds for its residual."""
-    X, R, residual = torch.zeros_like(B), B, norms(B)
+
+    def correct(R: Tensor, residual: Tensor, left: int) -> tuple[Tensor, list[Tensor]]:
+        """One cycle from the residual of the columns that are not done."""
+        scale = torch.where(residual > tol, residual, 0)
+        unit = torch.where(residual > tol, R / safe(scale), 0)
+        D, steps = method(Cycle(product, inverse, unit, tol / safe(residual), left))
+        return scale * D, [scale * s for s in steps]
+
+    def measure(X: Tensor) -> tuple[Tensor, Tensor]:
+        """The true residual, and its norm."""
+        R = B - product(X)
+        return R, norms(R)
+
+    return corrected(torch.zeros_like(B), B, norms(B), tol, left, correct, measure)
+
+
+Correct = Callable[[Tensor, Tensor, int], tuple[Tensor, list[Tensor]]]
+"""From what is left, its size and the steps left: a correction, and the size after each step."""
+
+Measure = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What a solution leaves of the right-hand side, and its size as it is judged."""
+
+
+def corrected(
+    X: Tensor,
+    R: Tensor,
+    residual: Tensor,
+    tol: float,
+    left: int,
+    correct: Correct,
+    measure: Measure,
+) -> tuple[Tensor, list[Tensor]]:
+    """Iterative refinement: correct column by column while that helps; never for the worse.
+
+    Args:
+        X: The solution to start from.
+        R: What it leaves.
+        residual: The size of that, `(..., 1, k)`.
+        tol: The size at which a column is done.
+        left: Most steps of all cycles.
+        correct: One cycle.
+        measure: What is computed, and not believed of a recurrence, after each cycle.
+
+    Returns:
+        The solution, and the sizes after each step, the computed one last.
+    """
     history = [residual]
     while left > 0 and (residual > tol).any():
-        open_ = residual > tol
-        scale = torch.where(open_, residual, 0)
-        unit = torch.where(open_, R / safe(scale), 0)
-        D, steps = method(Cycle(product, inverse, unit, tol / safe(residual), left))
+        D, steps = correct(R, residual, left)
         if not steps:
             break
-        trial = X + scale * D
-        rest = B - product(trial)
-        reached = norms(rest)
+        trial = X + D
+        rest, reached = measure(trial)
         better = reached < residual
-        history += [torch.where(open_, scale * s, residual) for s in steps[:-1]]
+        history += [torch.where(residual > tol, s, residual) for s in steps[:-1]]
         X, R = torch.where(better, trial, X), torch.where(better, rest, R)
         stalled = not (reached < PROGRESS * residual).any()
         residual = torch.where(better, reached, residual)

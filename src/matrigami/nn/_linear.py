@@ -1,6 +1,7 @@
 """One linear layer for every structure."""
 
 from collections.abc import Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -76,15 +77,10 @@ class StructuredLinear(nn.Module):
             )
         self.in_features, self.out_features, self.structure = in_features, out_features, structure
         self.rms_cap, self.zero_init = rms_cap, zero_init
-        value = structure.init(
-            out_features, in_features, generator=generator, dtype=dtype, device=device
-        )
-        self._hold(value)
-        zeros = torch.zeros(out_features, dtype=dtype, device=device)
-        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
-        for name, fan in zip(self.factor_names, self.fans, strict=True):
-            if zero_init and fan.last:
-                nn.init.zeros_(self.get_parameter(name))
+        empty = partial(torch.empty, dtype=dtype, device=device)
+        self._hold(structure.blank(out_features, in_features, empty))
+        self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
+        self.reset_parameters(generator)
         self._register_load_state_dict_pre_hook(self._drop_materialized)
 
     @classmethod
@@ -142,7 +138,7 @@ class StructuredLinear(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weight again, as the constructor does; needed after `to_empty`."""
         with torch.no_grad():
-            drawn = draw(self.matrix(), generator)
+            drawn = draw(with_tensors(self._template, self._stored()), generator)
             for (name, t), fan in zip(named_tensors(drawn).items(), self.fans, strict=True):
                 p = self.get_parameter(name)
                 p.copy_(torch.zeros_like(t) if self.zero_init and fan.last else t)
@@ -250,13 +246,14 @@ class StructuredLinear(nn.Module):
             if self.rms_cap:
                 self.register_parameter(f"gain_{name}", nn.Parameter(t.new_ones(())))
 
+    def _stored(self) -> Iterator[Tensor]:
+        """The parameters of the weight."""
+        return iter([getattr(self, name) for name in self.factor_names])
+
     def _tensors(self) -> Iterator[Tensor]:
         """The parameters of the weight, capped if asked."""
-        for name, fan in zip(self.factor_names, self.fans, strict=True):
-            t = getattr(self, name)
-            if self.rms_cap:
-                t = t * getattr(self, f"gain_{name}") / _excess(t, fan)
-            yield t
+        for name, t, fan in zip(self.factor_names, self._stored(), self.fans, strict=True):
+            yield t * getattr(self, f"gain_{name}") / _excess(t, fan) if self.rms_cap else t
 
     def _versions(self) -> Versions:
         """Which tensors the weight is made of now, and how often each was written to."""

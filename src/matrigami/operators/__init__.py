@@ -8,7 +8,6 @@ from matrigami.operators._algebra import (
     SumMatrix,
     TransposedMatrix,
     cropped,
-    multiple_of_identity,
     multiplied,
     summed,
 )
@@ -79,7 +78,6 @@ from matrigami.operators._functions import (
 from matrigami.operators._indexing import (
     diagonal_by_entries,
     raveled,
-    unit_vectors,
 )
 from matrigami.operators._kernels import (
     is_concrete,
@@ -214,7 +212,6 @@ __all__ = [
     "lu_solve",
     "mapped",
     "metric_project",
-    "multiple_of_identity",
     "multiplied",
     "named_tensors",
     "norm",
@@ -248,6 +245,5 @@ __all__ = [
     "to_scipy",
     "trace",
     "truncated_svd",
-    "unit_vectors",
     "with_tensors",
 ]

@@ -265,12 +265,7 @@ def _(A: SumMatrix, factor: Tensor) -> LinearOperator:
 
 @shift.register
 def _(A: LinearOperator, amount: Tensor) -> LinearOperator:
-    return add(A, multiple_of_identity(A, amount))
-
-
-def multiple_of_identity(A: LinearOperator, amount: Tensor) -> DiagonalMatrix:
-    """`amount I` of the size of `A`; one number is stored for each matrix of a stack."""
-    return DiagonalMatrix(amount[..., None].expand(*amount.shape, A.shape[-1]))
+    return add(A, DiagonalMatrix(amount[..., None].expand(*amount.shape, A.shape[-1])))
 
 
 def _square_factors(A: ProductMatrix, *_: Any) -> bool:

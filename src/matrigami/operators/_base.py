@@ -6,7 +6,7 @@ Shapes: m = rows, n = columns, k = right-hand sides, batch = leading axes of a s
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from matrigami.operators._convert import as_given, as_scalars, as_tensor, inexact
+from matrigami.operators._convert import as_given, as_scalars, as_tensor, in_parts, inexact
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._tree import (
     Unflatten,
@@ -110,8 +110,7 @@ class LinearOperator(ABC):
             real = complex_value and not t.is_complex()
             return t.to(target.device, target.dtype.to_real() if real else target.dtype)
 
-        leaves, tree = pytree.tree_flatten(self)
-        return pytree.tree_unflatten([moved(t) for t in leaves], tree)
+        return pytree.tree_map_only(Tensor, moved, self)
 
     def detach(self: Value) -> Value:
         """The value without its history of derivatives; it shares storage."""
@@ -217,9 +216,7 @@ def product(A: LinearOperator, X: Tensor) -> Tensor:
     if X.dtype == kind:
         return A.matmat(X)
     if X.is_complex() and not kind.is_complex:
-        k = X.shape[-1]
-        Y = product(A, torch.cat([X.real, X.imag], -1))
-        return torch.complex(Y[..., :k], Y[..., k:])
+        return in_parts(lambda Y: product(A, Y), X)
     common = torch.promote_types(kind, X.dtype)
     return (A if kind == common else A.to(common)).matmat(X.to(common))
 
@@ -265,25 +262,32 @@ def square_question(default: Callable[P, R]) -> OpenFunction[P, R]:
     return OpenFunction(default, around=_asked_of_square)
 
 
-def _scalars(function: OpenFunction, A: Any, numbers: Any) -> Any:
+def _scalars(function: OpenFunction, A: Any, numbers: Any, *, square: bool) -> Any:
     """Hand the rules a tensor, with no more axes than the stack has."""
-    require(function.name, A, square=function.name == "shift")
+    require(function.name, A, square=square)
     if isinstance(numbers, LinearOperator):
         raise TypeError(
             f"A * B: both are matrices, {_size(A.shape)} and {_size(numbers.shape)}.\n"
             "Write A @ B for their product, hadamard(A, B) for the product of their entries."
         )
     numbers = as_scalars(numbers, A)
-    if function.name == "scale" and numbers.is_complex() and type(A) in function.rules:
-        A = A.to(A.dtype.to_complex())  # one tensor takes the factor; the others must fit it
     if numbers.ndim > len(A.shape) - 2:
         A = expand(A, torch.broadcast_shapes(A.shape[:-2], numbers.shape))
     return function.answer(A, numbers)
 
 
-def scalar_question(default: Callable[P, R]) -> OpenFunction[P, R]:
-    """An open function of a value and of numbers, one for each matrix of a stack."""
-    return OpenFunction(default, around=_scalars)
+def _factors(function: OpenFunction, A: Any, factor: Any) -> Any:
+    """Where one tensor of a value takes a complex factor, make the others fit it."""
+    if isinstance(A, LinearOperator) and not isinstance(factor, LinearOperator):
+        factor = as_scalars(factor, A)
+        if factor.is_complex() and type(A) in function.rules:
+            A = A.to(A.dtype.to_complex())
+    return _scalars(function, A, factor, square=False)
+
+
+def square_scalar_question(default: Callable[P, R]) -> OpenFunction[P, R]:
+    """An open function of a square value and of numbers, one for each matrix of a stack."""
+    return OpenFunction(default, around=partial(_scalars, square=True))
 
 
 @question
@@ -298,7 +302,7 @@ def compose(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     raise NotImplementedError
 
 
-@scalar_question
+@lambda default: OpenFunction(default, around=_factors)
 def scale(A: LinearOperator, factor: Any) -> LinearOperator:
     """`factor * A`, in the structure of `A` where that holds it.
 

@@ -1,5 +1,6 @@
 """Numbers from outside: NumPy arrays, lists and scalars as tensors, and answers in kind."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,13 @@ def as_given(Y: Tensor, X: Any) -> Any:
 def as_array(t: Tensor) -> Any:
     """The numbers of a tensor, without its derivative."""
     return t.detach().resolve_conj().resolve_neg().cpu().numpy()
+
+
+def in_parts(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
+    """A real linear map of complex columns: the real and the imaginary ones at once."""
+    k = X.shape[-1]
+    Y = function(torch.cat([X.real, X.imag], -1))
+    return torch.complex(Y[..., :k], Y[..., k:])
 
 
 def as_scalars(numbers: Any, like: Any) -> Tensor:

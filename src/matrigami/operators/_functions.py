@@ -7,6 +7,7 @@ large to be made dense.
 Shapes: m = rows, n = columns, k = right-hand sides, batch = a stack of matrices.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ from matrigami.operators._base import (
     LinearOperator,
     question,
     require,
-    scalar_question,
     square_question,
+    square_scalar_question,
 )
-from matrigami.operators._convert import as_given, as_tensor
+from matrigami.operators._convert import as_given, as_tensor, in_parts
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete, lu_slogdet, lu_solve
 from matrigami.operators._memory import dense
@@ -68,9 +69,11 @@ class Fan(NamedTuple):
         return (min(self.inputs, self.outputs) ** 0.5 / self.inputs) ** (1 / self.order)
 
 
-def _system(function: OpenFunction, A: Any, B: Any, damping: Any = 0.0) -> Any:
+def _system(
+    function: OpenFunction, A: Any, B: Any, damping: Any = 0.0, *, square: bool = False
+) -> Any:
     """Check a system, add the damping, and take a vector as one column."""
-    require(function.name, A, square=function.name == "solve")
+    require(function.name, A, square=square)
     X = as_tensor(B, A)
     vector = X.ndim == 1
     rows = X.shape[-2:][0] if X.ndim else None
@@ -90,9 +93,7 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
     """Solve in the common type; say so where the matrix is singular or not finite."""
     kind = torch.promote_types(A.dtype, B.dtype)
     if B.is_complex() and not A.dtype.is_complex:
-        k = B.shape[-1]
-        Y = _answered(function, A, torch.cat([B.real, B.imag], -1))
-        return torch.complex(Y[..., :k], Y[..., k:])
+        return in_parts(lambda X: _answered(function, A, X), B)
     A = A if A.dtype == kind else A.to(kind)
     try:
         X = function.answer(A, B.to(kind))
@@ -112,7 +113,7 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
     return X
 
 
-@lambda default: OpenFunction(default, around=_system)
+@lambda default: OpenFunction(default, around=partial(_system, square=True))
 def solve(A: LinearOperator, B: Any, damping: Any = 0.0) -> Any:
     """Solve `A X = B` for a square, nonsingular `A`.
 
@@ -175,7 +176,7 @@ def pinv(A: LinearOperator) -> LinearOperator:
     raise NotImplementedError  # in _dense.py
 
 
-@scalar_question
+@square_scalar_question
 def shift(A: LinearOperator, amount: Any) -> LinearOperator:
     """`A + amount I`, in the narrowest structure that is known to hold it.
 

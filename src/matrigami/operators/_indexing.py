@@ -51,9 +51,7 @@ def _picked(A: LinearOperator, row: Any, column: Any) -> Tensor:
     )
     if not isinstance(row, slice) and not isinstance(column, slice):
         rows, columns = torch.broadcast_tensors(rows, columns)
-        return entries(A, rows.reshape(-1), columns.reshape(-1)).unflatten(-1, rows.shape or (1,))[
-            (..., *([0] if rows.ndim == 0 else []))
-        ]
+        return _shaped(entries(A, rows.reshape(-1), columns.reshape(-1)), rows, -1)
     if isinstance(column, slice):
         found = take_rows(A, rows.reshape(-1))[..., columns]
         return _shaped(found, rows, -2)
@@ -76,7 +74,7 @@ def _(A: LinearOperator, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*bat
     """Columns by products with unit vectors."""
     found = []
     for i, j in zip(rows.split(CHUNK), columns.split(CHUNK), strict=True):
-        picked = (A @ unit_vectors(A, A.shape[-1], j))[
+        picked = (A @ _unit_vectors(A, A.shape[-1], j))[
             ..., i, torch.arange(len(i), device=i.device)
         ]
         found.append(picked)
@@ -86,11 +84,11 @@ def _(A: LinearOperator, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*bat
 @take_rows.register
 def _(A: LinearOperator, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
     """Rows by products of the transpose with unit vectors."""
-    parts = [(A.T @ unit_vectors(A, A.shape[-2], i)).mT for i in index.split(CHUNK)]
+    parts = [(A.T @ _unit_vectors(A, A.shape[-2], i)).mT for i in index.split(CHUNK)]
     return torch.cat(parts, -2)
 
 
-def unit_vectors(A: LinearOperator, size: int, index: Tensor) -> Tensor:
+def _unit_vectors(A: LinearOperator, size: int, index: Tensor) -> Tensor:
     """The columns `index` of the identity, in the type of `A`."""
     E = torch.zeros(size, len(index), dtype=A.dtype, device=A.device)
     E[index, torch.arange(len(index), device=A.device)] = 1

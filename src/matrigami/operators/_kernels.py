@@ -88,15 +88,16 @@ def is_hermitian(D: Inexact[Tensor, "*batch n n"], tolerance: float | None = Non
 
 
 def root_of_squares(
-    value: Inexact[Tensor, "*batch"], squares: Inexact[Tensor, "*batch"]
+    squares: Inexact[Tensor, "*batch"], value: Inexact[Tensor, "*batch"] | None = None
 ) -> Inexact[Tensor, "*batch"]:
-    """`sqrt(squares)` with the digits of `value`, and a zero derivative at zero.
+    """`sqrt(squares)`, with a zero derivative at zero.
 
     Args:
-        value: The same root, computed in a way that loses no digits; its derivative is not used.
         squares: A sum of squares, with the derivative that is wanted.
+        value: The same root, computed in a way that loses no digits; its derivative is not used.
     """
-    value, fixed = value.detach(), squares.detach()
+    fixed = squares.detach()
+    value = fixed.sqrt() if value is None else value.detach()
     regular = (value > 0) & (fixed > 0)
     ratio = torch.where(regular, squares / torch.where(regular, fixed, 1), 1)
     return torch.where(regular, value * ratio.sqrt(), value)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from matrigami.operators._base import LinearOperator, add, conj, power, scale
+from matrigami.operators._base import LinearOperator, add, conj, power, question, scale
 from matrigami.operators._dense import DenseMatrix, times
 from matrigami.operators._diagonal import DiagonalMatrix
 from matrigami.operators._eigen import (
@@ -82,15 +82,20 @@ class SpectralMatrix(LinearOperator):
         return times(Q * self.values[..., None, :], Q.mH)
 
 
+@question
 def hermitian(A: LinearOperator) -> bool:
     """Whether a value surely equals its adjoint, up to the rounding of a product that made it."""
-    if isinstance(A, DenseMatrix):
-        return is_hermitian(A.entries)
-    if isinstance(A, DiagonalMatrix):
-        return not A.dtype.is_complex
-    if isinstance(A, SpectralMatrix):
-        return not A.values.is_complex()
     return A.T is A and not A.dtype.is_complex
+
+
+@hermitian.register
+def _(A: DenseMatrix) -> bool:
+    return is_hermitian(A.entries)
+
+
+@hermitian.register
+def _(A: SpectralMatrix) -> bool:
+    return not A.values.is_complex()
 
 
 def differentiated(A: LinearOperator) -> bool:

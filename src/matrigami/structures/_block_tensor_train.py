@@ -269,7 +269,7 @@ def _(A: BlockTensorTrainMatrix) -> tuple[Contraction, ...]:
     return chained(*steps)
 
 
-@add.register(where=lambda A, B: len(A.cores) == 2 and _layout(A) == _layout(B))
+@add.register(where=lambda A, B: len(A.cores) == 2 and layout(A) == layout(B))
 def _(A: BlockTensorTrainMatrix, B: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
     (A1, A2), (B1, B2) = A.cores, B.cores
     return BlockTensorTrainMatrix(
@@ -277,7 +277,7 @@ def _(A: BlockTensorTrainMatrix, B: BlockTensorTrainMatrix) -> BlockTensorTrainM
     )
 
 
-def _layout(A: BlockTensorTrainMatrix) -> tuple[object, ...]:
+def layout(A: BlockTensorTrainMatrix) -> tuple[object, ...]:
     """All that two trains must share for their ranks to concatenate."""
     axes = [(*C.shape[:-4], *C.shape[-3:-1]) for C in A.cores]
     return (*axes, A.reversed_rows, A.reversed_columns)
@@ -363,7 +363,7 @@ def _(A: BlockTensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*
         half = torch.einsum("...qprmns,...qnpst->...qprmnt", C, G)
         G = torch.einsum("...qprmnt,...qpumnt->...qpmru", half, C.conj()).flatten(-4, -3)
     squares = G[..., 0, 0].real.sum((-2, -1))
-    return root_of_squares(squares.sqrt(), squares)
+    return root_of_squares(squares)
 
 
 @project.register

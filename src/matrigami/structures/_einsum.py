@@ -369,7 +369,7 @@ def _(A: EinsumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     G = torch.einsum("...grfda,...gsfda->...gfrs", A.A, A.A.conj())
     H = torch.einsum("...fegbr,...fegbs->...gfrs", A.B, A.B.conj())
     squares = (G * H).sum((-4, -3, -2, -1)).real
-    return root_of_squares(squares.sqrt(), squares)
+    return root_of_squares(squares)
 
 
 @project.register

@@ -355,19 +355,20 @@ def _(A: KroneckerMatrix, p: float) -> KroneckerMatrix:
     return KroneckerMatrix(power(L, p), power(R, p))
 
 
+def _positive_factors(A: KroneckerMatrix) -> list[LinearOperator]:
+    """Two negative definite factors make a positive definite product: their signs are turned."""
+    sign = torch.where(trace(A.factors[0]).detach().real < 0, -1.0, 1.0).to(A.dtype)
+    return [scale(F, sign) for F in A.factors]
+
+
 @power.register(where=lambda A, p: not float(p).is_integer() and _hermitian(A))
 def _(A: KroneckerMatrix, p: float) -> KroneckerMatrix:
-    """Two negative definite factors make a positive definite product."""
-    L, R = A.factors
-    sign = torch.where(trace(L).detach().real < 0, -1.0, 1.0).to(A.dtype)
-    return KroneckerMatrix(power(scale(L, sign), p), power(scale(R, sign), p))
+    return KroneckerMatrix(*[power(F, p) for F in _positive_factors(A)])
 
 
 @cholesky.register(where=_hermitian)
 def _(A: KroneckerMatrix) -> KroneckerMatrix:
-    L, R = A.factors
-    sign = torch.where(trace(L).detach().real < 0, -1.0, 1.0).to(A.dtype)
-    return KroneckerMatrix(cholesky(scale(L, sign)), cholesky(scale(R, sign)))
+    return KroneckerMatrix(*map(cholesky, _positive_factors(A)))
 
 
 @norm.register

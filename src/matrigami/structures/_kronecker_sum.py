@@ -267,7 +267,7 @@ def _(A: KroneckerSumMatrix, order: float | None = None) -> Float[Tensor, "*batc
     left, right = (shift(F, amount).dense() for F, amount in ((L, mean), (R, -mean)))
     sums = [(D * D.conj()).real.sum((-2, -1)) for D in (left, right)]
     squares = n2 * sums[0] + n1 * sums[1]
-    return root_of_squares(squares.sqrt(), squares)
+    return root_of_squares(squares)
 
 
 @svdvals.register(where=_hermitian)

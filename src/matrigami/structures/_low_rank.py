@@ -193,11 +193,16 @@ def _(A: LowRankMatrix) -> Float[Tensor, "*batch d"]:
     return descending(svd(A).values, A)
 
 
+def _orthogonalized(A: LowRankMatrix) -> tuple[Tensor, Tensor, Tensor]:
+    """`Q1, core, Q2` with `A = Q1 core Q2.T`: orthonormal bases, and what is between them."""
+    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
+    return Q1, times(R1, R2.mT), Q2
+
+
 @svd.register
 def _(A: LowRankMatrix) -> Svd:
-    """The SVD of the small matrix between two orthonormal bases."""
-    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
-    U, values, Vh = torch.linalg.svd(times(R1, R2.mT), full_matrices=False)
+    Q1, core, Q2 = _orthogonalized(A)
+    U, values, Vh = torch.linalg.svd(core, full_matrices=False)
     d = min(A.shape[-2:])  # more columns than that make no more singular values
     return Svd(
         DenseMatrix(times(Q1, U[..., :d])),
@@ -209,15 +214,15 @@ def _(A: LowRankMatrix) -> Svd:
 @norm.register(where=is_frobenius)
 def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     """Digits from orthonormal bases, derivatives from Gram matrices: `U = 0` is no exception."""
-    R1, R2 = torch.linalg.qr(A.U.detach()).R, torch.linalg.qr(A.V.detach()).R
+    _, core, _ = _orthogonalized(A.detach())
     squares = (times(A.U.mH, A.U) * times(A.V.mH, A.V)).sum((-2, -1)).real
-    return root_of_squares(torch.linalg.matrix_norm(times(R1, R2.mT)), squares)
+    return root_of_squares(squares, torch.linalg.matrix_norm(core))
 
 
 @pinv.register
 def _(A: LowRankMatrix) -> LowRankMatrix:
-    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
-    inner = torch.linalg.pinv(times(R1, R2.mT), rtol=max(A.shape[-2:]) * torch.finfo(A.dtype).eps)
+    Q1, core, Q2 = _orthogonalized(A)
+    inner = torch.linalg.pinv(core, rtol=max(A.shape[-2:]) * torch.finfo(A.dtype).eps)
     return LowRankMatrix(times(Q2.conj(), inner), Q1.conj())
 
 
@@ -229,9 +234,8 @@ def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"]) -> LowRankMatrix:
 
 @round_to.register
 def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
-    """Orthonormal bases, and the SVD of the small matrix between them."""
-    (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
-    core = times(R1, R2.mT)
+    """The SVD of the small matrix between orthonormal bases."""
+    Q1, core, Q2 = _orthogonalized(A)
     rank = min(recipe._rank(*A.shape[-2:]), *core.shape[-2:])
     L, R = truncated_svd(core, rank)
     return LowRankMatrix(times(Q1, L), times(Q2, R.mT))

@@ -45,7 +45,11 @@ from matrigami.operators import (
     slogdet,
     solve,
 )
-from matrigami.structures._block_tensor_train import BlockTensorTrainMatrix, block_tensor_train_svd
+from matrigami.structures._block_tensor_train import (
+    BlockTensorTrainMatrix,
+    block_tensor_train_svd,
+    layout,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,7 +171,7 @@ def _(A: MonarchMatrix) -> tuple[Contraction, ...]:
     return tuple(reversed(chained(right, left)))
 
 
-@add.register(where=lambda A, B: isinstance(add(A.train, B.train), BlockTensorTrainMatrix))
+@add.register(where=lambda A, B: layout(A.train) == layout(B.train))
 def _(A: MonarchMatrix, B: MonarchMatrix) -> MonarchMatrix:
     return _monarch(add(A.train, B.train))  # pyright: ignore[reportArgumentType]
 

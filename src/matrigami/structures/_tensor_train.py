@@ -303,7 +303,7 @@ def _(A: TensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*batch
         half = torch.einsum("...smnr,...st->...tmnr", C, G)
         G = torch.einsum("...tmnr,...tmnu->...ru", half, C.conj())
     squares = G[..., 0, 0].real
-    return root_of_squares(squares.sqrt(), squares)
+    return root_of_squares(squares)
 
 
 @project.register

@@ -117,20 +117,23 @@ def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:
     return (first, d[..., 0]) if uniform and square else None
 
 
-def _spectral(A: SumMatrix) -> SpectralMatrix | None:
-    """By the eigenpairs of Hermitian factors, or None."""
+def _has_pairs(A: SumMatrix) -> bool:
+    """Whether it is such a sum of Hermitian factors."""
     parts = damped(A)
-    if parts is None or not all(map(hermitian, parts[0].factors)):
-        return None
-    amount = parts[1]
+    return parts is not None and all(map(hermitian, parts[0].factors))
+
+
+def _spectral(A: SumMatrix) -> SpectralMatrix:
+    """By the eigenpairs of the Hermitian factors."""
+    product, amount = damped(A)  # pyright: ignore[reportGeneralTypeIssues]
     if amount.is_complex() and bool((amount.imag == 0).all()):
         amount = amount.real
-    return shift(SpectralMatrix(*eigh(parts[0])), amount)  # pyright: ignore[reportReturnType]
+    return shift(SpectralMatrix(*eigh(product)), amount)  # pyright: ignore[reportReturnType]
 
 
 def _is_spectral(A: SumMatrix, *_: Any) -> bool:
     """Whether eigenpairs answer, and nobody wants a derivative that they might not have."""
-    return not differentiated(A) and _spectral(A) is not None
+    return not differentiated(A) and _has_pairs(A)
 
 
 @solve.register(where=lambda A, B: damped(A) is not None)
@@ -141,17 +144,16 @@ def _(A: SumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]
 
 def _by_eigenvectors(A: LinearOperator, B: Tensor) -> Tensor:
     """The solver of `implicit_solve`: it sees the sum, or its adjoint, without derivatives."""
-    by_pairs = _spectral(A)  # pyright: ignore[reportArgumentType]
-    if by_pairs is not None:
-        return solve(by_pairs, B)
+    if _has_pairs(A):  # pyright: ignore[reportArgumentType]
+        return solve(_spectral(A), B)  # pyright: ignore[reportArgumentType]
     return solve_iteratively(A, B) if is_large(A) else lu_solve(dense(A, "solve"), B)
 
 
 @slogdet.register(where=_is_spectral)
 def _(A: SumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    return slogdet(_spectral(A))  # pyright: ignore[reportArgumentType]
+    return slogdet(_spectral(A))
 
 
 @power.register(where=_is_spectral)
 def _(A: SumMatrix, p: float) -> LinearOperator:
-    return power(_spectral(A), p)  # pyright: ignore[reportArgumentType]
+    return power(_spectral(A), p)

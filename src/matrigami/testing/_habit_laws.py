@@ -108,7 +108,7 @@ def questions() -> list[tuple[str, Callable[..., Any]]]:
     one = [
         name
         for name, f in found.items()
-        if isinstance(f, OpenFunction) and f.around is operators.question(id).around
+        if isinstance(f, OpenFunction) and f.around is diagonal.around
     ]
     binary = {"add", "compose", "entries", "take_rows"}
     return [(name, found[name]) for name in one if name not in binary]
