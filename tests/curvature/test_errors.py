@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import matrigami as mg
-from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc, uses
-from matrigami.curvature._uses import OneHot, Use
+from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc
+from matrigami.curvature._uses import uses
+from matrigami.nn import OneHot, Use
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
@@ -69,7 +70,9 @@ def test_activations_that_are_not_finite_are_named(method):
 @methods
 def test_layers(method):
     model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 3))
-    with pytest.raises(TypeError, match=r"1, a Bilinear: weight, bias.\n.*\n.*requires_grad_"):
+    with pytest.raises(
+        TypeError, match=r"1, a Bilinear with two inputs: weight, bias.\n.*\n.*requires_grad_"
+    ):
         method(model, LOSS, batch())
     unused = network()
     unused.extra = nn.Linear(4, 4)
@@ -94,7 +97,7 @@ def test_the_parameter_of_the_model_itself_is_named():
 
     with pytest.raises(TypeError, match="the model itself, a Bare: w"):
         kfac(Bare(), LOSS, batch())
-    with pytest.raises(TypeError, match="the parameters of Bare"):
+    with pytest.raises(TypeError, match="the model itself, a Bare: w"):
         uses(Bare(), torch.ones(1, 3), None, False)
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import matrigami as mg
-from matrigami.curvature import Use, ekfac, kfac, kfoc, uses
+from matrigami.curvature import ekfac, kfac, kfoc
+from matrigami.nn import Part, Role, Use, parts
 from tests.curvature import reference
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
@@ -252,12 +253,13 @@ class Scale(nn.Module):
         return self.weight * x
 
 
-@uses.register
-def _(layer: Scale, x: torch.Tensor, g: torch.Tensor | None, joint: bool):
-    ones = x.new_ones(4, len(x), 1, 1)
-    return {
-        ("weight",): Use(ones, None if g is None else (g * x).permute(2, 1, 0)[..., None, None])
-    }
+@parts.register
+def _(layer: Scale):
+    def tap(x: torch.Tensor, g: torch.Tensor | None) -> Use:
+        ones = x.new_ones(4, len(x), 1, 1)
+        return Use(ones, None if g is None else (g * x).permute(2, 1, 0)[..., None, None])
+
+    return {"weight": Part(Role.GAIN, tap=tap)}
 
 
 def test_a_rule_for_a_layer_of_ones_own():

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from matrigami import Monarch
-from matrigami.nn import StructuredLinear, param_groups
-from matrigami.operators import contractions
-from matrigami.optim import SOAP, Muon, Role, Route, Shampoo, plan, routes
-from matrigami.optim._view import convolution, core, transposed_convolution
+from matrigami.nn import Part, Role, StructuredLinear, param_groups, parts
+from matrigami.operators import contractions, stacked, stacked_transposed
+from matrigami.optim import SOAP, Muon, Shampoo, plan
 from matrigami.structures import EXAMPLES
 
 
@@ -91,15 +90,17 @@ def test_unknown_parameters_are_refused_listed_or_registered():
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.scale, self.layer = nn.Parameter(torch.ones(3)), nn.Linear(3, 2)
+            self.scale, self.layer = nn.Parameter(torch.ones(3, 2)), nn.Linear(3, 2)
 
-    with pytest.raises(ValueError, match=r"\['scale'\] of a Scaled"):
+    with pytest.raises(
+        ValueError, match=r"of the model itself, a Scaled: scale.\n.*\n.*elementwise"
+    ):
         plan(Scaled())
-    assert roles(Scaled(), elementwise=["scale"])["scale"] == (Role.LISTED, "3")
+    assert roles(Scaled(), elementwise=["scale"])["scale"] == (Role.ELEMENTWISE, "3x2")
     with pytest.raises(ValueError, match="names \\['scales'\\]"):
         plan(Scaled(), elementwise=["scales"])
-    routes.register(Scaled, lambda module: {"scale": Route(Role.GAIN)})
-    assert roles(Scaled())["scale"] == (Role.GAIN, "3")
+    parts.register(Scaled)(lambda module: {"scale": Part(Role.GAIN)})
+    assert roles(Scaled())["scale"] == (Role.GAIN, "3x2")
     with pytest.raises(ValueError, match="The optimisers are"):
         plan(Scaled(), "sgd")
 
@@ -130,11 +131,7 @@ def test_groups_with_transferred_rates_get_their_views():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_views_of_cores_are_their_blocks_and_invert(name: str):
     for part in contractions(EXAMPLES[name].init(8, 8)):
-        view = core(part.matrix)
-        if view is None:
-            assert 1 in part.matrix.blocks().shape[-2:]
-            continue
-        blocks = part.matrix.blocks()
+        view, blocks = part.matrix.view, part.matrix.blocks()
         assert torch.equal(view.split(part.matrix.core), blocks.reshape(-1, *blocks.shape[-2:]))
         assert torch.equal(view.merge(view.split(part.matrix.core)), part.matrix.core)
 
@@ -142,7 +139,7 @@ def test_views_of_cores_are_their_blocks_and_invert(name: str):
 @pytest.mark.parametrize("largest", [2, 3, 100])
 def test_views_of_convolutions_invert_in_tiles(largest: int):
     W = torch.randn(4, 3, 2, 2)
-    for view in (convolution((4, 3, 2, 2), 2), transposed_convolution((4, 3, 2, 2), 2)):
+    for view in (stacked((4, 3, 2, 2), 2), stacked_transposed((4, 3, 2, 2), 2)):
         tiled = view.tiled(largest)
         assert torch.equal(tiled.merge(tiled.split(W)), W)
         assert max(tiled.stack[1:]) <= largest
@@ -160,12 +157,12 @@ def test_states_and_parameters_of_another_kind_are_refused():
         Muon([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex128))])
 
 
-def test_an_error_names_parameters_as_the_model_does():
+def test_an_error_names_the_layer_as_the_model_does():
     class Gain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gain = nn.Parameter(torch.ones(2))
+            self.gain = nn.Parameter(torch.ones(2, 2))
 
-    with pytest.raises(ValueError, match=r"\['0\.gain'\]"):
+    with pytest.raises(ValueError, match=r"parameters of 0, a Gain: gain"):
         plan(nn.Sequential(Gain()))
     assert len(plan(nn.Sequential(Gain()), elementwise=["0.gain"]).rows) == 1

@@ -10,7 +10,6 @@ from matrigami.curvature._kfac import kfac
 from matrigami.curvature._kfoc import kfoc
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
-from matrigami.curvature._uses import OneHot, Use, known, uses
 from matrigami.curvature._watch import Sides, Watch
 
 __all__ = [
@@ -21,9 +20,7 @@ __all__ = [
     "HessianMatrix",
     "Moments",
     "Objective",
-    "OneHot",
     "Sides",
-    "Use",
     "Watch",
     "capture",
     "compare",
@@ -35,7 +32,5 @@ __all__ = [
     "hessian",
     "kfac",
     "kfoc",
-    "known",
     "positions",
-    "uses",
 ]

@@ -82,9 +82,8 @@ def find_sites(
         }
         if not names:
             continue
-        if not known(module):
-            what = f"{name or 'the model itself'}, a {type(module).__name__}: {', '.join(names)}"
-            raise TypeError(unsupported(what))
+        if not known(module, names):
+            raise TypeError(unsupported(name, module, names))
         private = all(owners[id(p)] == 1 for p in own.values())
         found.append(Site(module, name, names, joint and private and len(names) == len(own)))
     return found

@@ -1,5 +1,20 @@
-"""Layers whose weight is a structured matrix, and learning rates that suit them."""
+"""Layers whose weight is a structured matrix, what every layer is, and rates that suit them."""
 
+from matrigami.nn import _transformers as _transformers  # registers its rules
+from matrigami.nn._anatomy import (
+    Entry,
+    OneHot,
+    Part,
+    Parts,
+    Role,
+    Tap,
+    Use,
+    Whole,
+    anatomy,
+    parts,
+    refusal,
+)
+from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
 from matrigami.nn._scaling import (
     Norm,
@@ -11,15 +26,31 @@ from matrigami.nn._scaling import (
     sgd_rule,
     spectral_rule,
 )
+from matrigami.nn._taps import linear_use
 
 __all__ = [
+    "Entry",
     "Norm",
+    "OneHot",
+    "Part",
+    "Parts",
+    "Role",
     "Rule",
     "StructuredLinear",
+    "Tap",
+    "Use",
+    "Whole",
     "adam_rule",
+    "affine",
+    "anatomy",
     "coordinate_check",
     "coordinate_slope",
+    "linear_use",
     "param_groups",
+    "parts",
+    "refusal",
+    "scale_and_shift",
     "sgd_rule",
     "spectral_rule",
+    "weight_part",
 ]

@@ -10,11 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from matrigami.nn._anatomy import Part, Parts, Role, Tap, Use, Whole, parts
+from matrigami.nn._taps import batched, constant_use
 from matrigami.operators import (
+    Contraction,
     Cost,
     Fan,
     LinearOperator,
     Structure,
+    contractions,
     cost,
     draw,
     fans,
@@ -269,6 +273,50 @@ class StructuredLinear(nn.Module):
     def _drop_materialized(self, *_: Any) -> None:
         """A loaded state invalidates the dense weight."""
         self._materialized = None
+
+
+@parts.register
+def _(layer: StructuredLinear) -> Parts:
+    """Each tensor by the part that it plays in the product; the bias on its own."""
+    whole = Whole(layer.in_features, layer.out_features, len(layer.factor_names))
+    found: Parts = {}
+    for i, part in enumerate(contractions(layer._template)):
+        view, why = part.matrix.view, _why_unseen(layer, part)
+        tap = None if why else _core_tap(layer, i)
+        blocks = view if view.two_sided else None
+        found[layer.factor_names[i]] = Part(
+            Role.CORE, blocks, layer.fans[i], whole, tap, refused=why
+        )
+    found |= {f"gain_{name}": Part(Role.GAIN) for name in layer.factor_names if layer.rms_cap}
+    return found | {"bias": Part(Role.BIAS, tap=constant_use)}
+
+
+def _why_unseen(layer: StructuredLinear, part: Contraction) -> str:
+    """Why the inputs and gradients of a core cannot be read."""
+    if layer.rms_cap:
+        return "with rms_cap"
+    ordered = part.matrix.row_major or part.matrix.column_major
+    return "" if ordered else "with a core whose axes are neither row- nor column-major"
+
+
+def _core_tap(layer: StructuredLinear, i: int) -> Tap:
+    """How the blocks of one tensor are read: from both sides through the rest of the product."""
+
+    def tap(x: Tensor, g: Tensor | None) -> Use:
+        """Shapes: b blocks, s shared positions, N examples, K columns of gradients."""
+        x, g = batched(x, g, 1)
+        N, (C, before, after) = len(x), contractions(layer.matrix())[i]
+        X = x.reshape(-1, layer.in_features).mT
+        Z = C.split_inputs(X if before is None else before @ X)  # b s i NS
+        inputs = Z.unflatten(-1, (N, -1)).permute(0, 3, 4, 1, 2).flatten(2, 3)
+        if g is None:
+            return Use(inputs, None, transposed=not C.row_major)
+        G = g.reshape(-1, layer.out_features).mT
+        H = C.split_outputs(G if after is None else after.T @ G)  # b s o KNS
+        H = H.unflatten(-1, (len(g), N, -1)).permute(0, 4, 3, 5, 1, 2)
+        return Use(inputs, H.flatten(3, 4), transposed=not C.row_major)
+
+    return tap
 
 
 def _same(old: Versions, new: Versions) -> bool:

@@ -8,21 +8,18 @@ width` (maximal update parametrisation). Sources: Yang et al. (2022), arXiv:2203
 arXiv:2310.17813; per factor, Qiu et al. (2024), arXiv:2406.06248.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matrigami.nn._linear import StructuredLinear
+from matrigami.nn._anatomy import Entry, Whole, anatomy, parts
 from matrigami.operators import Fan
 
-LAYERS = (StructuredLinear, nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Layers whose weight is scaled."""
-
 Rule = Callable[[Fan, float, float, int], float]
-"""Multiplier of a factor: its fan, the inputs and outputs that the layer has at the base width, the
-number of factors."""
+"""`rule(fan, n, m, factors)`: the multiplier of a factor's rate, in a layer of `n` inputs and `m`
+outputs at the base width."""
 
 Norm = Callable[[float, float], float]
 """Spectral norm of an update, up to a constant, by rows and columns."""
@@ -59,14 +56,6 @@ def sgd_rule(fan: Fan, inputs: float, outputs: float, factors: int) -> float:
     return (fan.outputs / fan.inputs) / (outputs / inputs) / factors
 
 
-class _Entry(NamedTuple):
-    """A parameter, what its rate is multiplied by, and whether it is (a factor of) a weight."""
-
-    parameter: Tensor
-    scale: float
-    is_weight: bool
-
-
 def param_groups(
     model: nn.Module,
     lr: float,
@@ -79,13 +68,15 @@ def param_groups(
     rules: Mapping[str, Rule] | None = None,
     scales: Mapping[str, float] | None = None,
     weight_decay: float | None = None,
+    elementwise: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Torch parameter groups with a learning rate for each factor.
 
-    A factor takes `lr * rule(factor)`; biases, norms, gains and other parameters keep `lr`.
+    A factor takes `lr * rule(factor)`; biases, norms, gains and embeddings keep `lr`. Which is
+    which is said by `parts`: every matrix is scaled, those of attention and recurrent layers too.
 
     Args:
-        model: Any module; `StructuredLinear`, `nn.Linear` and convolutions are scaled.
+        model: Any module whose matrices belong to layers that are known.
         lr: The learning rate tuned for the dense model at `base_width`.
         base_width: The width at which `lr` was tuned. None: scale by factor only.
         width: The width of this model; by default `model.width`.
@@ -97,31 +88,33 @@ def param_groups(
         weight_decay: That of the dense model at `base_width`. A step then takes
             `lr * weight_decay * base_width / width` of each weight, whatever its own rate, and
             nothing of other parameters (Qiu et al. 2025, arXiv:2512.05620).
+        elementwise: Names of parameters that keep `lr` whatever they are.
 
     Returns:
         Groups `{"params", "lr", "lr_scale"}` (and `weight_decay`), by ascending rate.
 
     Raises:
-        ValueError: If the width is unknown though `base_width` is given, or a name is unknown.
+        ValueError: If the width, a name, or the module of a matrix is unknown.
 
     Examples:
         >>> from matrigami import Monarch
+        >>> from matrigami.nn import StructuredLinear
         >>> layer = StructuredLinear(64, 64, Monarch(blocks=8))
         >>> [(g["lr_scale"], len(g["params"])) for g in param_groups(layer, lr=1e-3)]
         [(1.0, 1), (4.0, 2)]
     """
     shrink = _shrink(model, base_width, width)
-    _check_names(model, {*fixed, *fixed_outputs}, {*(rules or ()), *(scales or ())})
-    found: dict[Tensor, _Entry] = {}
-    for name, module in model.named_modules():
-        base = (1.0 if name in fixed else shrink, 1.0 if name in fixed_outputs else shrink)
-        for entry in _entries(name, module, base, rule, rules or {}, scales or {}):
-            found.setdefault(entry.parameter, entry)
+    _check_names(model, {*fixed, *fixed_outputs}, {*(rules or ()), *(scales or ()), *elementwise})
+    found: dict[Tensor, Entry] = {}
+    for entry in anatomy(model, "param_groups", elementwise=elementwise):
+        found.setdefault(entry.parameter, entry)
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for p, (_, scale, is_weight) in found.items():
-        share = (weight_decay or 0.0) * shrink if is_weight else 0.0
-        if p.requires_grad:
-            groups.setdefault((scale, share / scale), []).append(p)
+    for entry in (e for p, e in found.items() if p.requires_grad):
+        base = tuple(1.0 if entry.layer in names else shrink for names in (fixed, fixed_outputs))
+        scale = _scale(entry, base, (rules or {}).get(entry.name, rule))
+        scale *= (scales or {}).get(entry.name, 1.0)
+        share = (weight_decay or 0.0) * shrink if entry.part.fan else 0.0
+        groups.setdefault((scale, share / scale), []).append(entry.parameter)
     return [
         {"params": groups[scale, decay], "lr": lr * scale, "lr_scale": scale}
         | ({} if weight_decay is None else {"weight_decay": decay})
@@ -131,7 +124,11 @@ def param_groups(
 
 def _check_names(model: nn.Module, layers: set[str], parameters: set[str]) -> None:
     """Refuse names that the model does not have."""
-    known = {name for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
+    known = {
+        name
+        for name, layer in model.named_modules()
+        if any(part.fan for part in parts(layer).values())
+    }
     all_parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for what, unknown in (
         ("layers", layers - known),
@@ -140,8 +137,8 @@ def _check_names(model: nn.Module, layers: set[str], parameters: set[str]) -> No
         if unknown:
             raise ValueError(
                 f"param_groups names {sorted(unknown)}.\nThe model has no such {what}.\n"
-                "fixed takes names of linear layers and convolutions in model.named_modules(), "
-                "rules and scales those of model.named_parameters()."
+                "fixed takes names of layers with matrices in model.named_modules(), "
+                "rules, scales and elementwise those of model.named_parameters()."
             )
 
 
@@ -158,31 +155,17 @@ def _shrink(model: nn.Module, base_width: int | None, width: int | None) -> floa
     return base_width / width
 
 
-def _entries(
-    prefix: str,
-    module: nn.Module,
-    base: tuple[float, float],
-    rule: Rule,
-    rules: Mapping[str, Rule],
-    scales: Mapping[str, float],
-) -> Iterator[_Entry]:
-    """Own parameters of a module; `base` is what its inputs and outputs shrink by."""
-    fans: dict[str, Fan] = {}
-    n, m = 0, 0
-    if isinstance(module, StructuredLinear):
-        n, m = module.in_features, module.out_features
-        fans = dict(zip(module.factor_names, module.fans, strict=True))
-    elif isinstance(module, LAYERS):
-        weight = module.get_parameter("weight")
-        m, n = len(weight), weight[0].numel()
-        fans = {"weight": Fan(n, m)}
-    for name, p in module.named_parameters(recurse=False):
-        path = f"{prefix}.{name}" if prefix else name
-        scale = scales.get(path, 1.0)
-        if name in fans:
-            chosen = rules.get(path, rule)
-            scale *= chosen(fans[name], n * base[0], m * base[1], len(fans))
-        yield _Entry(p, scale, name in fans)
+def _scale(entry: Entry, base: tuple[float, ...], rule: Rule) -> float:
+    """The multiplier of a rate; `base` is what inputs and outputs of the layer shrink by."""
+    fan = entry.part.fan
+    if fan is None:
+        return 1.0
+    whole = entry.part.whole or Whole(fan.inputs, fan.outputs)
+    n, m = (
+        size * shrink**power
+        for size, shrink, power in zip(whole[:2], base, whole.growth, strict=True)
+    )
+    return rule(fan, n, m, whole.factors)
 
 
 def coordinate_check(

@@ -21,6 +21,12 @@ from matrigami.operators._base import (
     scale,
     square_question,
 )
+from matrigami.operators._blocks import (
+    BlockView,
+    block_view,
+    stacked,
+    stacked_transposed,
+)
 from matrigami.operators._contraction import (
     Contraction,
     ContractionMatrix,
@@ -142,6 +148,7 @@ from matrigami.operators._triangular import (
 )
 
 __all__ = [
+    "BlockView",
     "Contraction",
     "ContractionMatrix",
     "Cost",
@@ -167,6 +174,7 @@ __all__ = [
     "TriangularMatrix",
     "add",
     "as_array",
+    "block_view",
     "chained",
     "cholesky",
     "compose",
@@ -236,6 +244,8 @@ __all__ = [
     "solve",
     "sqrt",
     "square_question",
+    "stacked",
+    "stacked_transposed",
     "summed",
     "svd",
     "svdvals",

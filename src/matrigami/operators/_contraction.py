@@ -22,6 +22,7 @@ from torch import Tensor
 
 from matrigami.operators._algebra import CroppedMatrix, ProductMatrix
 from matrigami.operators._base import LinearOperator, compose, question
+from matrigami.operators._blocks import BlockView, block_view
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._diagonal import identity
 from matrigami.operators._functions import Cost, cost
@@ -89,19 +90,25 @@ class ContractionMatrix(LinearOperator):
         """Leading batch axes, rows, columns."""
         return (*self.stack, self._size(self._outputs), self._size(self._inputs))
 
+    @property
+    def view(self) -> BlockView:
+        """How the core is a stack of blocks."""
+        grid, first = (*self.stack, *self._lengths(self.labels)), len(self.stack)
+        kinds = (self.batch, self.rows, self.columns)
+        order = [first + self.labels.index(x) for kind in kinds for x in kind]
+        counts = (first + len(self.batch), len(self.rows))
+        return block_view(tuple(self.core.shape), grid, (*range(first), *order), counts)
+
     def blocks(self) -> Inexact[Tensor, "*stack b o i"]:
         """The core as a stack of matrices; a view where its layout allows."""
-        grid = self.core.reshape(*self.stack, *self._lengths(self.labels))
-        groups = (self.batch, self.rows, self.columns)
-        return _grouped(grid, self.labels, groups, [self._size(g) for g in groups])
+        view = self.view
+        return view.split(self.core).reshape(
+            *self.stack, self._size(self.batch), view.rows, view.columns
+        )
 
     def with_blocks(self, M: Inexact[Tensor, "*stack b o i"]) -> Inexact[Tensor, "..."]:
         """The inverse of `blocks`: a tensor of the shape of the core."""
-        order = [*self.batch, *self.rows, *self.columns]
-        grid = M.reshape(*self.stack, *self._lengths(order))
-        return _grouped(
-            grid, order, [[x] for x in self.labels], self._lengths(self.labels)
-        ).reshape(self.core.shape)
+        return self.view.merge(M.flatten(0, -3))
 
     def split_inputs(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... b s i k"]:
         """A state that goes in, as the columns that the blocks see."""

@@ -16,10 +16,8 @@ from matrigami.optim._muon import Muon, rms_match, spectral
 from matrigami.optim._plan import Plan, planned
 from matrigami.optim._polynomials import CANS, POLAR_EXPRESS, QUINTIC, Polynomial, cans
 from matrigami.optim._roots import Root, cans_root, eigh_root, measured_root, newton_root
-from matrigami.optim._routing import Role, Route, Routes, routes
 from matrigami.optim._shampoo import Shampoo
 from matrigami.optim._soap import SOAP
-from matrigami.optim._view import MatrixView
 
 OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {
     "kfac": KFAC,
@@ -41,7 +39,7 @@ def plan(
 
     Dense weights, convolutions and the cores of structured layers are matrices; embeddings, tied
     heads, norms, biases and gains take Adam. Each is recognised by the module that owns it (see
-    `routes`), none by its shape.
+    `nn.parts`), none by its shape.
 
     Args:
         model: The model; frozen parameters are left out.
@@ -55,7 +53,7 @@ def plan(
         The plan: print it, then pass it to the optimiser.
 
     Raises:
-        ValueError: If a parameter belongs to a module without a rule, or a name is unknown.
+        ValueError: If a matrix belongs to a module without a rule, or a name is unknown.
 
     Examples:
         >>> print(plan(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))
@@ -93,16 +91,12 @@ __all__ = [
     "Local",
     "MatrixMethod",
     "MatrixOptimizer",
-    "MatrixView",
     "Method",
     "Muon",
     "Options",
     "Plan",
     "Polynomial",
-    "Role",
     "Root",
-    "Route",
-    "Routes",
     "Shampoo",
     "State",
     "Update",
@@ -113,6 +107,5 @@ __all__ = [
     "newton_root",
     "plan",
     "rms_match",
-    "routes",
     "spectral",
 ]

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from matrigami.nn import Part
+from matrigami.operators import BlockView, stacked
 from matrigami.optim._bucket import ON_HOST, working_dtype
 from matrigami.optim._exchange import Exchange, Local, Update, exchange_between, local
 from matrigami.optim._layout import Layout
 from matrigami.optim._method import Options, State
 from matrigami.optim._plan import Plan, planned
-from matrigami.optim._routing import Role
-from matrigami.optim._view import MatrixView, whole
 
 Source = nn.Module | Plan | Iterable[Any]
 """A model, a plan of one, or whatever a torch optimiser takes."""
@@ -74,7 +74,7 @@ class MatrixOptimizer(Optimizer, ABC):
         return ()
 
     @staticmethod
-    def viewed(view: MatrixView, options: Options) -> MatrixView:  # noqa: ARG004
+    def viewed(view: BlockView, options: Options) -> BlockView:  # noqa: ARG004
         """The view that this method uses, such as one cut into tiles."""
         return view
 
@@ -94,8 +94,8 @@ class MatrixOptimizer(Optimizer, ABC):
         return (m * n) ** 0.5  # entries of one size, as Adam's
 
     @staticmethod
-    def takes(role: Role) -> bool:  # noqa: ARG004
-        """Whether it is meant for matrices of this role; the others are given to Adam."""
+    def takes(part: Part) -> bool:  # noqa: ARG004
+        """Whether it is meant for such a stack of matrices; the others are given to Adam."""
         return True
 
     @staticmethod
@@ -284,7 +284,7 @@ def _apply_together(updates: list[Update], lr: Any, decay: Any) -> None:
         together._foreach_sub_(parameters, directions, alpha=lr)
 
 
-def _bare(p: Tensor) -> MatrixView | None:
+def _bare(p: Tensor) -> BlockView | None:
     """The view of a parameter that came without its module."""
     if p.ndim > 2:
         raise ValueError(
@@ -292,7 +292,8 @@ def _bare(p: Tensor) -> MatrixView | None:
             "Which of its axes are rows, columns and blocks is not known from the shape.\n"
             "Pass the model, or matrigami.optim.plan(model), or groups with views."
         )
-    return whole(tuple(p.shape)) if p.ndim == 2 else None
+    view = stacked(tuple(p.shape)) if p.ndim == 2 else None
+    return view if view and view.two_sided else None
 
 
 def _plain(value: Any) -> bool:

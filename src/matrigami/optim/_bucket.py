@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from matrigami.operators import BlockView
 from matrigami.optim._exchange import Update, local
 from matrigami.optim._method import Method, Options, State
-from matrigami.optim._view import MatrixView
 
 COUNTERS = ("step", "skipped", "seeded")
 """Entries with one number for a parameter, whatever its number of blocks."""
@@ -29,7 +29,7 @@ class Slot(NamedTuple):
     """A parameter in a bucket."""
 
     parameter: Tensor
-    view: MatrixView | None
+    view: BlockView | None
 
     @property
     def blocks(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Inexact
 from torch import Tensor
 
+from matrigami.operators import BlockView
 from matrigami.optim._method import MatrixMethod, State
-from matrigami.optim._view import MatrixView
 
 Groups = list[dict[str, Any]]
 """The parameter groups of an optimiser, with the views of their parameters."""
@@ -123,7 +123,7 @@ def exchange_between(
     return Owners(replicas, method)
 
 
-def present(groups: Groups) -> Iterator[tuple[Tensor, MatrixView | None, Tensor]]:
+def present(groups: Groups) -> Iterator[tuple[Tensor, BlockView | None, Tensor]]:
     """The parameters that have a gradient, with their views.
 
     Raises:

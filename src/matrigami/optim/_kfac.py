@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.curvature import Sides, Watch, known
+from matrigami.curvature import Sides, Watch
+from matrigami.nn import Part, Role
+from matrigami.operators import BlockView
 from matrigami.optim._adam import over
 from matrigami.optim._base import MatrixOptimizer, Source
 from matrigami.optim._exchange import Update
@@ -25,9 +27,7 @@ from matrigami.optim._kronecker_factors import average, refresh
 from matrigami.optim._method import Options, State
 from matrigami.optim._plan import Plan, planned
 from matrigami.optim._products import two_sided
-from matrigami.optim._routing import Role
 from matrigami.optim._schedule import due
-from matrigami.optim._view import MatrixView
 
 MATRICES = frozenset({Role.MATRIX, Role.CORE, Role.CONVOLUTION, Role.HEAD})
 """What has inputs and outputs of its own."""
@@ -115,7 +115,7 @@ class KFAC(MatrixOptimizer):
         self._names: dict[str, Tensor] = {}
         self._told: dict[Tensor, Sides] = {}
         if isinstance(source, nn.Module):
-            source = planned(source, KFAC, options, elementwise=_unwatched(source))
+            source = planned(source, KFAC, options)
         super().__init__(source, options)
         self.register_load_state_dict_post_hook(_resume)
         model = source.model if isinstance(source, Plan) else None
@@ -264,11 +264,11 @@ class KFAC(MatrixOptimizer):
         return 13.0 * m**3, 13.0 * n**3
 
     @staticmethod
-    def takes(role: Role) -> bool:
-        """Whatever has inputs and outputs of its own."""
-        return role in MATRICES
+    def takes(part: Part) -> bool:
+        """Whatever has inputs and outputs of its own, if they can be seen."""
+        return part.role in MATRICES and part.tap is not None
 
-    def _matrices(self) -> list[tuple[Tensor, MatrixView | None]]:
+    def _matrices(self) -> list[tuple[Tensor, BlockView | None]]:
         """Every parameter with its view."""
         return [
             pair
@@ -336,17 +336,6 @@ class KFAC(MatrixOptimizer):
 def _resume(optimizer: Any) -> None:
     """After a state was loaded, watch the batches that it would have watched."""
     optimizer._look(optimizer.param_groups[0]["clock"])
-
-
-def _unwatched(model: nn.Module) -> list[str]:
-    """Weights of layers that have no curvature rule, or compute without calling their layers."""
-    found = []
-    for name, module in model.named_modules():
-        fused = isinstance(module, nn.MultiheadAttention)
-        if fused or not known(module):
-            own = module.named_parameters(recurse=fused)
-            found += [f"{name}.{key}" if name else key for key, _ in own]
-    return found
 
 
 def natural(groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.optim._routing import Role
-from matrigami.optim._view import MatrixView
+from matrigami.nn import Part
+from matrigami.operators import BlockView
 
 State = dict[str, Tensor]
 """Named tensors with one entry for each item of the stack along their first axis."""
@@ -63,7 +63,7 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
-    def viewed(view: MatrixView, options: Options) -> MatrixView:
+    def viewed(view: BlockView, options: Options) -> BlockView:
         """The view that this method uses, such as one cut into tiles."""
         ...
 
@@ -83,6 +83,6 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
-    def takes(role: Role) -> bool:
-        """Whether it is meant for matrices of this role; the others are given to Adam."""
+    def takes(part: Part) -> bool:
+        """Whether it is meant for such a stack of matrices; the others are given to Adam."""
         ...

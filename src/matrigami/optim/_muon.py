@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.nn import Part, Role
 from matrigami.optim._base import MatrixOptimizer, Source
 from matrigami.optim._method import Options, State
 from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, orthogonalised
-from matrigami.optim._routing import Role
 
 
 def rms_match(m: float, n: float) -> float:
@@ -107,6 +107,6 @@ class Muon(MatrixOptimizer):
         return options["scale"](m, n)
 
     @staticmethod
-    def takes(role: Role) -> bool:
+    def takes(part: Part) -> bool:
         """Hidden matrices: the rows of an output layer are classes, not directions."""
-        return role is not Role.HEAD
+        return part.role is not Role.HEAD

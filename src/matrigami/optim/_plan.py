@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.nn import Rule, StructuredLinear, spectral_rule
+from matrigami.nn import Entry, Part, Role, Rule, anatomy, spectral_rule
+from matrigami.operators import BlockView
 from matrigami.optim._adam import Adam
 from matrigami.optim._bucket import working_dtype
 from matrigami.optim._exchange import exchange_between
 from matrigami.optim._method import MatrixMethod, Options
-from matrigami.optim._routing import Role, Route, routes
-from matrigami.optim._view import MatrixView
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Row:
     name: str
     parameter: Tensor = field(repr=False)
     role: Role
-    view: MatrixView | None
+    view: BlockView | None
     method: str
     bytes: int
     flops: float
@@ -122,7 +121,7 @@ class Plan:
             if rows
         ]
 
-    def _views(self, parameters: Any) -> list[MatrixView | None]:
+    def _views(self, parameters: Any) -> list[BlockView | None]:
         """The views of some parameters, which may be named."""
         known = {row.parameter: row.view for row in self.rows}
         plain = [p[1] if isinstance(p, tuple) else p for p in parameters]
@@ -170,13 +169,11 @@ def planned(
     replicas, whole_model = None, model
     if isinstance(model, DistributedDataParallel):
         model, replicas = model.module, model.process_group
-    found = _routed(model, _heads(model) if head is None else head, elementwise)
     rows = []
-    for name, (p, route) in found.items():
-        view = route.view
-        if view is not None:
-            view = method.viewed(view, options) if method.takes(route.role) else None
-        rows.append(_row(name, p, Route(route.role, view), method, options))
+    for name, (p, part) in _routed(model, head, elementwise).items():
+        taken = part.blocks is not None and method.takes(part)
+        view = method.viewed(part.blocks, options) if taken else None  # pyright: ignore[reportArgumentType]
+        rows.append(_row(name, p, part.role, view, method, options))
     exchange = exchange_between((r.parameter for r in rows), replicas, method)
     group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
     owners = exchange.owners([{**options, **group}])
@@ -184,9 +181,15 @@ def planned(
     return Plan(tuple(owned), method, options, replicas, whole_model)
 
 
-def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options: Options) -> Row:
+def _row(
+    name: str,
+    p: Tensor,
+    role: Role,
+    view: BlockView | None,
+    method: type[MatrixMethod],
+    options: Options,
+) -> Row:
     """One parameter with what it costs; the state is measured without allocating it."""
-    view = route.view
     stack = (1, p.numel()) if view is None else view.stack
     G = torch.empty(stack, device="meta", dtype=working_dtype(p))
     chosen = Adam if view is None else method
@@ -195,44 +198,31 @@ def _row(name: str, p: Tensor, route: Route, method: type[MatrixMethod], options
     if view is not None:
         b, m, n = view.stack
         work = b * method.flops(m, n, options)
-    return Row(name, p, route.role, view, chosen.__name__, size, work)
+    return Row(name, p, role, view, chosen.__name__, size, work)
 
 
 def _routed(
-    model: nn.Module, heads: Collection[str], elementwise: Collection[str]
-) -> dict[str, tuple[Tensor, Route]]:
-    """Each trainable parameter once, with its name and route."""
-    _check_names(model, heads, elementwise)
-    found: dict[Tensor, tuple[str, Route]] = {}
-    for prefix, module in model.named_modules():
-        own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
-        names = {n: f"{prefix}.{n}" if prefix else n for n in own}
-        listed = {n for n in own if names[n] in elementwise}
-        rule = _rule(module, names) if set(own) - listed else {}
-        for n, p in own.items():
-            route = Route(Role.LISTED) if n in listed else rule[n]
-            if prefix in heads and route.role in {Role.MATRIX, Role.CORE}:
-                route = Route(Role.HEAD, route.view)
-            name, known = found.get(p, (names[n], route))
-            found[p] = (name, _tied(name, known, route))
-    return {name: (p, route) for p, (name, route) in found.items()}
+    model: nn.Module, head: Collection[str] | None, elementwise: Collection[str]
+) -> dict[str, tuple[Tensor, Part]]:
+    """Each trainable parameter once, with its name and part."""
+    _check_names(model, head or (), elementwise)
+    entries = anatomy(model, "plan", elementwise=elementwise)
+    heads = _last_layer(entries) if head is None else head
+    found: dict[Tensor, tuple[str, Part]] = {}
+    for name, layer, p, part in (entry for entry in entries if entry.parameter.requires_grad):
+        if layer in heads and part.role in {Role.MATRIX, Role.CORE}:
+            part = replace(part, role=Role.HEAD)  # noqa: PLW2901
+        name, first = found.get(p, (name, part))  # noqa: PLW2901
+        found[p] = (name, _tied(name, first, part))
+    return {name: (p, part) for p, (name, part) in found.items()}
 
 
-def _rule(module: nn.Module, names: dict[str, str]) -> dict[str, Route]:
-    """The routes of a module; an error names its parameters as the model does."""
-    try:
-        return routes(module)
-    except ValueError as error:
-        text = str(error).replace(str(list(names)), str(list(names.values())))
-        raise ValueError(text) from error
-
-
-def _tied(name: str, first: Route, second: Route) -> Route:
-    """The route of a parameter that two modules share."""
-    if first.view == second.view:
-        return first
-    if Role.EMBEDDING in {first.role, second.role} or Role.TIED in {first.role, second.role}:
-        return Route(Role.TIED)
+def _tied(name: str, first: Part, second: Part) -> Part:
+    """The part of a parameter that two modules share."""
+    if first.blocks == second.blocks:
+        return first if second.is_seen else second
+    if {Role.EMBEDDING, Role.TIED} & {first.role, second.role}:
+        return Part(Role.TIED)
     raise ValueError(
         f"A plan was asked for in which two modules share {name}.\n"
         f"One uses it as {first.role.value}, the other as {second.role.value}.\n"
@@ -240,10 +230,20 @@ def _tied(name: str, first: Route, second: Route) -> Route:
     )
 
 
-def _heads(model: nn.Module) -> list[str]:
-    """The last linear layer, unless it is all of the model."""
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | StructuredLinear)]
+def _last_layer(entries: list[Entry]) -> list[str]:
+    """The last layer with one weight, or with cores, unless it is all of the model."""
+    layers = [
+        layer
+        for name, layer, _, part in entries
+        if part.role is Role.CORE or (part.role is Role.MATRIX and _is_weight(name, layer))
+    ]
     return [name for name in layers[-1:] if name]
+
+
+def _is_weight(name: str, layer: str) -> bool:
+    """Whether a parameter is the weight of its layer, parametrised or not."""
+    own = name.removeprefix(layer).removeprefix(".")
+    return own == "weight" or own.startswith("parametrizations.weight.")
 
 
 def _check_names(model: nn.Module, heads: Collection[str], elementwise: Collection[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.operators import BlockView
 from matrigami.optim._adam import over
 from matrigami.optim._base import MatrixOptimizer, Source
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
@@ -21,7 +22,6 @@ from matrigami.optim._method import Options, State
 from matrigami.optim._products import averaged_gram, items, symmetric, two_sided, with_items
 from matrigami.optim._roots import Root, eigh_root, measured_root
 from matrigami.optim._schedule import due
-from matrigami.optim._view import MatrixView
 
 
 class Shampoo(MatrixOptimizer):
@@ -170,7 +170,7 @@ class Shampoo(MatrixOptimizer):
         return options["graft"] is not SGD_SIZE
 
     @staticmethod
-    def viewed(view: MatrixView, options: Options) -> MatrixView:
+    def viewed(view: BlockView, options: Options) -> BlockView:
         """Tiles of at most `block_size`."""
         return view.tiled(options["block_size"])
 
