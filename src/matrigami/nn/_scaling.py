@@ -72,8 +72,7 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Torch parameter groups with a learning rate for each factor.
 
-    A factor takes `lr * rule(factor)`; biases, norms, gains and embeddings keep `lr`. Which is
-    which is said by `parts`: every matrix is scaled, those of attention and recurrent layers too.
+    A factor takes `lr * rule(factor)`; biases, norms, gains and embeddings keep `lr` (see `parts`).
 
     Args:
         model: Any module whose matrices belong to layers that are known.
@@ -105,11 +104,8 @@ def param_groups(
     """
     shrink = _shrink(model, base_width, width)
     _check_names(model, {*fixed, *fixed_outputs}, {*(rules or ()), *(scales or ()), *elementwise})
-    found: dict[Tensor, Entry] = {}
-    for entry in anatomy(model, "param_groups", elementwise=elementwise):
-        found.setdefault(entry.parameter, entry)
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for entry in (e for p, e in found.items() if p.requires_grad):
+    for entry in _first_places(anatomy(model, "param_groups", elementwise=elementwise)):
         base = tuple(1.0 if entry.layer in names else shrink for names in (fixed, fixed_outputs))
         scale = _scale(entry, base, (rules or {}).get(entry.name, rule))
         scale *= (scales or {}).get(entry.name, 1.0)
@@ -120,6 +116,14 @@ def param_groups(
         | ({} if weight_decay is None else {"weight_decay": decay})
         for scale, decay in sorted(groups)
     ]
+
+
+def _first_places(entries: list[Entry]) -> list[Entry]:
+    """Each trainable parameter where it comes first."""
+    found: dict[Tensor, Entry] = {}
+    for entry in entries:
+        found.setdefault(entry.parameter, entry)
+    return [entry for p, entry in found.items() if p.requires_grad]
 
 
 def _check_names(model: nn.Module, layers: set[str], parameters: set[str]) -> None:
