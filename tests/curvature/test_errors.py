@@ -6,8 +6,7 @@ from torch import nn
 
 import matrigami as mg
 from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc
-from matrigami.curvature._uses import uses
-from matrigami.nn import OneHot, Use
+from matrigami.nn import OneHot, Use, uses
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

@@ -11,7 +11,10 @@ from tests.curvature import reference
 
 CLASSES = 3
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # of the reference's vmap
+]
 
 
 class Pool(nn.Module):
@@ -30,12 +33,25 @@ class Tokens(nn.Module):
         return self.head(self.embedding(x).tanh().sum(1))
 
 
+class Bags(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(7, 4, **options), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.bag(x).tanh())
+
+
 def pooled(first, channels, *more):
     return nn.Sequential(first, *more, Pool(), nn.Linear(channels, CLASSES))
 
 
 def image(n):
     return torch.randn(n, 4, 5, 6)
+
+
+def volume(n):
+    return torch.randn(n, 4, 3, 4, 3)
 
 
 def sequence(n):
@@ -84,6 +100,25 @@ LAYERS = {
         image,
     ),
     "conv2d without bias": (lambda: pooled(nn.Conv2d(4, 5, 3, bias=False), 5), image),
+    "conv3d strided, grouped": (
+        lambda: pooled(nn.Conv3d(4, 6, 2, stride=(1, 2, 1), padding=(0, 1, 1), groups=2), 6),
+        volume,
+    ),
+    "conv transposed 1d": (
+        lambda: pooled(
+            nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), 6
+        ),
+        sequence,
+    ),
+    "conv transposed 2d": (
+        lambda: pooled(nn.ConvTranspose2d(4, 5, (2, 3), stride=(2, 1), dilation=(2, 1)), 5),
+        image,
+    ),
+    "conv transposed 3d": (lambda: pooled(nn.ConvTranspose3d(4, 2, 2, bias=False), 2), volume),
+    "mean of bags": (lambda: Bags(mode="mean"), tokens),
+    "sum of bags": (lambda: Bags(mode="sum", padding_idx=1), tokens),
+    "prelu of one slope": (lambda: pooled(nn.PReLU(), 4), image),
+    "prelu of channels": (lambda: pooled(nn.PReLU(4), 4), image),
     "layer norm": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)), vectors),
     "layer norm of two axes": (
         lambda: nn.Sequential(nn.LayerNorm((5, 4)), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)),
@@ -104,6 +139,9 @@ LAYERS = {
     ),
     "batch norm of sequences": (lambda: pooled(nn.BatchNorm1d(4), 4), sequence),
     "batch norm of images": (lambda: pooled(nn.BatchNorm2d(4), 4), image),
+    "batch norm of volumes": (lambda: pooled(nn.BatchNorm3d(4), 4), volume),
+    "group norm": (lambda: pooled(nn.GroupNorm(2, 4), 4), image),
+    "instance norm": (lambda: pooled(nn.InstanceNorm2d(4, affine=True), 4), image),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.curvature._uses import known, unsupported
+from matrigami.curvature._uses import unseen, unsupported
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ def find_sites(
         }
         if not names:
             continue
-        if not known(module, names):
-            raise TypeError(unsupported(name, module, names))
+        if unread := unseen(module, names):
+            raise TypeError(unsupported(name, module, unread))
         private = all(owners[id(p)] == 1 for p in own.values())
         found.append(Site(module, name, names, joint and private and len(names) == len(own)))
     return found

@@ -1,78 +1,20 @@
-"""What one use of a layer tells about its parameters, as its anatomy says.
-
-The taps of `matrigami.nn.parts` give inputs and gradients of each block of parameters; here they
-are put together for the blocks that curvature has: a weight with its bias, or each on its own.
-"""
+"""Which parameters curvature can read, and what it says of the others."""
 
 from collections.abc import Collection
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from matrigami.nn import OneHot, Parts, Use, parts, refusal
+from matrigami.nn import OneHot, Use, Uses, parts, refusal, uses
 
-__all__ = ["OneHot", "Use", "Uses", "known", "unsupported", "uses"]
-
-Uses = dict[tuple[str, ...], Use]
-"""By the names of the layer's parameters that share a block: a weight, with its bias if joint."""
+__all__ = ["OneHot", "Use", "Uses", "unseen", "unsupported", "uses"]
 
 
-def uses(layer: nn.Module, x: Tensor, g: Tensor | None, joint: bool) -> Uses:
-    """One use of a layer, for each of its blocks of parameters.
-
-    Args:
-        layer: The layer.
-        x: Its input, `(N, ...)`.
-        g: Gradients with respect to its output, `(K, N, ...)`, or None.
-        joint: Whether a bias is one more column of its weight.
-
-    Raises:
-        TypeError: If no parameter of the layer can be read.
-    """
+def unseen(layer: nn.Module, names: Collection[str]) -> list[str]:
+    """Those of some parameters of a layer whose inputs and gradients cannot be read."""
     found = parts(layer)
-    result: Uses = {}
-    for names in _blocks(found):
-        tap = found[names[0]].tap
-        if tap is None:
-            continue
-        use = tap(x, g)
-        bias = next((name for name, p in found.items() if p.column_of == names[0]), None)
-        if bias is not None and joint:
-            result[*names, bias] = use._replace(inputs=_with_ones(use.inputs))
-            continue
-        result[names] = use
-        if bias is not None:
-            result[(bias,)] = Use(_ones(use.inputs), use.gradients)
-    if not result:
-        raise TypeError(unsupported("", layer, list(found)))
-    return result
-
-
-def known(layer: nn.Module, names: Collection[str]) -> bool:
-    """Whether the inputs and gradients of these parameters of a layer can be read."""
-    found = parts(layer)
-    return all(name in found and found[name].is_seen for name in names)
+    return [name for name in names if name not in found or not found[name].is_seen]
 
 
 def unsupported(name: str, layer: nn.Module, names: Collection[str]) -> str:
     """What to say of trainable parameters whose inputs and gradients cannot be read."""
     return refusal("curvature", name, layer, names)
-
-
-def _blocks(found: Parts) -> list[tuple[str, ...]]:
-    """The names that share a tap."""
-    shared: dict[int, list[str]] = {}
-    for name, part in found.items():
-        if part.tap is not None:
-            shared.setdefault(id(part.tap), []).append(name)
-    return [tuple(names) for names in shared.values()]
-
-
-def _with_ones(x: Tensor | OneHot) -> Tensor:
-    """One more input that is always one."""
-    return torch.cat([x, _ones(x)], -1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def _ones(x: Tensor | OneHot) -> Tensor:
-    """The input of a bias."""
-    return x.new_ones(*x.shape[:3], 1)  # pyright: ignore[reportAttributeAccessIssue]

@@ -27,6 +27,7 @@ from matrigami.nn._scaling import (
     spectral_rule,
 )
 from matrigami.nn._taps import linear_use
+from matrigami.nn._uses import Uses, uses
 
 __all__ = [
     "Entry",
@@ -39,6 +40,7 @@ __all__ = [
     "StructuredLinear",
     "Tap",
     "Use",
+    "Uses",
     "Whole",
     "adam_rule",
     "affine",
@@ -52,5 +54,6 @@ __all__ = [
     "scale_and_shift",
     "sgd_rule",
     "spectral_rule",
+    "uses",
     "weight_part",
 ]

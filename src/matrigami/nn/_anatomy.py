@@ -167,22 +167,28 @@ def parts(module: nn.Module) -> Parts:  # noqa: ARG001 - the default knows nothi
     return {}
 
 
+PARAMETRISED = "with a parametrised weight"
+"""Why curvature does not read a weight that is computed from others, nor its bias."""
+
+
 def _stored(module: nn.Module, found: Mapping[str, Part]) -> Parts:
     """The parts of the parameters that are there, those of a parametrised one as they are kept."""
     there = dict(module.named_parameters())
     known: Parts = {}
     for name, part in found.items():
-        if name in there:
-            known[name] = part
-        elif is_parametrized(module, name):
+        if is_parametrized(module, name):
             known |= _originals(module, name, part)
+        elif name in there and part.column_of and part.column_of not in there:
+            known[name] = replace(part, column_of="", refused=PARAMETRISED)
+        elif name in there:
+            known[name] = part
     return known
 
 
 def _originals(module: Any, name: str, part: Part) -> Parts:
     """What a parametrised weight is computed from: itself, and factors of its rows or columns."""
     shape, known = shape_of(module, name), {}
-    hidden = replace(part, tap=None, column_of="", refused="with a parametrised weight")
+    hidden = replace(part, tap=None, column_of="", refused=PARAMETRISED)
     for key, p in module.parametrizations[name].named_parameters(recurse=False):
         if tuple(p.shape) == shape:
             known[f"parametrizations.{name}.{key}"] = hidden

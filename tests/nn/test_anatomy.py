@@ -1,0 +1,412 @@
+"""What every kind of layer is: the laws, and readers that agree."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from matrigami import Monarch
+from matrigami.curvature import capture, ekfac, fisher, kfac
+from matrigami.nn import (
+    Part,
+    Parts,
+    Role,
+    StructuredLinear,
+    Use,
+    anatomy,
+    linear_use,
+    param_groups,
+    parts,
+    uses,
+    weight_part,
+)
+from matrigami.operators import stacked
+from matrigami.optim import KFAC, OPTIMIZERS, SOAP, Muon, plan
+from matrigami.structures import EXAMPLES
+from matrigami.testing import LAYER_LAWS, check_layer
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, as `transformers` has it."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class LlamaRMSNorm(nn.Module):
+    """As `transformers` has it."""
+
+    __module__ = "transformers.models.llama.modeling_llama"
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(d)), 1e-2
+
+    def forward(self, x):
+        square = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(square + self.variance_epsilon))
+
+
+class GemmaRMSNorm(nn.Module):
+    """As `transformers` has it: the weight is the distance from one."""
+
+    __module__ = "transformers.models.gemma.modeling_gemma"
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(d)), 1e-2
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+class Gated(nn.Module):
+    """`(W x) * sigmoid(V x)`: two bare matrices."""
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.W, self.V = nn.Parameter(torch.randn(m, n)), nn.Parameter(torch.randn(m, n))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.W) * nn.functional.linear(x, self.V).sigmoid()
+
+
+class Registered(Gated):
+    """The same, with a rule of its own."""
+
+
+@parts.register
+def _(layer: Registered) -> Parts:
+    def value(x: torch.Tensor, g: torch.Tensor | None) -> Use:
+        gate = nn.functional.linear(x, layer.V).sigmoid()
+        return linear_use(x, None if g is None else g * gate)
+
+    def gate(x: torch.Tensor, g: torch.Tensor | None) -> Use:
+        y = nn.functional.linear(x, layer.V).sigmoid()
+        slope = nn.functional.linear(x, layer.W) * y * (1 - y)
+        return linear_use(x, None if g is None else g * slope)
+
+    view = stacked(tuple(layer.W.shape))
+    return {
+        "W": weight_part(Role.MATRIX, view, value),
+        "V": weight_part(Role.MATRIX, view, gate),
+    }
+
+
+def images(*sizes: int) -> torch.Tensor:
+    return torch.randn(3, 4, *sizes)
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 7, (3, 5))
+
+
+def attention(**options) -> nn.Module:
+    return nn.MultiheadAttention(4, 2, batch_first=True, **options)
+
+
+KINDS = {
+    "linear": lambda: (nn.Linear(4, 3), images()),
+    "linear on words": lambda: (nn.Linear(5, 3, bias=False), images(5)),
+    "linear to one": lambda: (nn.Linear(4, 1), images()),
+    "conv1d": lambda: (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), images(7)),
+    "conv2d": lambda: (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding="same"), images(6, 5)),
+    "conv2d depthwise": lambda: (nn.Conv2d(4, 8, 3, groups=4), images(5, 4)),
+    "conv3d": lambda: (nn.Conv3d(4, 3, 2, stride=(1, 2, 1), padding=(0, 1, 1)), images(3, 4, 3)),
+    "conv3d circular": lambda: (
+        nn.Conv3d(4, 2, 2, padding=1, padding_mode="circular", groups=2),
+        images(3, 2, 2),
+    ),
+    "conv transpose 1d": lambda: (
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=2, output_padding=1, groups=2),
+        images(5),
+    ),
+    "conv transpose 2d": lambda: (
+        nn.ConvTranspose2d(4, 3, (2, 3), stride=(2, 1), dilation=(3, 1), output_padding=(2, 0)),
+        images(3, 4),
+    ),
+    "conv transpose 3d": lambda: (nn.ConvTranspose3d(4, 2, 2, bias=False), images(2, 3, 2)),
+    "bilinear": lambda: (nn.Bilinear(4, 4, 3), images(), images()),
+    "embedding": lambda: (nn.Embedding(7, 4, padding_idx=1), tokens()),
+    "embedding bag": lambda: (nn.EmbeddingBag(7, 4, mode="mean", padding_idx=1), tokens()),
+    "sum of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="sum"), tokens()),
+    "most of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="max"), tokens()),
+    "attention": lambda: (attention(), *[torch.randn(3, 5, 4)] * 3),
+    "attention of other widths": lambda: (
+        attention(kdim=3, vdim=5, add_bias_kv=True),
+        torch.randn(3, 5, 4),
+        torch.randn(3, 6, 3),
+        torch.randn(3, 6, 5),
+    ),
+    "lstm": lambda: (nn.LSTM(4, 6, 2, proj_size=3, batch_first=True), torch.randn(3, 5, 4)),
+    "gru": lambda: (nn.GRU(4, 3, bidirectional=True, batch_first=True), torch.randn(3, 5, 4)),
+    "rnn": lambda: (nn.RNN(4, 3, batch_first=True), torch.randn(3, 5, 4)),
+    "layer norm": lambda: (nn.LayerNorm((4, 5)), images(5)),
+    "layer norm without bias": lambda: (nn.LayerNorm(5, bias=False), images(5)),
+    "rms norm": lambda: (nn.RMSNorm(5), images(5)),
+    "group norm": lambda: (nn.GroupNorm(2, 4), images(5, 3)),
+    "group norm of vectors": lambda: (nn.GroupNorm(2, 4), images()),
+    "batch norm 1d": lambda: (nn.BatchNorm1d(4), images()),
+    "batch norm 2d": lambda: (nn.BatchNorm2d(4), images(3, 2)),
+    "batch norm 3d": lambda: (nn.BatchNorm3d(4).eval(), images(2, 3, 2)),
+    "batch norm of all processes": lambda: (nn.SyncBatchNorm(4).eval(), images(3)),
+    "instance norm 1d": lambda: (nn.InstanceNorm1d(4, affine=True), images(5)),
+    "instance norm 2d": lambda: (nn.InstanceNorm2d(4, affine=True), images(3, 2)),
+    "instance norm 3d": lambda: (
+        nn.InstanceNorm3d(4, affine=True, track_running_stats=True).eval(),
+        images(2, 3, 2),
+    ),
+    "prelu": lambda: (nn.PReLU(), images(5)),
+    "prelu of channels": lambda: (nn.PReLU(4), images(5)),
+    "weight norm": lambda: (parametrizations.weight_norm(nn.Linear(4, 3)), images()),
+    "spectral norm": lambda: (parametrizations.spectral_norm(nn.Conv2d(4, 3, 2)), images(3, 3)),
+    "orthogonal": lambda: (parametrizations.orthogonal(nn.Linear(4, 3)), images()),
+    "transformers' linear": lambda: (Conv1D(3, 5), images(5)),
+    "transformers' norm": lambda: (LlamaRMSNorm(5), images(5)),
+    "transformers' other norm": lambda: (GemmaRMSNorm(5), images(5)),
+    "registered": lambda: (Registered(5, 3), images(5)),
+    "capped": lambda: (StructuredLinear(5, 6, Monarch(blocks=1), rms_cap=True), images(5)),
+} | {
+    f"structured: {name}": lambda recipe=recipe: (StructuredLinear(6, 6, recipe), images(6))
+    for name, recipe in EXAMPLES.items()
+}
+"""A layer of each kind, and what it is called with."""
+
+SEEN = {name for name in KINDS if "structured" in name} | {
+    *("linear", "conv1d", "conv2d", "conv3d", "conv transpose 1d", "conv transpose 2d"),
+    *("conv transpose 3d", "embedding", "embedding bag", "layer norm", "rms norm", "group norm"),
+    *("batch norm 1d", "batch norm 2d", "batch norm 3d", "instance norm 1d", "instance norm 2d"),
+    *("instance norm 3d", "prelu", "transformers' linear", "transformers' norm", "registered"),
+}
+"""Some of the kinds whose curvature must be known."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_laws(name: str):
+    layer, *inputs = KINDS[name]()
+    for p in layer.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    check_layer(layer, *inputs)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_readers_agree(name: str):
+    """Rates, plan and optimiser take the same matrices; curvature reads them or says why not."""
+    layer = KINDS[name]()[0].float()
+    matrices = {e.name for e in anatomy(layer, "test") if e.part.blocks is not None}
+    scaled = {id(p) for g in param_groups(layer, 1.0, base_width=1, width=7) for p in g["params"]}
+    assert scaled == {id(p) for p in layer.parameters()}
+    for optimizer in OPTIMIZERS.values():
+        rows = plan(layer, optimizer, head=()).rows
+        assert {row.name for row in rows} == {name for name, _ in layer.named_parameters()}
+        assert {row.name for row in rows if row.view is not None} <= matrices
+    assert {row.name for row in plan(layer, SOAP).rows if row.view is not None} == matrices
+    seen = all(part.is_seen for part in parts(layer).values())
+    assert seen or name not in SEEN
+    if seen:
+        capture(layer)
+        return
+    with pytest.raises(
+        TypeError, match=rf"parameters of the model itself, an? {type(layer).__name__}"
+    ):
+        capture(layer)
+
+
+@pytest.mark.parametrize("make", [nn.Conv3d, nn.ConvTranspose3d])
+def test_kfac_trains_what_its_plan_says(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(make(2, 4, 2), nn.Flatten(), nn.LazyLinear(3))
+    x, y = torch.randn(6, 2, 3, 3, 3), torch.arange(6) % 3
+    model(x)
+    said = {row.name for row in plan(model, KFAC).rows if row.method == "KFAC"}
+    assert said == {"0.weight", "2.weight"}
+    optimizer, loss = KFAC(model, nn.CrossEntropyLoss()), nn.CrossEntropyLoss()
+    before = float(loss(model(x), y).detach())
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    watched = {n for n, p in model.named_parameters() if "watched" in optimizer.state[p]}
+    assert watched == said
+    assert float(loss(model(x), y).detach()) < before / 2
+
+
+def scales(model: nn.Module, **options) -> dict[str, float]:
+    groups = param_groups(model, 1.0, base_width=64, width=512, **options)
+    by_id = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    return {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+
+def test_rates_of_attention_and_gates():
+    found = scales(nn.TransformerEncoderLayer(512, 8, 2048, batch_first=True, device="meta"))
+    matrices = {name for name in found if name.endswith("weight") and "norm" not in name}
+    assert {"self_attn.in_proj_weight", "self_attn.out_proj.weight"} < matrices
+    assert {found[name] for name in matrices} == {1 / 8}
+    assert {found[name] for name in set(found) - matrices} == {1.0}
+    found = scales(nn.LSTM(512, 512, device="meta"))
+    assert {n: found[f"{n}_l0"] for n in ("weight_ih", "weight_hh", "bias_ih")} == {
+        "weight_ih": 1 / 8,
+        "weight_hh": 1 / 8,
+        "bias_ih": 1.0,
+    }
+
+
+def test_rates_follow_the_fans():
+    """A depthwise kernel sees no width; a bilinear form sees it twice."""
+    assert scales(nn.Conv2d(8, 8, 3, groups=8, bias=False)) == {"weight": 1.0}
+    assert scales(nn.Conv2d(8, 8, 3, groups=2, bias=False)) == {"weight": 1 / 8}
+    assert scales(nn.Bilinear(8, 8, 8, bias=False)) == {"weight": 1 / 64}
+    assert scales(nn.Bilinear(8, 8, 8, bias=False), fixed=[""]) == {"weight": 1.0}
+    model = nn.Sequential(attention(bias=False))
+    assert set(scales(model, fixed=["0", "0.out_proj"]).values()) == {1.0}
+    assert set(scales(parametrizations.orthogonal(nn.Linear(8, 8))).values()) == {1 / 8, 1.0}
+
+
+class Same(nn.Linear):
+    """A subclass that computes what its parent does."""
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised at each call."""
+
+    def forward(self, x):
+        W = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, W, self.bias)
+
+
+class Hidden(nn.Conv2d):
+    """The same, by the method that `forward` calls."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class LowRankAdapted(nn.Linear):
+    """LoRA: more parameters, and another sum."""
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__(n, m)
+        self.A, self.B = nn.Parameter(torch.randn(2, n)), nn.Parameter(torch.zeros(m, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.A.T @ self.B.T
+
+
+def patched() -> nn.Module:
+    layer = nn.Linear(4, 3)
+    layer.forward = lambda x: nn.functional.linear(x, 2 * layer.weight)
+    return layer
+
+
+UNKNOWN = {
+    "two matrices": (lambda: Gated(4, 3), "a Gated: W, V"),
+    "another forward": (lambda: Standardised(4, 3, 2), "a Standardised: weight"),
+    "another inner method": (lambda: Hidden(4, 3, 2), "a Hidden: weight"),
+    "low rank adapted": (lambda: LowRankAdapted(4, 3), "a LowRankAdapted: weight, "),
+    "patched": (patched, "a Linear: weight"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_unknown_is_refused_in_the_same_words(name: str):
+    make, what = UNKNOWN[name]
+    model, loss = nn.Sequential(make(), nn.Flatten()), nn.CrossEntropyLoss()
+    batch = (torch.randn(2, 4, 3, 3), torch.zeros(2, dtype=torch.long))
+    errors = []
+    for read in (
+        lambda: param_groups(model, 1e-3),
+        lambda: plan(model),
+        lambda: SOAP(model),
+        lambda: KFAC(model, loss),
+        lambda: kfac(model, loss, batch),
+        lambda: ekfac(model, loss, batch),
+        lambda: capture(model),
+    ):
+        with pytest.raises((ValueError, TypeError), match=f"0, {what}") as caught:
+            read()
+        errors.append(str(caught.value).split("\n"))
+    assert {len(lines) for lines in errors} == {3}
+    assert len({tuple(lines[1:]) for lines in errors}) == 1
+    names = [f"0.{name}" for name, p in model[0].named_parameters() if p.ndim > 1]
+    assert param_groups(model, 1e-3, elementwise=names)[0]["lr_scale"] == 1.0
+    assert {row.method for row in plan(model, Muon, elementwise=names).rows} == {"Adam"}
+
+
+def test_a_subclass_without_a_forward_is_its_parent():
+    assert parts(Same(4, 3))["weight"].role is Role.MATRIX
+    wrapped = nn.Linear(4, 3)
+
+    def forward(*arguments):
+        return plain(*arguments)
+
+    plain = wrapped.forward
+    forward.__wrapped__ = plain  # as functools.wraps and accelerate's hooks do
+    wrapped.forward = forward
+    assert parts(wrapped)["weight"].is_seen
+
+
+def test_more_parameters_than_the_parent_has():
+    layer = Same(4, 3)
+    layer.gain = nn.Parameter(torch.ones(()))
+    assert parts(layer)["gain"] == Part(Role.ELEMENTWISE)
+    layer.table = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"the model itself, a Same: table\."):
+        plan(layer)
+    layer.table.requires_grad_(False)
+    assert {row.name for row in plan(layer).rows} == {"weight", "bias", "gain"}
+
+
+def test_a_frozen_head_is_the_head():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3).requires_grad_(False))
+    assert {row.name: row.role for row in plan(model).rows}["0.weight"] is Role.MATRIX
+
+
+def test_curvature_of_a_layer_that_is_partly_seen():
+    """Plan and watch decide by the parameter: what the parent has is seen, the rest is not."""
+    layer = Same(4, 3)
+    layer.gain = nn.Parameter(torch.ones(()))
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 3))
+    optimizer = KFAC(model, nn.CrossEntropyLoss())
+    nn.CrossEntropyLoss()(model(torch.randn(5, 4)), torch.arange(5) % 3).backward()
+    optimizer.step()
+    assert bool(optimizer.state[layer.weight]["watched"].all())
+    with pytest.raises(TypeError, match=r"0, a Same: gain\."):
+        kfac(model, nn.CrossEntropyLoss(), (torch.randn(5, 4), torch.arange(5) % 3))
+
+
+def test_bags_by_offsets_are_refused():
+    with pytest.raises(TypeError, match=r"shape \(3,\)"):
+        uses(nn.EmbeddingBag(7, 4), torch.tensor([1, 2, 3]), None)
+
+
+def test_a_law_finds_a_wrong_rule():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    parts.register(Doubled)(lambda layer: parts(nn.Linear(4, 3)))
+    with pytest.raises(AssertionError, match="taps_make_the_gradient_of_each_example"):
+        check_layer(Doubled(4, 3), torch.randn(5, 4))
+    with pytest.raises(AssertionError, match="every_parameter_has_one_role"):
+        check_layer(Gated(4, 3), torch.randn(5, 4), laws=LAYER_LAWS[:1])
+
+
+def test_curvature_of_registered_and_foreign_layers_is_that_of_the_matrix():
+    model = nn.Sequential(Registered(5, 4), LlamaRMSNorm(4), nn.Tanh(), Conv1D(3, 4))
+    batch, loss = (torch.randn(6, 5), torch.arange(6) % 3), nn.CrossEntropyLoss()
+    full = fisher(model, loss, batch).dense()
+    found = ekfac(model, loss, batch)
+    assert float(full.trace()) == pytest.approx(float(found.dense().trace()), rel=1e-9)
+    twin = copy.deepcopy(model)
+    with capture(twin) as moments, torch.no_grad():
+        twin(batch[0])
+    x = batch[0]
+    torch.testing.assert_close(moments["0.W"].inputs.dense()[0], x.mT @ x / 6)
