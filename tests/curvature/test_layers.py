@@ -115,8 +115,6 @@ LAYERS = {
         image,
     ),
     "conv transposed 3d": (lambda: pooled(nn.ConvTranspose3d(4, 2, 2, bias=False), 2), volume),
-    "mean of bags": (lambda: Bags(mode="mean"), tokens),
-    "sum of bags": (lambda: Bags(mode="sum", padding_idx=1), tokens),
     "prelu of one slope": (lambda: pooled(nn.PReLU(), 4), image),
     "prelu of channels": (lambda: pooled(nn.PReLU(4), 4), image),
     "layer norm": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)), vectors),
@@ -208,6 +206,21 @@ def test_an_embedding_has_a_block_for_each_token(padding):
     frequencies = counts.sum(0) / counts.sum()
     assert_close(B[0].dense()[0], frequencies.diag())
     assert_close(B[1].dense()[0], by_token.sum(0), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["mean", "sum"])
+def test_bags_are_embeddings(mode):
+    """The trace is that of the matrix, and a table whose rows are averaged is one of single rows."""
+    bags, loss = Bags(mode=mode, padding_idx=1), nn.CrossEntropyLoss()
+    batches = [(tokens(n), torch.randint(CLASSES, (n,))) for n in (4, 3)]
+    full = reference.gauss_newton(bags, loss, batches)
+    assert_close(mg.trace(ekfac(bags, loss, batches)), full.trace(), rtol=1e-10, atol=0)
+    apart = Tokens(padding_idx=1)
+    bags.bag.weight.data.copy_(apart.embedding.weight)
+    bags.head.load_state_dict(apart.head.state_dict())
+    single = [(x[:, :1], y) for x, y in batches]
+    one, other = ekfac(bags, loss, single), ekfac(apart, loss, single)
+    assert_close(one.dense(), other.dense())
 
 
 def test_one_token_of_one_example_is_exact():
