@@ -210,7 +210,7 @@ def test_an_embedding_has_a_block_for_each_token(padding):
 
 @pytest.mark.parametrize("mode", ["mean", "sum"])
 def test_bags_are_embeddings(mode):
-    """The trace is that of the matrix, and a table whose rows are averaged is one of single rows."""
+    """Their trace is that of the matrix; bags of one token are tokens."""
     bags, loss = Bags(mode=mode, padding_idx=1), nn.CrossEntropyLoss()
     batches = [(tokens(n), torch.randint(CLASSES, (n,))) for n in (4, 3)]
     full = reference.gauss_newton(bags, loss, batches)
