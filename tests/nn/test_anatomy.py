@@ -1,6 +1,7 @@
 """What every kind of layer is: the laws, and readers that agree."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from matrigami.nn import (
     Part,
     Role,
     anatomy,
+    coordinate_check,
+    coordinate_slope,
     param_groups,
     parts,
     uses,
@@ -89,6 +92,50 @@ def test_rates_of_attention_and_gates():
         "weight_hh": 1 / 8,
         "bias_ih": 1.0,
     }
+
+
+class Mixed(nn.Module):
+    """Fixed random features, one attention layer, a head that starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width = width
+        self.read, self.head = nn.Linear(16, width).requires_grad_(False), nn.Linear(width, 4)
+        self.mix = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.mixed = nn.Identity()
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        h = self.read(x).relu()
+        return self.head(self.mixed(self.mix(h, h, h)[0]).relu().mean(1))
+
+
+def slope(groups) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 6, 16, generator=generator)
+    y = torch.randint(0, 4, (32,), generator=generator)
+    widths = (64, 256, 512)
+    return coordinate_slope(
+        coordinate_check(Mixed, widths, groups, x, y, features="mixed", steps=5)
+    )
+
+
+def test_rates_of_attention_transfer():
+    """What attention makes changes alike at every width; with one rate for all it explodes."""
+    assert abs(slope(lambda model: param_groups(model, 1e-3, base_width=64))) < 0.1
+    everything = ["mix.in_proj_weight", "mix.out_proj.weight"]
+    flat = partial(param_groups, lr=1e-3, base_width=64, elementwise=everything)
+    assert slope(flat) > 0.5
+
+
+def test_rules_of_a_plan_are_followed_by_gates():
+    """An LSTM takes the optimiser's rule as a dense layer does: no rule is handed over in vain."""
+    model = nn.Sequential(nn.LSTM(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    routes = plan(model, SOAP)
+    groups = param_groups(model, 0.01, base_width=16, width=64, rules=routes.rules)
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert {rates[id(model.get_parameter(name))] for name in routes.rules} == {0.005}
 
 
 def test_rates_follow_the_fans():
