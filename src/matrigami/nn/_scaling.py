@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matrigami.nn._anatomy import Entry, Whole, anatomy, parts
+from matrigami.nn._anatomy import Entry, Part, Whole, anatomy, parts
 from matrigami.operators import Fan
 
 Rule = Callable[[Fan, float, float, int], float]
@@ -103,13 +103,13 @@ def param_groups(
         [(1.0, 1), (4.0, 2)]
     """
     shrink = _shrink(model, base_width, width)
-    _check_names(model, {*fixed, *fixed_outputs}, {*(rules or ()), *(scales or ()), *elementwise})
+    rules, scales, decay = rules or {}, scales or {}, (weight_decay or 0.0) * shrink
+    _check_names(model, {*fixed, *fixed_outputs}, {*rules, *scales, *elementwise})
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for entry in _first_places(anatomy(model, "param_groups", elementwise=elementwise)):
         base = tuple(1.0 if entry.layer in names else shrink for names in (fixed, fixed_outputs))
-        scale = _scale(entry, base, (rules or {}).get(entry.name, rule))
-        scale *= (scales or {}).get(entry.name, 1.0)
-        share = (weight_decay or 0.0) * shrink if entry.part.fan else 0.0
+        scale = _scale(entry.part, base, rules.get(entry.name, rule)) * scales.get(entry.name, 1.0)
+        share = decay if entry.part.fan else 0.0
         groups.setdefault((scale, share / scale), []).append(entry.parameter)
     return [
         {"params": groups[scale, decay], "lr": lr * scale, "lr_scale": scale}
@@ -159,12 +159,12 @@ def _shrink(model: nn.Module, base_width: int | None, width: int | None) -> floa
     return base_width / width
 
 
-def _scale(entry: Entry, base: tuple[float, ...], rule: Rule) -> float:
+def _scale(part: Part, base: tuple[float, ...], rule: Rule) -> float:
     """The multiplier of a rate; `base` is what inputs and outputs of the layer shrink by."""
-    fan = entry.part.fan
+    fan = part.fan
     if fan is None:
         return 1.0
-    whole = entry.part.whole or Whole(fan.inputs, fan.outputs)
+    whole = part.whole or Whole(fan.inputs, fan.outputs)
     n, m = (
         size * shrink**power
         for size, shrink, power in zip(whole[:2], base, whole.growth, strict=True)

@@ -7,7 +7,7 @@ together for the blocks that curvature has: a weight with its bias, or each on i
 import torch
 from torch import Tensor, nn
 
-from matrigami.nn._anatomy import OneHot, Parts, Use, parts, refusal
+from matrigami.nn._anatomy import OneHot, Parts, Tap, Use, parts, refusal
 
 Uses = dict[tuple[str, ...], Use]
 """By the names of the layer's parameters that share a block: a weight, with its bias if joint."""
@@ -32,30 +32,31 @@ def uses(layer: nn.Module, x: Tensor, g: Tensor | None, joint: bool = True) -> U
     """
     found = parts(layer)
     result: Uses = {}
-    for names in _blocks(found):
-        tap = found[names[0]].tap
-        if tap is None:
-            continue
-        use = tap(x, g)
-        bias = next((name for name, p in found.items() if p.column_of == names[0]), None)
-        if bias is not None and joint:
+    for tap, names in _blocks(found):
+        use, bias = tap(x, g), _bias_of(names[0], found)
+        if bias is None:
+            result[names] = use
+        elif joint:
             result[*names, bias] = use._replace(inputs=_with_ones(use.inputs))
-            continue
-        result[names] = use
-        if bias is not None:
-            result[(bias,)] = Use(_ones(use.inputs), use.gradients)
+        else:
+            result |= {names: use, (bias,): Use(_ones(use.inputs), use.gradients)}
     if not result:
         raise TypeError(refusal("uses", "", layer, list(found)))
     return result
 
 
-def _blocks(found: Parts) -> list[tuple[str, ...]]:
-    """The names that share a tap."""
+def _blocks(found: Parts) -> list[tuple[Tap, tuple[str, ...]]]:
+    """Each tap, with the names of the parameters that share it."""
     shared: dict[int, list[str]] = {}
+    taps = {id(part.tap): part.tap for part in found.values() if part.tap is not None}
     for name, part in found.items():
-        if part.tap is not None:
-            shared.setdefault(id(part.tap), []).append(name)
-    return [tuple(names) for names in shared.values()]
+        shared.setdefault(id(part.tap), []).append(name)
+    return [(tap, tuple(shared[key])) for key, tap in taps.items()]
+
+
+def _bias_of(weight: str, found: Parts) -> str | None:
+    """The name of the bias that is one more column of a weight."""
+    return next((name for name, part in found.items() if part.column_of == weight), None)
 
 
 def _with_ones(x: Tensor | OneHot) -> Tensor:

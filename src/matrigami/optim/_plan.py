@@ -169,16 +169,22 @@ def planned(
     replicas, whole_model = None, model
     if isinstance(model, DistributedDataParallel):
         model, replicas = model.module, model.process_group
-    rows = []
-    for name, (p, part) in _routed(model, head, elementwise).items():
-        taken = part.blocks is not None and method.takes(part)
-        view = method.viewed(part.blocks, options) if taken else None  # pyright: ignore[reportArgumentType]
-        rows.append(_row(name, p, part.role, view, method, options))
+    rows = [
+        _row(name, p, part.role, _view(part, method, options), method, options)
+        for name, (p, part) in _routed(model, head, elementwise).items()
+    ]
     exchange = exchange_between((r.parameter for r in rows), replicas, method)
     group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
     owners = exchange.owners([{**options, **group}])
     owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
     return Plan(tuple(owned), method, options, replicas, whole_model)
+
+
+def _view(part: Part, method: type[MatrixMethod], options: Options) -> BlockView | None:
+    """The stack of matrices that a method takes; None: the parameter takes Adam."""
+    if part.blocks is None or not method.takes(part):
+        return None
+    return method.viewed(part.blocks, options)
 
 
 def _row(
@@ -209,12 +215,16 @@ def _routed(
     entries = anatomy(model, "plan", elementwise=elementwise)
     heads = _last_layer(entries) if head is None else head
     found: dict[Tensor, tuple[str, Part]] = {}
-    for name, layer, p, part in (entry for entry in entries if entry.parameter.requires_grad):
-        if layer in heads and part.role in {Role.MATRIX, Role.CORE}:
-            part = replace(part, role=Role.HEAD)  # noqa: PLW2901
-        name, first = found.get(p, (name, part))  # noqa: PLW2901
-        found[p] = (name, _tied(name, first, part))
+    for entry in (entry for entry in entries if entry.parameter.requires_grad):
+        part = _headed(entry.part) if entry.layer in heads else entry.part
+        name, first = found.get(entry.parameter, (entry.name, part))
+        found[entry.parameter] = (name, _tied(name, first, part))
     return {name: (p, part) for p, (name, part) in found.items()}
+
+
+def _headed(part: Part) -> Part:
+    """The part of a layer that makes the outputs."""
+    return replace(part, role=Role.HEAD) if part.role in {Role.MATRIX, Role.CORE} else part
 
 
 def _tied(name: str, first: Part, second: Part) -> Part:
