@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 import matrigami as mg
 from matrigami.curvature import ekfac, kfac, kfoc
-from matrigami.nn import Part, Role, Use, parts
+from matrigami.nn import Part, Role, Use, affine, linear_use, parts, weight_part
+from matrigami.operators import stacked
 from tests.curvature import reference
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
@@ -193,6 +194,27 @@ def test_layers_that_read_one_tensor_do_not_disturb_each_other():
     F = kfac(model, loss, batches)
     for name in "abc":
         assert_close(F[f"{name}.weight"].factors[1].dense()[0], X.mT @ X / 7)
+
+
+class Halved(nn.Linear):
+    """A subclass that reads something else than its parent does."""
+
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+@parts.register
+def _(layer: Halved):
+    view = stacked(tuple(layer.weight.shape))
+    return affine(weight_part(Role.MATRIX, view, lambda x, g: linear_use(x / 2, g)))
+
+
+def test_subclasses_that_read_one_tensor_do_not_share_inputs():
+    model, batches, loss = Branches(), vectors(4, 3), nn.CrossEntropyLoss()
+    model.b = Halved(4, 3)
+    full = reference.gauss_newton(model, loss, batches)
+    for names, found in reference.pair_sums(model, loss, batches).items():
+        assert_close(found, reference.block(full, model, names), atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

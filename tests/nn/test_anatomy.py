@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from matrigami import Monarch
 from matrigami.curvature import capture, ekfac, fisher, kfac
 from matrigami.nn import (
     Part,
     Role,
+    StructuredLinear,
     anatomy,
     coordinate_check,
     coordinate_slope,
@@ -243,9 +245,16 @@ def test_more_parameters_than_the_parent_has():
     assert {row.name for row in plan(layer).rows} == {"weight", "bias", "gain"}
 
 
-def test_a_frozen_head_is_the_head():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3).requires_grad_(False))
-    assert {row.name: row.role for row in plan(model).rows}["0.weight"] is Role.MATRIX
+def test_the_head_is_the_last_layer_whatever_happens_to_it():
+    def role(head: nn.Module, **options) -> Role:
+        model = nn.Sequential(nn.Linear(4, 4), head, nn.LayerNorm(3))
+        return {row.name: row.role for row in plan(model, **options).rows}["0.weight"]
+
+    assert role(nn.Linear(4, 3).requires_grad_(False)) is Role.MATRIX
+    assert role(nn.Linear(4, 3), elementwise=["1.weight"]) is Role.MATRIX
+    assert role(parametrizations.weight_norm(nn.Linear(4, 3))) is Role.MATRIX
+    assert role(StructuredLinear(4, 3, Monarch(blocks=1))) is Role.MATRIX
+    assert role(nn.LSTM(4, 3)) is Role.HEAD
 
 
 def test_curvature_of_a_layer_that_is_partly_seen():

@@ -19,6 +19,7 @@ from matrigami.curvature._likelihood import output_columns, terms
 from matrigami.curvature._objective import Batch, Loss, Objective, objective
 from matrigami.curvature._record import Record, Site, find_sites, pull_back, recording, unwrapped
 from matrigami.curvature._uses import OneHot, Use, uses
+from matrigami.nn import runs_as
 
 Labels = int | Literal["exact", "empirical"]
 """Which labels: those of the model in expectation, so many drawn from it, or those of the data."""
@@ -199,7 +200,7 @@ class SharedInputs:
 
     def shared(self, record: Record, place: int, parts: int, use: Use) -> Use:
         """The use with the inputs of an earlier layer that read the same tensor."""
-        if not isinstance(record.site.layer, nn.Linear):
+        if not runs_as(record.site.layer, nn.Linear):
             return use
         x = record.x  # held below, so that its memory is not given to another tensor
         source = (x.data_ptr(), x._version, tuple(x.shape), x.stride(), place, parts)

@@ -13,6 +13,7 @@ from matrigami.nn._anatomy import (
     anatomy,
     parts,
     refusal,
+    runs_as,
 )
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
@@ -51,6 +52,7 @@ __all__ = [
     "param_groups",
     "parts",
     "refusal",
+    "runs_as",
     "scale_and_shift",
     "sgd_rule",
     "spectral_rule",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.nn import Entry, Part, Role, Rule, anatomy, spectral_rule
+from matrigami.nn import Part, Parts, Role, Rule, anatomy, parts, spectral_rule
 from matrigami.operators import BlockView
 from matrigami.optim._adam import Adam
 from matrigami.optim._bucket import working_dtype
@@ -212,8 +212,8 @@ def _routed(
 ) -> dict[str, tuple[Tensor, Part]]:
     """Each trainable parameter once, with its name and part."""
     _check_names(model, head or (), elementwise)
+    heads = _last_layer(model) if head is None else head
     entries = anatomy(model, "plan", elementwise=elementwise)
-    heads = _last_layer(entries) if head is None else head
     found: dict[Tensor, tuple[str, Part]] = {}
     for entry in (entry for entry in entries if entry.parameter.requires_grad):
         part = _headed(entry.part) if entry.layer in heads else entry.part
@@ -240,20 +240,19 @@ def _tied(name: str, first: Part, second: Part) -> Part:
     )
 
 
-def _last_layer(entries: list[Entry]) -> list[str]:
+def _last_layer(model: nn.Module) -> list[str]:
     """The last layer with one weight, or with cores, unless it is all of the model."""
-    layers = [
-        layer
-        for name, layer, _, part in entries
-        if part.role is Role.CORE or (part.role is Role.MATRIX and _is_weight(name, layer))
-    ]
+    layers = [name for name, module in model.named_modules() if _is_linear(parts(module))]
     return [name for name in layers[-1:] if name]
 
 
-def _is_weight(name: str, layer: str) -> bool:
-    """Whether a parameter is the weight of its layer, parametrised or not."""
-    own = name.removeprefix(layer).removeprefix(".")
-    return own == "weight" or own.startswith("parametrizations.weight.")
+def _is_linear(found: Parts) -> bool:
+    """Whether a layer has one weight, parametrised or not, or cores."""
+    weights = {"weight"} | {name for name in found if name.startswith("parametrizations.weight.")}
+    return any(
+        part.role is Role.CORE or (part.role is Role.MATRIX and name in weights)
+        for name, part in found.items()
+    )
 
 
 def _check_names(model: nn.Module, heads: Collection[str], elementwise: Collection[str]) -> None:
