@@ -130,6 +130,7 @@ KINDS = {
     ),
     "lstm": lambda: (nn.LSTM(4, 6, 2, proj_size=3, batch_first=True), torch.randn(3, 5, 4)),
     "gru": lambda: (nn.GRU(4, 3, bidirectional=True, batch_first=True), torch.randn(3, 5, 4)),
+    "lstm cell": lambda: (nn.LSTMCell(4, 3), images()),
     "rnn": lambda: (nn.RNN(4, 3, batch_first=True), torch.randn(3, 5, 4)),
     "layer norm": lambda: (nn.LayerNorm((4, 5)), images(5)),
     "layer norm without bias": lambda: (nn.LayerNorm(5, bias=False), images(5)),

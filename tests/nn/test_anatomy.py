@@ -270,6 +270,15 @@ def test_curvature_of_a_layer_that_is_partly_seen():
         kfac(model, nn.CrossEntropyLoss(), (torch.randn(5, 4), torch.arange(5) % 3))
 
 
+def test_gates_are_matrices_of_their_own():
+    for layer, gates in ((nn.LSTM(4, 6, proj_size=3), 4), (nn.GRUCell(4, 6), 3), (nn.RNN(4, 6), 1)):
+        found = {n.split("_l")[0]: p.blocks for n, p in parts(layer).items() if p.blocks}
+        hidden = 3 if "weight_hr" in found else 6
+        assert found["weight_ih"].stack == (gates, 6, 4)
+        assert found["weight_hh"].stack == (gates, 6, hidden)
+        assert hidden == 6 or found["weight_hr"].stack == (1, 3, 6)
+
+
 def test_bags_by_offsets_are_refused():
     with pytest.raises(TypeError, match=r"shape \(3,\)"):
         uses(nn.EmbeddingBag(7, 4), torch.tensor([1, 2, 3]), None)

@@ -25,9 +25,6 @@ from matrigami.nn._taps import (
 )
 from matrigami.operators import BlockView, Fan, stacked, stacked_transposed
 
-GATES = {"LSTM": 4, "GRU": 3}
-"""Matrices in one weight of a recurrent layer."""
-
 
 def weight_part(role: Role, view: BlockView, tap: Tap | None = None, **more: Any) -> Part:
     """A parameter whose blocks each map their columns to their rows.
@@ -114,15 +111,15 @@ def _unseen(part: Part, why: str) -> Part:
 
 
 @parts.register
-def _(layer: nn.RNN | nn.LSTM | nn.GRU) -> Parts:
-    """The weights of the gates are stored one below the other."""
+def _(
+    layer: nn.RNN | nn.LSTM | nn.GRU | nn.RNNCell | nn.LSTMCell | nn.GRUCell,
+) -> Parts:
+    """The weights of the gates are stored one below the other; the projection has none."""
     found: Parts = {}
     for name, p in layer.named_parameters(recurse=False):
-        gates = 1 if name.startswith("weight_hr") else GATES.get(layer.mode, 1)  # no gates in it
-        if name.startswith("weight"):
-            found[name] = weight_part(Role.MATRIX, stacked(tuple(p.shape), gates))
-        else:
-            found[name] = Part(Role.BIAS)
+        gates = max(1, len(p) // layer.hidden_size)
+        view = stacked(tuple(p.shape), gates) if p.ndim == 2 else None
+        found[name] = weight_part(Role.MATRIX, view) if view else Part(Role.BIAS)
     return {name: _unseen(part, "whose steps are fused") for name, part in found.items()}
 
 
