@@ -132,7 +132,7 @@ KINDS = {
     "gru": lambda: (nn.GRU(4, 3, bidirectional=True, batch_first=True), torch.randn(3, 5, 4)),
     "lstm cell": lambda: (nn.LSTMCell(4, 3), images()),
     "rnn": lambda: (nn.RNN(4, 3, batch_first=True), torch.randn(3, 5, 4)),
-    "layer norm": lambda: (nn.LayerNorm((4, 5)), images(5)),
+    "layer norm": lambda: (nn.LayerNorm([4, 5]), images(5)),
     "layer norm without bias": lambda: (nn.LayerNorm(5, bias=False), images(5)),
     "rms norm": lambda: (nn.RMSNorm(5), images(5)),
     "group norm": lambda: (nn.GroupNorm(2, 4), images(5, 3)),
