@@ -8,6 +8,7 @@ gives back the digits that an ill-conditioned base costs. Of a dense sum the sam
 Shapes: n = rows = columns, r = rank of the update, k = right-hand sides.
 """
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ def parted(A: SumMatrix) -> tuple[LinearOperator, LowRankMatrix] | None:
     rest = [term for term in A.terms if not isinstance(term, LowRankMatrix | DenseMatrix)]
     if not updates or len(rest) != 1 or len(updates) + 1 != len(A.terms):
         return None
-    update = updates[0]
-    for other in updates[1:]:
-        update = add(update, other)
-    return (rest[0], update) if update.U.shape[-1] * SHARE <= A.shape[-1] else None
+    update = reduce(add, updates)
+    if isinstance(update, LowRankMatrix) and update.U.shape[-1] * SHARE <= A.shape[-1]:
+        return rest[0], update
+    return None
 
 
 def _is_update(A: SumMatrix, *_: Any) -> bool:
