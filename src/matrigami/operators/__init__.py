@@ -90,6 +90,7 @@ from matrigami.operators._kernels import (
 )
 from matrigami.operators._memory import (
     dense,
+    fits_dense,
     free_memory,
     is_big,
 )
@@ -190,6 +191,7 @@ __all__ = [
     "face_split",
     "factorize",
     "fans",
+    "fits_dense",
     "fitted_corner",
     "free_memory",
     "hadamard",

@@ -64,7 +64,7 @@ def _part(name: str, part: Any, annotation: Any) -> list[tuple[str, Tensor, int 
     if isinstance(part, Tensor):
         return [(name, part, _axes(annotation))] if inexact(part) else []
     if isinstance(part, tuple):
-        inner = next((a for a in get_args(annotation) if a is not ...), None)
+        inner = (*get_args(annotation), None)[0]
         return [leaf for i, p in enumerate(part) for leaf in _part(f"{name}_{i}", p, inner)]
     if _is_value(part):
         return [(f"{name}_{key}", t, axes) for key, t, axes in _leaves(part)]

@@ -113,9 +113,13 @@ def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:
     if not isinstance(second, DiagonalMatrix) or not isinstance(first, KroneckerMatrix):
         return None
     d = second.diagonal
-    uniform = d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
     square = all(F.shape[-1] == F.shape[-2] for F in first.factors)
-    return (first, d[..., 0]) if uniform and square else None
+    return (first, d[..., 0]) if square and _is_uniform(d) else None
+
+
+def _is_uniform(d: Tensor) -> bool:
+    """Whether all numbers of a diagonal are one."""
+    return d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
 
 
 def _has_pairs(A: SumMatrix) -> bool:
