@@ -2,5 +2,15 @@
 
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._rounding import Rounding, round_ldl
+from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
-__all__ = ["Grid", "QuantizedMatrix", "Rounding", "round_ldl"]
+__all__ = [
+    "Grid",
+    "LatticeMatrix",
+    "QuantizedMatrix",
+    "Rounding",
+    "Waterfilling",
+    "entropy",
+    "round_ldl",
+    "round_waterfill",
+]

@@ -107,12 +107,12 @@ def round_ldl(
     tried = [
         _rounded(double, A, B, grid, nearest, d, by_activity, refit, kind) for d in options
     ]
-    losses = [_loss(double - value.dense(), judge, B) for value in tried]
+    losses = [row_losses(double - value.dense(), judge, B) for value in tried]
     best = min(range(len(tried)), key=lambda i: float(losses[i].sum()))
-    plain = _loss(double - nearest.dense(), judge, B)
+    plain = row_losses(double - nearest.dense(), judge, B)
     worse = _worse(losses[best], plain, B is not None)
     value = _chosen(worse, nearest, tried[best])
-    whole = _loss(double, judge, B).sum(-1)
+    whole = row_losses(double, judge, B).sum(-1)
     loss = torch.where(worse, plain, losses[best]).sum(-1) / whole
     return Rounding(_like(value, W), loss, plain.sum(-1) / whole, options[best], int(worse.sum()))
 
@@ -338,7 +338,7 @@ def _chosen(first: Tensor, one: QuantizedMatrix, other: QuantizedMatrix) -> Quan
     return replace(other, codes=codes, scale=steps, zero=zero)
 
 
-def _loss(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:
+def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:
     """`tr(B E A E.T)` by rows."""
     return ((E if B is None else B @ E) @ A * E).sum(-1)
 
