@@ -94,11 +94,8 @@ def round_ldl(
         [0.0, 1.0]
     """
     grid = Grid() if grid is None else grid
-    _check(W, A, B, holdout)
-    double = W.double()
-    A, B, holdout = (None if M is None else operator(M).dense().double() for M in (A, B, holdout))
+    double, A, B, judge = checked_moments("round_ldl", W, A, B, holdout)
     nearest = grid.round(double)
-    judge = A if holdout is None else holdout
     if A is None or judge is None:
         none = (double - nearest.dense()).square().sum((-2, -1)) / double.square().sum((-2, -1))
         return Rounding(_like(nearest, W), none, none, 0.0, W.shape[:-1].numel())
@@ -367,21 +364,25 @@ def _like(value: QuantizedMatrix, W: Tensor) -> QuantizedMatrix:
     return replace(value, scale=value.scale.to(W.dtype), zero=zero)
 
 
-def _check(W: Tensor, A: object, B: object, holdout: object) -> None:
-    """Whether the moments fit the matrix.
+def checked_moments(
+    name: str, W: Tensor, A: object, B: object, holdout: object
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Weights and moments in double precision, and the moment by which the loss is told.
 
     Raises:
-        ValueError: If they do not, or a number is not finite.
+        ValueError: If the sizes do not fit, or a number is not finite.
     """
-    m, n = W.shape[-2:]
-    for name, M, size in (("A", A, n), ("B", B, m), ("holdout", holdout, n)):
-        shape = getattr(M, "shape", None)
-        if shape is not None and tuple(shape[-2:]) != (size, size):
-            raise ValueError(
-                f"round_ldl(W, {name}=...): {name} is {tuple(shape)}, but W is {m}x{n}.\n"
-                f"{name} must be {size}x{size}."
-            )
     if not bool(W.isfinite().all()):
-        raise ValueError(
-            "round_ldl(W): W has NaN or infinite entries.\nNo code stands for them; mend W first."
-        )
+        raise ValueError(f"{name}(W): W has NaN or infinite entries.\nMend the weights first.")
+    m, n = W.shape[-2:]
+    found: list[Tensor | None] = []
+    for label, M, size in (("A", A, n), ("B", B, m), ("holdout", holdout, n)):
+        dense = None if M is None else operator(M).dense().double()
+        if dense is not None and tuple(dense.shape[-2:]) != (size, size):
+            raise ValueError(
+                f"{name}(W, {label}): {label} is {'x'.join(map(str, dense.shape))}, and W {m}x{n}.\n"
+                f"{label} must be {size}x{size}."
+            )
+        found.append(dense)
+    A, B, judge = found
+    return W.double(), A, B, A if judge is None else judge
