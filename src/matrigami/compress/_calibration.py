@@ -1,23 +1,23 @@
 """What the layers of a model see, block by block, behind a prefix that is compressed already.
 
 A model whose blocks are a `ModuleList` or `Sequential`, each fed by the one before, is run through
-once: the inputs of a block are kept, its layers are observed and compressed, and it is run again for
-the inputs of the next. That it is such a chain is seen on the first batch. Of any other model each
-layer is a block of its own, and everything is run again for it.
+once: the inputs of a block are kept, its layers are observed and compressed, and it is run again
+for the inputs of the next. That it is such a chain is seen on the first batch. Of any other model
+each layer is a block of its own, and everything is run again for it.
 
 Shapes: m = outputs, n = inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.compress._layers import gradient_rows, rows, weight
+from matrigami.compress._layers import gradient_rows, rows
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
@@ -43,8 +43,9 @@ class Seen:
     @classmethod
     def empty(cls, x: Float[Tensor, "N n"]) -> "Seen":
         """Nothing yet, for vectors of this size."""
-        zeros = torch.zeros(2, x.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device)
-        return cls(*zeros.unbind())
+        n = x.shape[-1]
+        zeros = torch.zeros(2, n, n, dtype=torch.float64, device=x.device)
+        return cls(zeros[0], zeros[1])
 
     def add(self, x: Float[Tensor, "N n"], held: bool) -> None:
         """Count vectors in one of the means."""
@@ -63,7 +64,7 @@ class Seen:
 
 
 Compress = Callable[[Mapping[str, Seen | None]], None]
-"""Compresses the layers that were just seen, in place; None for one that no vector has reached."""
+"""Compresses the layers that were just seen, in place; None for one that nothing has reached."""
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def block_by_block(
                 own = {name: layers[name]}
                 compress(_observed(own, data, lambda batch: called(model, batch)))
 
-        alone([name for name in order[:start]])
+        alone(order[:start])
         if inside:
             _along(model, blocks, {name: layers[name] for name in inside}, data, compress)
         alone([name for name in order[start:] if name not in inside])
@@ -131,42 +132,49 @@ def output_moments(
             so that a few do not outweigh all others; None leaves them.
         seed: Of the draws.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    sums = {name: torch.zeros(len(weight(layer)), len(weight(layer)), dtype=torch.float64, device=device)
-            for name, layer in layers.items()}
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
-
-    def note(name: str, g: Tensor) -> None:
-        """Count the gradients of one call."""
-        part = gradient_rows(layers[name], g.detach())
-        if bound is not None:
-            norms = part.norm(dim=-1, keepdim=True)
-            mean = norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
-            part = part * (norms.clamp(bound[0] * mean, bound[1] * mean) / norms.clamp_min(1e-30 * mean))
-        sums[name] += (part.mT @ part).double()
-        counts[name] += len(part)
 
     def hook(name: str) -> Any:
         """The forward hook of a layer."""
 
+        def note(g: Tensor) -> None:
+            """Count the gradients of one call."""
+            part = gradient_rows(layers[name], g.detach())
+            part = part if bound is None else _bounded(part, *bound)
+            sums[name] = sums.get(name, 0) + (part.mT @ part).double()
+            counts[name] += len(part)
+
         def attach(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             """Ask for the gradient of the output."""
             if output.requires_grad:
-                output.register_hook(lambda g: note(name, g))
+                output.register_hook(note)
 
         return attach
 
-    with _at_rest(model), torch.enable_grad(), _hooked({name: (layer, hook(name)) for name, layer in layers.items()}):
+    hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
+    with _at_rest(model), torch.enable_grad(), _hooked(hooks):
         for batch in data:
             for _ in range(samples):
-                logits = _logits(called(model, batch)).float()
-                logits = logits.reshape(-1, logits.shape[-1])
-                drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-                loss = nn.functional.cross_entropy(logits, drawn, reduction="sum")
-                inputs = [p for p in model.parameters() if p.requires_grad]
-                torch.autograd.grad(loss, inputs, allow_unused=True)
-    return {name: total / max(counts[name], 1) for name, total in sums.items()}
+                _pull_drawn_labels(model, batch, generator)
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, "N m"]:
+    """Rows with norms between multiples of their mean norm; rows of zeros stay."""
+    norms = g.norm(dim=-1, keepdim=True)
+    mean = norms.mean()
+    return g * torch.where(norms > 0, norms.clamp(low * mean, high * mean) / norms, 0)
+
+
+def _pull_drawn_labels(model: nn.Module, batch: Any, generator: torch.Generator) -> None:
+    """One backward pass of `-log p(y | x)` with labels `y` drawn from the model."""
+    logits = _logits(called(model, batch)).float().flatten(0, -2)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    loss = nn.functional.cross_entropy(logits, drawn, reduction="sum")
+    inputs = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
 def _observed(
@@ -244,7 +252,9 @@ class _Stop(Exception):  # noqa: N818 - not an error
     """The rest of a forward pass is not needed."""
 
 
-def _caught(model: nn.Module, block: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _caught(
+    model: nn.Module, block: nn.Module, batch: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which a block is called."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import chosen, set_weight, weight
+from matrigami.compress._moments import row_losses
 from matrigami.compress._removal import Support, remove
-from matrigami.compress._rounding import round_ldl, row_losses
+from matrigami.compress._rounding import round_ldl
 
 DAMPINGS = (0.01, 0.1, 0.001)
 """Tried on the vectors that are held out; the best is taken."""
@@ -66,7 +66,8 @@ class Report:
         width = max((len(layer.name) for layer in self.layers), default=5)
         lines = [f"{'layer':{width}}  {'rows':>8}  {'loss':>9}  {'simple':>9}  {'bits':>5}  note"]
         lines += [
-            f"{r.name:{width}}  {r.rows:>8}  {r.loss:>9.2e}  {r.simple:>9.2e}  {r.bits:>5.2f}  {r.note}"
+            f"{r.name:{width}}  {r.rows:>8}  {r.loss:>9.2e}  {r.simple:>9.2e}  {r.bits:>5.2f}  "
+            f"{r.note}"
             for r in self.layers
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -85,11 +86,11 @@ def quantize_(
 ) -> Report:
     """Round the weights of a model onto integer grids, in place.
 
-    The weights are overwritten by the numbers that the codes stand for, so the model runs as before;
-    the codes are in the report, for files.
+    The weights are overwritten by the numbers that the codes stand for, so that the model runs as
+    before; the codes are in the report, for files.
 
     Args:
-        model: Any model; by default all its linear layers but the last, and convolutions, are rounded.
+        model: Any model; by default all its linear layers but the last, and convolutions.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
         grid: Bits, groups, symmetry; `Grid()` (4 bits, groups of 128) by default.
         targets: Patterns of layer names such as `*.mlp.*`.
@@ -108,7 +109,11 @@ def quantize_(
         """Round one matrix."""
         if seen is None:
             value = grid.round(W)
-            return value.dense(), value, (0.0, float("nan"), float("nan"), bits(value), "not reached: rounded to nearest")
+            return (
+                value.dense(),
+                value,
+                (0.0, float("nan"), float("nan"), bits(value), "not reached: rounded to nearest"),
+            )
         A, holdout = seen.moments()
         found = round_ldl(W, A, B, grid=grid, damping=damping, holdout=holdout)
         note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
@@ -149,14 +154,28 @@ def prune_(
         """Prune one matrix."""
         if seen is None:
             plain = remove(W, support)
-            return plain.W, plain.mask, (0.0, float("nan"), plain.loss, sparse_bits(plain.mask, W), "not reached: by magnitude")
+            return (
+                plain.W,
+                plain.mask,
+                (
+                    0.0,
+                    float("nan"),
+                    plain.loss,
+                    sparse_bits(plain.mask, W),
+                    "not reached: by magnitude",
+                ),
+            )
         A, holdout = seen.moments()
         found = remove(W, support, A, B, damping=damping, holdout=holdout)
         E = (W - W * support(W)).double()
         simple = float(row_losses(E, holdout, B).sum() / row_losses(W.double(), holdout, B).sum())
         if simple < found.loss:
             plain = remove(W, support)
-            return plain.W, plain.mask, (damping, simple, simple, sparse_bits(plain.mask, W), "by magnitude: no worse")
+            return (
+                plain.W,
+                plain.mask,
+                (damping, simple, simple, sparse_bits(plain.mask, W), "by magnitude: no worse"),
+            )
         return found.W, found.mask, (damping, found.loss, simple, sparse_bits(found.mask, W), "")
 
     return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
@@ -186,7 +205,9 @@ def _compressed(
     layers = chosen(model, targets, ignore)
     data = list(calibration)
     if not data:
-        raise ValueError("the calibration has no batches.\nGive some: a few hundred vectors are enough.")
+        raise ValueError(
+            "the calibration has no batches.\nGive some: a few hundred vectors are enough."
+        )
     gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
     report = Report()
 

@@ -38,9 +38,9 @@ class QuantizedMatrix(LinearOperator):
         tensor([[ 0.5000, -1.0000]])
     """
 
-    codes: Int8[Tensor, "*batch m n"]
-    scale: Float[Tensor, "*batch m g"]
-    zero: Float[Tensor, "*batch m g"] | None
+    codes: Int8[Tensor, "*codes m n"]
+    scale: Inexact[Tensor, "*batch m g"]
+    zero: Inexact[Tensor, "*batch m g"] | None
     bits: int
     group: int
 
@@ -59,7 +59,7 @@ class QuantizedMatrix(LinearOperator):
         """The transpose, whose groups run along its columns."""
         return _Transposed(self)
 
-    def dense(self) -> Float[Tensor, "*batch m n"]:
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The numbers that the codes stand for."""
         codes, n = self.codes.to(self.scale.dtype), self.codes.shape[-1]
         if self.zero is not None:
@@ -85,25 +85,27 @@ class _Transposed(LinearOperator):
     def T(self) -> QuantizedMatrix:
         return self.matrix
 
-    def dense(self) -> Float[Tensor, "*batch n m"]:
+    def dense(self) -> Inexact[Tensor, "*batch n m"]:
         return self.matrix.dense().mT
 
 
 @scale.register
-def _(A: QuantizedMatrix, factor: Float[Tensor, "..."]) -> QuantizedMatrix:
+def _(A: QuantizedMatrix, factor: Tensor) -> QuantizedMatrix:
     return QuantizedMatrix(A.codes, A.scale * factor[..., None, None], A.zero, A.bits, A.group)
 
 
 @conj.register
 def _(A: QuantizedMatrix) -> QuantizedMatrix:
-    return A
+    return QuantizedMatrix(A.codes, A.scale.conj(), A.zero, A.bits, A.group)
 
 
 @cost.register
 def _(A: QuantizedMatrix) -> Cost:
-    codes, groups = A.codes.numel(), A.scale.numel()
-    side = A.scale.nbytes + (0 if A.zero is None else -(-groups * A.bits // 8))
-    return Cost(codes + groups * (1 if A.zero is None else 2), codes, -(-codes * A.bits // 8) + side)
+    stack, codes = torch.Size(A.shape[:-2]).numel(), torch.Size(A.shape[-2:]).numel()
+    groups = A.scale.shape[-2:].numel()
+    zeros = 0 if A.zero is None else groups
+    size = -(-(codes + zeros) * A.bits // 8) + groups * A.scale.element_size()
+    return Cost(stack * (codes + groups + zeros), stack * codes, stack * size)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Grid:
             raise ValueError(f"Grid(bits={self.bits}): bits must be 2 to 8.\nUse 2, 3, 4 or 8.")
         if self.group is not None and self.group < 1:
             raise ValueError(
-                f"Grid(group={self.group}): a group has at least one input.\nUse None for whole rows."
+                f"Grid(group={self.group}): a group has at least one input.\n"
+                "Use None for whole rows."
             )
 
     @property
@@ -143,20 +146,15 @@ class Grid:
     def levels(self, W: Float[Tensor, "*batch m n"]) -> tuple[Tensor, Tensor | None]:
         """Scale and zero of every group of a matrix, `(*batch, m, g)`."""
         parts = self._parts(W)
-        whole = self._range(parts, 1.0)
-        if not self.fitted:
-            return whole
-        best, chosen = _misfit(parts, *whole, self.least), whole
-        for i in range(1, SHRINKS):
+        steps, zero = self._range(parts, 1.0)
+        best = _misfit(parts, steps, zero, self.least)
+        for i in range(1, SHRINKS if self.fitted else 1):
             tried = self._range(parts, 1 - i / (2 * SHRINKS))
             error = _misfit(parts, *tried, self.least)
             better = error < best
             best = torch.where(better, error, best)
-            chosen = tuple(
-                None if new is None else torch.where(better, new, old)
-                for new, old in zip(tried, chosen, strict=True)
-            )
-        return chosen  # pyright: ignore[reportReturnType]
+            steps, zero = torch.where(better, tried[0], steps), torch.where(better, tried[1], zero)
+        return steps, None if self.symmetric else zero
 
     def round(self, W: Float[Tensor, "*batch m n"]) -> QuantizedMatrix:
         """Round every weight to the nearest point of the grid (RTN)."""
@@ -180,12 +178,12 @@ class Grid:
             W = torch.cat([W, first.expand(*W.shape[:-1], lacking)], -1)
         return W.unflatten(-1, (groups, size))
 
-    def _range(self, parts: Tensor, shrink: float) -> tuple[Tensor, Tensor | None]:
+    def _range(self, parts: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
         """Scale and zero that cover a share of the range of the weights."""
         span = 2**self.bits - 1
         if self.symmetric:
             top = parts.abs().amax(-1) * shrink
-            return _positive(top / (span / 2)), None
+            return _positive(top / (span / 2)), torch.zeros_like(top)
         low, high = (parts.amin(-1) * shrink).clamp_max(0), (parts.amax(-1) * shrink).clamp_min(0)
         steps = _positive((high - low) / span)
         return steps, (self.least - low / steps).round()
@@ -201,8 +199,8 @@ def _positive(steps: Tensor) -> Tensor:
     return torch.where(steps > 0, steps, torch.ones_like(steps))
 
 
-def _misfit(parts: Tensor, steps: Tensor, zero: Tensor | None, least: int) -> Tensor:
+def _misfit(parts: Tensor, steps: Tensor, zero: Tensor, least: int) -> Tensor:
     """The rounding error of each group."""
-    offset = 0 if zero is None else zero[..., None]
+    offset = zero[..., None]
     codes = (parts / steps[..., None] + offset).round().clamp(least, -1 - least)
     return ((codes - offset) * steps[..., None] - parts).abs().pow(EXPONENT).sum(-1)

@@ -3,9 +3,9 @@
 Shapes: m = outputs, n = inputs, N = vectors (tokens, positions).
 """
 
-from fnmatch import fnmatchcase
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Float
@@ -81,8 +81,8 @@ def chosen(
         found = [name for name in layers if name in matched and name not in left]
         if not found:
             raise ValueError(
-                f"targets={targets!r}: nothing that it matches in {type(model).__name__} is a layer "
-                f"of one matrix.\nKnown are Linear, Conv2d of one group, and Conv1D."
+                f"targets={targets!r}: no layer of one matrix is among what it matches in the "
+                f"{type(model).__name__}.\nKnown are Linear, Conv2d of one group, and Conv1D."
             )
     seen: dict[int, str] = {}
     for name in found:

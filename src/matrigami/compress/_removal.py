@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from matrigami.compress._rounding import checked_moments, damped, row_losses
+from matrigami.compress._moments import checked_moments, damped, row_losses
 from matrigami.operators import LinearOperator
 
 STEPS = 300
@@ -130,12 +130,12 @@ def remove(
         >>> remove(W, unstructured(0.5), A, damping=0.0).W
         tensor([[0., 2.]])
     """
-    work, A, B, judge = checked_moments("remove", W, A, B, holdout)
+    work, inputs, B, judge = checked_moments("remove", W, A, B, holdout)
     if A is None:
         mask = support(work)
         kept = work * mask
         return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B))
-    Ad, Bd = damped(A, damping), None if B is None else damped(B, damping)
+    Ad, Bd = damped(inputs, damping), None if B is None else damped(B, damping)
     a, b = _unit(Ad), None if Bd is None else _unit(Bd)
     scale = a if b is None else b[:, None] * a
     kind = torch.promote_types(W.dtype, torch.float32)
@@ -201,8 +201,7 @@ def _unit(M: Tensor) -> Tensor:
     return M.diagonal().clamp_min(torch.finfo(M.dtype).tiny).sqrt()
 
 
-def _share(E: Tensor, W: Tensor, A: Tensor | None, B: Tensor | None) -> float:
+def _share(E: Tensor, W: Tensor, A: Tensor, B: Tensor | None) -> float:
     """The loss relative to that of removing everything."""
-    eye = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device) if A is None else A
-    whole = float(row_losses(W, eye, B).sum())
-    return float(row_losses(E, eye, B).sum()) / whole if whole > 0 else 0.0
+    whole = float(row_losses(W, A, B).sum())
+    return float(row_losses(E, A, B).sum()) / whole if whole > 0 else 0.0

@@ -21,16 +21,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.compress._grid import Grid, QuantizedMatrix, spread
-from matrigami.operators import LinearOperator, operator
+from matrigami.compress._moments import checked_moments, damped, row_losses, unit_lower
+from matrigami.compress._scales import refitted
+from matrigami.operators import LinearOperator
 
 PANEL = 64
 """Columns whose errors are spread at once to the columns before them."""
 
 TILE = 16
 """Rows and columns of a tile of the two-sided order."""
-
-CG_STEPS = 12
-"""Conjugate-gradient steps of a two-sided fit of the scales."""
 
 
 @dataclass(frozen=True)
@@ -89,52 +88,31 @@ def round_ldl(
         >>> W = torch.tensor([[0.2, 0.2, 0.2, 1.0]])
         >>> A = torch.ones(4, 4)  # all inputs alike: only the sum of the weights matters
         >>> grid = Grid(2, symmetric=False)
-        >>> [float((r.value.dense() - W).sum().abs() < 0.1)
-        ...  for r in (round_ldl(W, grid=grid), round_ldl(W, A, grid=grid))]
+        >>> [
+        ...     float((r.value.dense() - W).sum().abs() < 0.1)
+        ...     for r in (round_ldl(W, grid=grid), round_ldl(W, A, grid=grid))
+        ... ]
         [0.0, 1.0]
     """
     grid = Grid() if grid is None else grid
-    double, A, B, judge = checked_moments("round_ldl", W, A, B, holdout)
+    double, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
     nearest = grid.round(double)
-    if A is None or judge is None:
-        none = (double - nearest.dense()).square().sum((-2, -1)) / double.square().sum((-2, -1))
-        return Rounding(_like(nearest, W), none, none, 0.0, W.shape[:-1].numel())
+    plain = row_losses(double - nearest.dense(), judge, B)
+    whole = row_losses(double, judge, B).sum(-1)
+    if A is None:
+        loss = plain.sum(-1) / whole
+        return Rounding(_like(nearest, W), loss, loss, 0.0, W.shape[:-1].numel())
     kind = torch.promote_types(W.dtype, torch.float32)
     options = damping if isinstance(damping, tuple) else (damping,)
     tried = [
-        _rounded(double, A, B, grid, nearest, d, by_activity, refit, kind) for d in options
+        _rounded(double, inputs, B, grid, nearest, d, by_activity, refit, kind) for d in options
     ]
     losses = [row_losses(double - value.dense(), judge, B) for value in tried]
     best = min(range(len(tried)), key=lambda i: float(losses[i].sum()))
-    plain = row_losses(double - nearest.dense(), judge, B)
     worse = _worse(losses[best], plain, B is not None)
     value = _chosen(worse, nearest, tried[best])
-    whole = row_losses(double, judge, B).sum(-1)
     loss = torch.where(worse, plain, losses[best]).sum(-1) / whole
     return Rounding(_like(value, W), loss, plain.sum(-1) / whole, options[best], int(worse.sum()))
-
-
-def damped(M: Tensor, damping: float) -> Tensor:
-    """A moment with a share of the mean of its diagonal added to the diagonal."""
-    mean = M.diagonal(dim1=-2, dim2=-1).mean(-1)
-    amount = torch.where(mean > 0, damping * mean, torch.ones_like(mean))
-    return M + amount[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-
-
-def unit_lower(M: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """`L` and the diagonal of `D` with `M = L D L.T`.
-
-    Raises:
-        ValueError: If the matrix is not positive definite.
-    """
-    C, failed = torch.linalg.cholesky_ex(M)
-    if bool((failed > 0).any()) or not bool(C.isfinite().all()):
-        raise ValueError(
-            f"round_ldl(W, A, B): {name} is not positive semi-definite, or not finite.\n"
-            "Give a second moment, or a larger damping."
-        )
-    d = C.diagonal(dim1=-2, dim2=-1)
-    return C / d[..., None, :], d.square()
 
 
 def _rounded(
@@ -164,7 +142,7 @@ def _rounded(
         codes = _taken(codes.mT, rows.argsort(-1)).mT
     codes = _taken(codes, columns.argsort(-1))
     value = replace(nearest, codes=codes.to(torch.int8))
-    return _refitted(value, W, Ad, Bd) if refit else value
+    return refitted(value, W, Ad, Bd) if refit else value
 
 
 @dataclass(frozen=True)
@@ -229,25 +207,27 @@ def by_tiles(problem: Problem, K: Float[Tensor, "*batch m m"], L: Tensor) -> Ten
         at = (..., i, j, slice(None), slice(None))
         Ki, Lj = K[..., i, :, :], L[..., j, :, :]
         own = _own(Ki, i), _own(Lj, j)
-        tile = Problem(W[at], steps[at], zeros[at], problem.least)
-        codes[at], E = _rounded_tile(tile, own[0].mT @ P[at] + R[at], *own)
+        shift = own[0].mT @ P[at] + R[at]
+        codes[at], E = _rounded_tile(W[at], steps[at], zeros[at], problem.least, shift, *own)
         finished = P[at] + E @ own[1]
         P[..., i, :, :, :] += (E @ Lj).unflatten(-1, (columns, TILE)).movedim(-2, -3)
         R[..., :, j, :, :] += (Ki.mT @ finished).unflatten(-2, (rows, TILE)).movedim(-3, -4)
     return codes.movedim(-3, -2).flatten(-4, -3).flatten(-2)[..., :m, :n]
 
 
-def _rounded_tile(tile: Problem, shift: Tensor, K: Tensor, L: Tensor) -> tuple[Tensor, Tensor]:
+def _rounded_tile(
+    W: Tensor, steps: Tensor, zeros: Tensor, least: int, shift: Tensor, K: Tensor, L: Tensor
+) -> tuple[Tensor, Tensor]:
     """Codes and errors of a stack of tiles, anti-diagonal by anti-diagonal."""
-    codes, E = torch.zeros_like(tile.W), torch.zeros_like(tile.W)
+    codes, E = torch.zeros_like(W), torch.zeros_like(W)
     last = TILE - 1
     for wave in range(2 * TILE - 1):
         done = torch.arange(max(0, wave - last), min(wave, last) + 1, device=E.device)
         at = (..., last - done, last - wave + done)
-        target = tile.W[at] + shift[at] + (K.mT @ E @ L)[at]
-        code = (target / tile.steps[at] + tile.zeros[at]).round_()
-        codes[at] = code.clamp_(tile.least, -1 - tile.least)
-        E[at] = tile.W[at] - (codes[at] - tile.zeros[at]) * tile.steps[at]
+        target = W[at] + shift[at] + (K.mT @ E @ L)[at]
+        code = (target / steps[at] + zeros[at]).round_()
+        codes[at] = code.clamp_(least, -1 - least)
+        E[at] = W[at] - (codes[at] - zeros[at]) * steps[at]
     return codes, E
 
 
@@ -270,55 +250,6 @@ def _own(bands: Tensor, i: Tensor) -> Tensor:
     return tiles[..., torch.arange(len(i), device=i.device), i, :, :]
 
 
-def _refitted(value: QuantizedMatrix, W: Tensor, A: Tensor, B: Tensor | None) -> QuantizedMatrix:
-    """The scales that are best for the codes, by least squares; one that would vanish stays."""
-    ones = replace(value, scale=torch.ones_like(value.scale))
-    Q = ones.dense()
-    E = W - value.dense()
-    if B is None:
-        move = torch.linalg.solve(_gram(Q, A, value.group), _summed(Q * (E @ A), value.group)[..., None])
-        moved = value.scale + move[..., 0]
-    else:
-        moved = value.scale + _two_sided_move(Q, E, A, B, value.group)
-    return replace(value, scale=torch.where(moved > 0, moved, value.scale))
-
-
-def _gram(Q: Tensor, A: Tensor, size: int) -> Tensor:
-    """For every row `Q_g A Q_h.T` of its groups g, h; the diagonal is kept off zero."""
-    n = Q.shape[-1]
-    rows = [
-        _summed((Q[..., i : i + size] @ A[..., i : i + size, :]) * Q, size)
-        for i in range(0, n, size)
-    ]
-    N = torch.stack(rows, -2)
-    d = N.diagonal(dim1=-2, dim2=-1)
-    return N + torch.diag_embed(torch.where(d > 0, 1e-9 * d, torch.ones_like(d)))
-
-
-def _summed(X: Tensor, size: int) -> Tensor:
-    """Sums over the columns of each group."""
-    n = X.shape[-1]
-    return torch.nn.functional.pad(X, (0, -n % size)).unflatten(-1, (-1, size)).sum(-1)
-
-
-def _two_sided_move(Q: Tensor, E: Tensor, A: Tensor, B: Tensor, size: int) -> Tensor:
-    """Conjugate gradients for `sum_g Q (B (Q s) A) = sum_g Q (B E A)`, Jacobi-scaled."""
-    n = Q.shape[-1]
-    own = _summed((Q @ A.tril(-1).mul(2).add(torch.diag_embed(A.diagonal(dim1=-2, dim2=-1)))) * Q, size)
-    scaling = (own * B.diagonal(dim1=-2, dim2=-1)[..., None]).clamp_min(1e-30)
-    r = _summed(Q * (B @ E @ A), size)
-    move, z = torch.zeros_like(r), r / scaling
-    p, rho = z, (r * z).sum((-2, -1), keepdim=True)
-    for _ in range(CG_STEPS):
-        q = _summed(Q * (B @ (Q * spread(p, size, n)) @ A), size)
-        step = rho / (p * q).sum((-2, -1), keepdim=True).clamp_min(1e-300)
-        move, r = move + step * p, r - step * q
-        z = r / scaling
-        rho, last = (r * z).sum((-2, -1), keepdim=True), rho
-        p = z + rho / last.clamp_min(1e-300) * p
-    return move
-
-
 def _worse(found: Tensor, plain: Tensor, together: bool) -> Tensor:
     """The rows for which rounding to nearest is no worse; all or none if they hang together."""
     if together:
@@ -333,11 +264,6 @@ def _chosen(first: Tensor, one: QuantizedMatrix, other: QuantizedMatrix) -> Quan
         None if a is None else torch.where(first[..., None], a, b) for a, b in parts
     )
     return replace(other, codes=codes, scale=steps, zero=zero)
-
-
-def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:
-    """`tr(B E A E.T)` by rows."""
-    return ((E if B is None else B @ E) @ A * E).sum(-1)
 
 
 def _order(M: Tensor, by_activity: bool) -> Tensor:
@@ -362,27 +288,3 @@ def _like(value: QuantizedMatrix, W: Tensor) -> QuantizedMatrix:
     """The scales in the type of the weights."""
     zero = None if value.zero is None else value.zero.to(W.dtype)
     return replace(value, scale=value.scale.to(W.dtype), zero=zero)
-
-
-def checked_moments(
-    name: str, W: Tensor, A: object, B: object, holdout: object
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Weights and moments in double precision, and the moment by which the loss is told.
-
-    Raises:
-        ValueError: If the sizes do not fit, or a number is not finite.
-    """
-    if not bool(W.isfinite().all()):
-        raise ValueError(f"{name}(W): W has NaN or infinite entries.\nMend the weights first.")
-    m, n = W.shape[-2:]
-    found: list[Tensor | None] = []
-    for label, M, size in (("A", A, n), ("B", B, m), ("holdout", holdout, n)):
-        dense = None if M is None else operator(M).dense().double()
-        if dense is not None and tuple(dense.shape[-2:]) != (size, size):
-            raise ValueError(
-                f"{name}(W, {label}): {label} is {'x'.join(map(str, dense.shape))}, and W {m}x{n}.\n"
-                f"{label} must be {size}x{size}."
-            )
-        found.append(dense)
-    A, B, judge = found
-    return W.double(), A, B, A if judge is None else judge

@@ -2,24 +2,28 @@
 
 The loss of rounding with feedback is `sum_ij C_i D_j r_ij^2` (see `_rounding`). With the steps
 `c / sqrt(C_i D_j)` every entry costs the same, which is where an ideal coder of Gaussian weights
-spends its bits; equal steps cost `log2(AM / GM) / 2` bits more, of the arithmetic and geometric mean
-of the pivots. The codes have an entropy below any fixed number of bits; nothing is clipped. A column
-of few bits is shrunk by the factor of least squares. One-sided: WaterSIC (Lifar et al. 2026, arXiv
-2603.04956); the two-sided form follows from the same identity.
+spends its bits; equal steps cost `log2(AM / GM) / 2` bits more, of the arithmetic and geometric
+mean of the pivots. The codes have an entropy below any fixed number of bits; nothing is clipped. A
+column of few bits is shrunk by the factor of least squares. One-sided: WaterSIC (Lifar et al. 2026,
+arXiv 2603.04956); the two-sided form follows from the same identity.
 
 Shapes: m = rows, n = columns.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Inexact, Int32
 from torch import Tensor
 
-from matrigami.compress._rounding import PANEL, Problem, by_tiles, damped, row_losses, unit_lower
-from matrigami.operators import Cost, LinearOperator, conj, cost, operator
+from matrigami.compress._moments import checked_moments, damped, row_losses, unit_lower
+from matrigami.compress._rounding import PANEL, Problem, by_tiles
+from matrigami.operators import Cost, LinearOperator, conj, cost
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""What is tried: directions whose moment is far below the step get no bits."""
 
 SEARCH_STEPS = 24
 """Most bisections for the step; each halves the interval of its logarithm."""
@@ -29,6 +33,9 @@ CLOSE = 2e-3
 
 SWEEPS = 2
 """Rounds of least squares over the scales of columns and rows."""
+
+OCTAVES = 12
+"""Below so many octaves under the mean size, codes are of one class."""
 
 UNBOUNDED = -(2**30)
 """The lowest code of a grid without bounds."""
@@ -45,8 +52,8 @@ class LatticeMatrix(LinearOperator):
     """
 
     codes: Int32[Tensor, "m n"]
-    rows: Float[Tensor, " m"]
-    columns: Float[Tensor, " n"]
+    rows: Inexact[Tensor, " m"]
+    columns: Inexact[Tensor, " n"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,14 +70,14 @@ class LatticeMatrix(LinearOperator):
         """The same with rows and columns exchanged."""
         return LatticeMatrix(self.codes.mT.contiguous(), self.columns, self.rows)
 
-    def dense(self) -> Float[Tensor, "m n"]:
+    def dense(self) -> Inexact[Tensor, "m n"]:
         """The numbers that the codes stand for."""
         return self.rows[:, None] * self.codes.to(self.rows.dtype) * self.columns
 
 
 @conj.register
 def _(A: LatticeMatrix) -> LatticeMatrix:
-    return A
+    return LatticeMatrix(A.codes, A.rows.conj(), A.columns.conj())
 
 
 @cost.register
@@ -88,11 +95,13 @@ class Waterfilling:
         value: The matrix.
         entropy: Bits of a code, by columns: what an ideal coder that knows each column needs.
         loss: `tr(B E A E.T) / tr(B W A W.T)`, on the held-out moment where there is one.
+        damping: The damping that was used, relative to the mean of the diagonals.
     """
 
     value: LatticeMatrix
     entropy: float
     loss: float
+    damping: float
 
 
 @torch.no_grad()
@@ -102,7 +111,7 @@ def round_waterfill(
     B: LinearOperator | Tensor | None = None,
     *,
     bits: float,
-    damping: float = 1e-4,
+    damping: float | tuple[float, ...] = DAMPINGS,
     holdout: LinearOperator | Tensor | None = None,
 ) -> Waterfilling:
     """Round to integers of a given entropy so that the loss of the model rises least.
@@ -112,56 +121,78 @@ def round_waterfill(
         A: Second moment of the inputs, `(n, n)`.
         B: Second moment of the output gradients, `(m, m)`; None treats all rows alike.
         bits: Entropy of a code, above 0; any real number.
-        damping: Added to the diagonals, relative to their mean.
-        holdout: Second moment of inputs that `A` has not seen, for the loss that is told.
+        damping: Added to the diagonals, relative to their mean. Of several the best is taken, by
+            the held-out moment or else by `A`: few bits want more of it.
+        holdout: Second moment of inputs that `A` has not seen.
 
     Raises:
         ValueError: If `bits` is not positive, or a moment does not fit.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
-        >>> W = torch.randn(256, 8, generator=generator)
-        >>> found = round_waterfill(W, torch.eye(8), bits=2.5)
-        >>> found.entropy <= 2.5, 0.02 < found.loss < 0.05  # 2^(-2 bits) 2 pi e / 12 = 0.044
+        >>> W = torch.randn(256, 64, generator=generator)
+        >>> found = round_waterfill(W, torch.eye(64), bits=2.5)
+        >>> found.entropy <= 2.5, 0.04 < found.loss < 0.07  # 2^(-2 bits) 2 pi e / 12 = 0.044
         (True, True)
     """
     if not 0 < bits <= 24:
         raise ValueError(f"round_waterfill(bits={bits}): give a number above 0 and up to 24.")
-    work = W.double()
-    A, B = operator(A).dense().double(), None if B is None else operator(B).dense().double()
-    Ad, Bd = damped(A, damping), None if B is None else damped(B, damping)
-    L, D = unit_lower(Ad, "A")
-    K, C = (None, torch.ones(len(W)).to(D)) if Bd is None else unit_lower(Bd, "B")
-    scales = C.rsqrt(), D.rsqrt()
+    double, inputs, gradients, judge = checked_moments("round_waterfill", W, A, B, holdout)
+    whole = float(row_losses(double, judge, gradients).sum())
+    tried = []
+    for amount in damping if isinstance(damping, tuple) else (damping,):
+        Bd = None if gradients is None else damped(gradients, amount)
+        value = _rounded(double, damped(inputs, amount), Bd, bits)
+        lost = float(row_losses(double - value.dense(), judge, gradients).sum())
+        narrow = replace(value, rows=value.rows.to(W.dtype), columns=value.columns.to(W.dtype))
+        loss = lost / whole if whole > 0 else 0.0
+        tried.append(Waterfilling(narrow, entropy(value.codes), loss, amount))
+    return min(tried, key=lambda found: found.loss)
+
+
+def _rounded(W: Tensor, A: Tensor, B: Tensor | None, bits: float) -> LatticeMatrix:
+    """The codes of the wanted entropy, with fitted scales."""
+    L, D = unit_lower(A, "A")
+    K, C = (None, torch.ones_like(W[:, 0])) if B is None else unit_lower(B, "B")
+    rows, columns = C.rsqrt(), D.rsqrt()
 
     def rounded(c: float) -> LatticeMatrix:
         """The codes of one step."""
         if K is None:
-            return _by_columns(work, L, c * scales[1])
-        steps = c * scales[0][:, None] * scales[1]
-        codes = by_tiles(Problem(work, steps, None, UNBOUNDED), K, L)
-        return LatticeMatrix(codes.to(torch.int32), scales[0], c * scales[1])
+            return _by_columns(W, L, c * columns)
+        codes = by_tiles(Problem(W, c * rows[:, None] * columns, None, UNBOUNDED), K, L)
+        return LatticeMatrix(codes.to(torch.int32), rows, c * columns)
 
-    value = _fitted(_searched(rounded, work, D, C, bits), work, Ad, Bd)
-    judge = A if holdout is None else operator(holdout).dense().double()
-    E = work - value.dense()
-    loss = float(row_losses(E, judge, B).sum() / row_losses(work, judge, B).sum())
-    narrow = LatticeMatrix(value.codes, value.rows.to(W.dtype), value.columns.to(W.dtype))
-    return Waterfilling(narrow, entropy(value.codes), loss)
+    return _fitted(_searched(rounded, W, D, C, bits), W, A, B)
 
 
 def entropy(codes: Int32[Tensor, "m n"]) -> float:
-    """Bits of a code, from the frequencies in each column (with Miller and Madow's correction).
+    """Bits of a code for a coder that knows how large the codes of each row and column are.
 
-    The correction, `(values - 1) / (2 m ln 2)`, is what short columns hide.
+    It predicts the size of a code as `row * column / mean` of mean magnitudes and has a table for
+    each half octave of it. Counted are the entropy in each class, with the correction of Miller
+    and Madow for what its table was fitted to, and a byte for each row and column.
+
+    Examples:
+        >>> round(entropy(torch.tensor([[0, 1], [1, 0]], dtype=torch.int32).repeat(500, 500)), 2)
+        1.02
     """
     m, n = codes.shape
-    shifted = (codes - codes.amin(0)).long()
-    counts = torch.zeros(int(shifted.max()) + 1, n, dtype=torch.float64, device=codes.device)
-    counts.scatter_add_(0, shifted, torch.ones_like(shifted, dtype=torch.float64))
-    plain = -torch.special.xlogy(counts / m, counts / m).sum(0) / math.log(2)
-    hidden = ((counts > 0).sum(0) - 1) / (2 * m * math.log(2))
-    return float((plain + hidden).mean())
+    size = codes.abs().double()
+    rows, columns, mean = size.mean(1), size.mean(0), size.mean()
+    if not mean > 0:
+        return 0.0
+    predicted = (rows[:, None] * columns / mean).clamp_min(mean * 2.0**-OCTAVES)
+    kind = (2 * predicted.log2()).round().long()
+    kind -= kind.min()
+    shifted = codes.long() - int(codes.min())
+    every = int(shifted.max()) + 1
+    counts = torch.bincount((kind * every + shifted).flatten()).double()
+    counts = torch.nn.functional.pad(counts, (0, -len(counts) % every)).unflatten(0, (-1, every))
+    totals = counts.sum(1, keepdim=True)
+    nats = torch.special.xlogy(counts, totals / counts.clamp_min(1)).sum()
+    hidden = ((counts > 0).sum(1) - 1).clamp_min(0).sum() / 2
+    return float((nats + hidden) / math.log(2) + 8 * (m + n)) / (m * n)
 
 
 def _by_columns(W: Tensor, L: Tensor, steps: Tensor) -> LatticeMatrix:
