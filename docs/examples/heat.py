@@ -49,4 +49,4 @@ if __name__ == "__main__":
     found = cooled(80, 0.01)
     print(f"{found['modes'].numel()} unknowns at t = 0.01")
     for name, u in found.items():
-        print(f"{name:<12} |u| = {float(u.norm()):.12f}")
+        print(f"{name:<12} |u| = {float(u.norm()):.8f}")

@@ -66,7 +66,7 @@ if __name__ == "__main__":
     u = mg.solve(A, b)
     found = mg.krylov.gmres(A, b[:, None], preconditioner=lambda R: mg.solve(near, R))
     error = float((found.X[:, 0] - u).norm() / u.norm())
-    print(f"square: GMRES agrees to {error:.0e} after {found.steps} products")
+    print("square: GMRES agrees to 9 digits in 40 products:", error < 1e-9 and found.steps < 40)
     k = torch.tensor(11.9, dtype=torch.float64, requires_grad=True)
     print(f"d misfit / dk at 11.9: {float(torch.autograd.grad(misfit(k, u, 60), k)[0]):.4g}")
     u = mg.solve(on_a_square(120, 40.0), point_source(120)).reshape(120, 120).real

@@ -56,8 +56,8 @@ def sensitivity(N: int) -> tuple[Tensor, Tensor]:
 
 if __name__ == "__main__":
     scipys, ours = solved(60)
-    print(f"solve: an {type(ours).__name__}, {np.abs(ours - scipys).max():.0e} from SciPy's")
+    print(f"solve: an {type(ours).__name__}, equal to SciPy's: {np.allclose(ours, scipys)}")
     exact = 8 * math.sin(math.pi / 122) ** 2 * 61**2
     print(f"smallest eigenvalue: {smallest_eigenvalue(60):.8f}, exact {exact:.8f}")
     gradient, formula = sensitivity(60)
-    print(f"derivatives in {len(gradient)} entries: {(gradient - formula).abs().max():.0e} apart")
+    print(f"{len(gradient)} derivatives, as in the formula: {torch.allclose(gradient, formula)}")
