@@ -5,12 +5,13 @@ import doctest
 import math
 import re
 import runpy
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import scipy.sparse as sp
 import torch
-from docs.examples import heat, helmholtz, logdet_estimate, poisson_from_scipy
 from scipy.sparse.linalg import spsolve
 
 import matrigami
@@ -20,6 +21,25 @@ from matrigami.krylov import gmres, stochastic_logdet
 FOLDER = Path(__file__).parent.parent / "docs" / "examples"
 PAGE = (FOLDER.parent / "algebra.md").read_text()
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+
+
+def example(name: str) -> ModuleType:
+    """Imported by its path: `docs` is no package."""
+    spec = spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+heat = example("heat")
+helmholtz = example("helmholtz")
+logdet_estimate = example("logdet_estimate")
+poisson_from_scipy = example("poisson_from_scipy")
+
+
+def test_every_example_has_its_number_below():
+    tested = [heat, helmholtz, logdet_estimate, poisson_from_scipy]
+    assert [path.stem for path in SCRIPTS] == [module.__name__ for module in tested]
 
 
 def test_the_page_names_every_function():
