@@ -94,6 +94,7 @@ from matrigami.operators._memory import (
     free_memory,
     is_big,
 )
+from matrigami.operators._metric import Metric, roots
 from matrigami.operators._products import (
     DirectSumMatrix,
     FaceSplitMatrix,
@@ -107,12 +108,13 @@ from matrigami.operators._products import (
     outer,
 )
 from matrigami.operators._projection import (
-    Metric,
+    Search,
     fitted_corner,
     least_squares_fit,
     metric_project,
     project,
     round_to,
+    stacked,
 )
 from matrigami.operators._recipe import (
     Structure,
@@ -160,6 +162,7 @@ __all__ = [
     "OpenFunction",
     "ProductMatrix",
     "ScaledMatrix",
+    "Search",
     "SpectralMatrix",
     "Structure",
     "SumMatrix",
@@ -230,6 +233,7 @@ __all__ = [
     "resolve_blocks",
     "resolve_rank",
     "root_of_squares",
+    "roots",
     "round_to",
     "scale",
     "schatten",
@@ -238,6 +242,7 @@ __all__ = [
     "solve",
     "sqrt",
     "square_question",
+    "stacked",
     "summed",
     "svd",
     "svdvals",
