@@ -1,13 +1,25 @@
 """Whole models: order, prefix, patterns, and what is told."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from matrigami.compress import Grid, chosen, prune_, quantize_, set_weight, unstructured, weight
+from matrigami import Kronecker, LowRank, Monarch
+from matrigami.compress import (
+    Grid,
+    chosen,
+    prune_,
+    quantize_,
+    set_weight,
+    structure_,
+    unstructured,
+    weight,
+)
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
+from matrigami.nn import StructuredLinear
 
 
 class Block(nn.Module):
@@ -129,6 +141,29 @@ def test_pruned_models_have_the_zeros_and_stay_nearer():
     assert errors[0] < 0.8 * errors[1]
     for layer in chosen(model).values():
         assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2
+
+
+@pytest.mark.parametrize("structure", [LowRank(rank=0.5), Monarch(blocks=4), Kronecker()], ids=str)
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_structured_models_stay_nearer_than_projected_ones(structure, two_sided):
+    model, data = Chain(width=24, depth=1), batches(8, 64)
+    expected = model(data[0]).detach()
+    simple = copy.deepcopy(model)
+    for block in simple.blocks:
+        block.up = StructuredLinear.from_linear(block.up, structure)
+        block.down = StructuredLinear.from_linear(block.down, structure)
+    report = structure_(model, data, structure, targets="blocks.*", two_sided=two_sided)
+    errors = [(m(data[0]) - expected).square().mean() for m in (model, simple)]
+    assert errors[0] < errors[1]
+    assert isinstance(model.blocks[0].up, StructuredLinear)
+    assert all(layer.loss <= layer.simple and layer.bits < 64 for layer in report.layers)
+
+
+def test_a_structure_that_does_not_fit_changes_nothing():
+    model = Chain()
+    with pytest.raises(ValueError, match="5 blocks do not divide"):
+        structure_(model, batches(), Monarch(blocks=5))
+    assert isinstance(model.stem, nn.Linear)
 
 
 def test_a_layer_that_nothing_reaches_is_told():

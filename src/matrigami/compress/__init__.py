@@ -1,6 +1,6 @@
 """Compression: weights rounded, removed or restructured where the loss feels it least."""
 
-from matrigami.compress._drivers import LayerReport, Report, prune_, quantize_
+from matrigami.compress._drivers import LayerReport, Report, prune_, quantize_, structure_
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import chosen, set_weight, weight
@@ -32,6 +32,7 @@ __all__ = [
     "save_dense",
     "save_gptq",
     "set_weight",
+    "structure_",
     "unpacked",
     "unstructured",
     "weight",

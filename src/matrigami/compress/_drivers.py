@@ -6,19 +6,28 @@ Shapes: m = outputs, n = inputs of a layer.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import chosen, set_weight, weight
-from matrigami.compress._moments import row_losses
+from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import round_ldl
+from matrigami.nn import StructuredLinear
+from matrigami.operators import Structure, cost, project
 
 DAMPINGS = (0.01, 0.1, 0.001)
 """Tried on the vectors that are held out; the best is taken."""
+
+UNREACHED = "not reached by the calibration: the simple method"
+"""The note on a layer that has seen nothing."""
+
+NAN = float("nan")
 
 Progress = Callable[[int, int, str], None]
 """Told the number of layers that are done, of all, and the name of the last one."""
@@ -105,20 +114,19 @@ def quantize_(
     """
     grid = Grid() if grid is None else grid
 
-    def one(W: Tensor, seen: Seen | None, B: Tensor | None) -> tuple[Tensor, Any, tuple[Any, ...]]:
+    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
         """Round one matrix."""
+        W = weight(layer).float()
         if seen is None:
             value = grid.round(W)
-            return (
-                value.dense(),
-                value,
-                (0.0, float("nan"), float("nan"), bits(value), "not reached: rounded to nearest"),
-            )
+            return _Outcome(value.dense(), value, 0.0, NAN, NAN, bits(value), UNREACHED)
         A, holdout = seen.moments()
         found = round_ldl(W, A, B, grid=grid, damping=damping, holdout=holdout)
         note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
-        told = (found.damping, float(found.loss), float(found.nearest), bits(found.value), note)
-        return found.value.dense(), found.value, told
+        losses = float(found.loss), float(found.nearest)
+        return _Outcome(
+            found.value.dense(), found.value, found.damping, *losses, bits(found.value), note
+        )
 
     return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
 
@@ -150,33 +158,81 @@ def prune_(
         ValueError: If a pattern matches nothing, or there are no batches.
     """
 
-    def one(W: Tensor, seen: Seen | None, B: Tensor | None) -> tuple[Tensor, Any, tuple[Any, ...]]:
+    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
         """Prune one matrix."""
+        W = weight(layer).float()
+        plain = remove(W, support)
+        size = sparse_bits(plain.mask, W)
         if seen is None:
-            plain = remove(W, support)
-            return (
-                plain.W,
-                plain.mask,
-                (
-                    0.0,
-                    float("nan"),
-                    plain.loss,
-                    sparse_bits(plain.mask, W),
-                    "not reached: by magnitude",
-                ),
-            )
+            return _Outcome(plain.W, plain.mask, 0.0, NAN, NAN, size, UNREACHED)
         A, holdout = seen.moments()
         found = remove(W, support, A, B, damping=damping, holdout=holdout)
-        E = (W - W * support(W)).double()
-        simple = float(row_losses(E, holdout, B).sum() / row_losses(W.double(), holdout, B).sum())
+        whole = row_losses(W.double(), holdout, B).sum()
+        simple = float(row_losses((W - plain.W).double(), holdout, B).sum() / whole)
         if simple < found.loss:
-            plain = remove(W, support)
-            return (
-                plain.W,
-                plain.mask,
-                (damping, simple, simple, sparse_bits(plain.mask, W), "by magnitude: no worse"),
+            note = "by magnitude: nothing better was found"
+            return _Outcome(plain.W, plain.mask, damping, simple, simple, size, note)
+        return _Outcome(found.W, found.mask, damping, found.loss, simple, size, "")
+
+    return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
+
+
+def structure_(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    structure: Structure,
+    *,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] = (),
+    two_sided: bool = False,
+    damping: float = 0.01,
+    progress: Progress | None = None,
+) -> Report:
+    """Replace linear layers of a model by structured ones, in place, nearest in the moments.
+
+    Args:
+        model: Any model; by default all its `nn.Linear`s but the last.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        structure: The structure of the new weights, e.g. `LowRank(rank=0.25)`.
+        targets: Patterns of layer names such as `*.mlp.*`.
+        ignore: Patterns of layers to leave as they are.
+        two_sided: Whether the gradients of the outputs count, too.
+        damping: Of the moments, relative to their mean diagonal.
+        progress: Told after every layer.
+
+    Raises:
+        ValueError: If a pattern matches nothing, a layer does not fit the structure or is no
+            `nn.Linear`, or there are no batches; the model is as it was.
+    """
+    for name, layer in chosen(model, targets, ignore).items():
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"structure_: {name} is a {type(layer).__name__}; an nn.Linear alone can be "
+                "replaced.\nLeave it out by ignore=."
             )
-        return found.W, found.mask, (damping, found.loss, simple, sparse_bits(found.mask, W), "")
+        structure.blank(layer.out_features, layer.in_features, partial(torch.empty, device="meta"))
+
+    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
+        """Project one matrix."""
+        W = weight(layer).float()
+        A, holdout = (None, None) if seen is None else seen.moments()
+        plain = project(structure, W)
+        value = plain
+        if A is not None:
+            left = None if B is None else damped(B, damping)
+            value = project(structure, W, left=left, right=damped(A, damping))
+        judge = torch.eye(W.shape[-1]).double() if holdout is None else holdout
+        whole = row_losses(W.double(), judge, B).sum()
+        found, simple = (
+            float(row_losses((W - V.dense()).double(), judge, B).sum() / whole)
+            for V in (value, plain)
+        )
+        if simple < found:
+            value, found = plain, simple
+        size = 8 * W.element_size() * cost(value).params / W.numel()
+        note = UNREACHED if seen is None else ""
+        new = StructuredLinear.in_place_of(layer, structure, value)  # pyright: ignore[reportArgumentType]
+        return _Outcome(new, value, damping, found, simple, size, note)
 
     return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
 
@@ -192,18 +248,30 @@ def sparse_bits(mask: Tensor, W: Tensor) -> float:
     return 1 + 8 * W.element_size() * float(mask.sum()) / mask.numel()
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one layer: new weights or a value, what is kept, and what is told."""
+
+    new: Tensor | nn.Module
+    kept: Any
+    damping: float
+    loss: float
+    simple: float
+    bits: float
+    note: str
+
+
 def _compressed(
     model: nn.Module,
     calibration: Iterable[Any],
-    one: Callable[[Tensor, Seen | None, Tensor | None], tuple[Tensor, Any, tuple[Any, ...]]],
+    one: Callable[[nn.Module, Seen | None, Tensor | None], _Outcome],
     targets: str | Iterable[str] | None,
     ignore: str | Iterable[str],
     two_sided: bool,
     progress: Progress | None,
 ) -> Report:
-    """Compress the chosen layers by a function of one matrix and what it has seen."""
-    layers = chosen(model, targets, ignore)
-    data = list(calibration)
+    """Compress the chosen layers by a function of one layer and what it has seen."""
+    layers, data = chosen(model, targets, ignore), list(calibration)
     if not data:
         raise ValueError(
             "the calibration has no batches.\nGive some: a few hundred vectors are enough."
@@ -214,13 +282,24 @@ def _compressed(
     def compress(seen: Mapping[str, Seen | None]) -> None:
         """Compress the layers that were just seen."""
         for name, what in seen.items():
-            W = weight(layers[name]).float()
-            new, report.values[name], told = one(W, what, gradients.get(name))
-            set_weight(layers[name], new)
+            made = one(layers[name], what, gradients.get(name))
+            _put(model, name, made.new)
+            report.values[name] = made.kept
             counts = (0, 0) if what is None else (what.rows, what.rejected)
+            told = (made.damping, made.loss, made.simple, made.bits, made.note)
             report.layers.append(LayerReport(name, *counts, *told))
             if progress is not None:
                 progress(len(report.layers), len(layers), name)
 
     block_by_block(model, layers, data, compress)
     return report
+
+
+def _put(model: nn.Module, name: str, new: Tensor | nn.Module) -> None:
+    """New weights into the layer, or a structured layer in its place."""
+    old = model.get_submodule(name)
+    if isinstance(new, Tensor):
+        set_weight(old, new)
+        return
+    parent, _, key = name.rpartition(".")
+    setattr(model.get_submodule(parent), key, new)

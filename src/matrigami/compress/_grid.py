@@ -147,7 +147,7 @@ class Grid:
         """Scale and zero of every group of a matrix, `(*batch, m, g)`."""
         parts = self._parts(W)
         steps, zero = self._range(parts, 1.0)
-        best = _misfit(parts, steps, zero, self.least)
+        best = _misfit(parts, steps, zero, self.least) if self.fitted else torch.zeros(())
         for i in range(1, SHRINKS if self.fitted else 1):
             tried = self._range(parts, 1 - i / (2 * SHRINKS))
             error = _misfit(parts, *tried, self.least)

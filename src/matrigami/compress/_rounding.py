@@ -96,23 +96,28 @@ def round_ldl(
     """
     grid = Grid() if grid is None else grid
     double, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
-    nearest = grid.round(double)
-    plain = row_losses(double - nearest.dense(), judge, B)
-    whole = row_losses(double, judge, B).sum(-1)
-    if A is None:
-        loss = plain.sum(-1) / whole
-        return Rounding(_like(nearest, W), loss, loss, 0.0, W.shape[:-1].numel())
     kind = torch.promote_types(W.dtype, torch.float32)
+    sides = judge.to(kind), None if B is None else B.to(kind)
+
+    def loss(V: Tensor) -> Tensor:
+        """What the errors of each row cost."""
+        return row_losses(V.to(kind), *sides).double()
+
+    nearest = grid.round(double)
+    plain, whole = loss(double - nearest.dense()), loss(double).sum(-1)
+    if A is None:
+        lost = plain.sum(-1) / whole
+        return Rounding(_like(nearest, W), lost, lost, 0.0, W.shape[:-1].numel())
     options = damping if isinstance(damping, tuple) else (damping,)
     tried = [
         _rounded(double, inputs, B, grid, nearest, d, by_activity, refit, kind) for d in options
     ]
-    losses = [row_losses(double - value.dense(), judge, B) for value in tried]
+    losses = [loss(double - value.dense()) for value in tried]
     best = min(range(len(tried)), key=lambda i: float(losses[i].sum()))
     worse = _worse(losses[best], plain, B is not None)
     value = _chosen(worse, nearest, tried[best])
-    loss = torch.where(worse, plain, losses[best]).sum(-1) / whole
-    return Rounding(_like(value, W), loss, plain.sum(-1) / whole, options[best], int(worse.sum()))
+    lost = torch.where(worse, plain, losses[best]).sum(-1) / whole
+    return Rounding(_like(value, W), lost, plain.sum(-1) / whole, options[best], int(worse.sum()))
 
 
 def _rounded(

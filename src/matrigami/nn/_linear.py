@@ -82,8 +82,19 @@ class StructuredLinear(nn.Module):
         self.reset_parameters(generator)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, structure: Structure) -> "StructuredLinear":
-        """The structured layer nearest to a dense one, in the Frobenius norm of its weight.
+    def from_linear(
+        cls, linear: nn.Linear, structure: Structure, *, inputs: Any = None, outputs: Any = None
+    ) -> "StructuredLinear":
+        """The structured layer nearest to a dense one.
+
+        In the Frobenius norm of its weight, or in the metric of second moments: with that of the
+        inputs the outputs change least, with that of the output gradients, too, the loss.
+
+        Args:
+            linear: The dense layer.
+            structure: The structure of the new weight.
+            inputs: Second moment of the inputs, `n x n`.
+            outputs: Second moment of the output gradients, `m x m`.
 
         Examples:
             >>> from matrigami import LowRank
@@ -93,18 +104,23 @@ class StructuredLinear(nn.Module):
             True
         """
         weight = linear.weight.detach()
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            structure,
-            bias=linear.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
+        return cls.in_place_of(
+            linear, structure, project(structure, weight, left=outputs, right=inputs)
         )
-        layer.load_matrix(project(structure, weight))
+
+    @classmethod
+    def in_place_of(
+        cls, linear: nn.Linear, structure: Structure, A: LinearOperator
+    ) -> "StructuredLinear":
+        """The layer with the matrix `A` of a structure, and all else as in a dense one."""
+        weight, biased = linear.weight, linear.bias is not None
+        kind: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        layer = cls(linear.in_features, linear.out_features, structure, bias=biased, **kind)
+        layer.load_matrix(A)
         if layer.bias is not None:
             layer.bias.data.copy_(linear.bias.detach())
-        return layer
+        layer.requires_grad_(weight.requires_grad)
+        return layer.train(linear.training)
 
     def load_matrix(self, A: LinearOperator) -> None:
         """Take over the tensors of a value of this layer's structure and size.
