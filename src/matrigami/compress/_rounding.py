@@ -15,6 +15,7 @@ Shapes: m = rows, n = columns, b = rows and columns of a tile.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -99,10 +100,7 @@ def round_ldl(
     kind = torch.promote_types(W.dtype, torch.float32)
     sides = judge.to(kind), None if B is None else B.to(kind)
 
-    def loss(V: Tensor) -> Tensor:
-        """What the errors of each row cost."""
-        return row_losses(V.to(kind), *sides).double()
-
+    loss = partial(_lost, sides, kind)
     nearest = grid.round(double)
     plain, whole = loss(double - nearest.dense()), loss(double).sum(-1)
     if A is None:
@@ -118,6 +116,11 @@ def round_ldl(
     value = _chosen(worse, nearest, tried[best])
     lost = torch.where(worse, plain, losses[best]).sum(-1) / whole
     return Rounding(_like(value, W), lost, plain.sum(-1) / whole, options[best], int(worse.sum()))
+
+
+def _lost(sides: tuple[Tensor, Tensor | None], kind: torch.dtype, E: Tensor) -> Tensor:
+    """What the errors of each row cost."""
+    return row_losses(E.to(kind), *sides).double()
 
 
 def _rounded(
