@@ -86,14 +86,10 @@ def round_ldl(
         ValueError: If a moment has another size, or is not positive semi-definite.
 
     Examples:
-        >>> W = torch.tensor([[0.2, 0.2, 0.2, 1.0]])
-        >>> A = torch.ones(4, 4)  # all inputs alike: only the sum of the weights matters
-        >>> grid = Grid(2, symmetric=False)
-        >>> [
-        ...     float((r.value.dense() - W).sum().abs() < 0.1)
-        ...     for r in (round_ldl(W, grid=grid), round_ldl(W, A, grid=grid))
-        ... ]
-        [0.0, 1.0]
+        >>> W, A = torch.tensor([[0.2, 0.2, 0.2, 1.0]]), torch.ones(4, 4)  # the sum alone matters
+        >>> value = round_ldl(W, A, grid=Grid(2, symmetric=False)).value
+        >>> bool((value.dense() - W).sum().abs() < 0.1)
+        True
     """
     grid = Grid() if grid is None else grid
     double, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
