@@ -70,14 +70,19 @@ def _seconds(call: Call, repeats: int) -> float:
     return (time.process_time() - start) / repeats
 
 
-def one_thread() -> str:
+def one_thread(*, keep_memory: bool = True) -> str:
     """Use one thread, and keep freed memory in the process; returns what was done.
 
     By default glibc hands large blocks back to the kernel at once, and each new tensor of some
     megabytes then pays for page faults, several times what it costs to fill it. That would be a
-    benchmark of the kernel.
+    benchmark of the kernel. It cannot be undone: measure the defaults in another process.
+
+    Args:
+        keep_memory: Whether to; without, the allocator stays as the system has it.
     """
     torch.set_num_threads(1)
+    if not keep_memory:
+        return "one thread, the system's allocator"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return "one thread"

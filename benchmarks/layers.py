@@ -1,18 +1,22 @@
 """Time of structured layers against `nn.Linear`: `python -m benchmarks.layers`.
 
-Prints Markdown tables: forward and forward + backward of a batch, a few tokens, solve and logdet,
-projection. `--write` puts them into `benchmarks/README.md`, with the command, the machine and the
-versions.
+Prints Markdown tables: forward and forward + backward of a batch, once with freed memory kept in
+the process and once, in a process of its own, with the system's allocator as it is; a few tokens,
+solve and logdet, projection. `--write` puts them into `benchmarks/README.md`, with the command, the
+machine and the versions.
 """
 
 import argparse
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -130,10 +134,20 @@ def time_layers(d: int, batch: int, rounds: int, tick: Callable[[], object]) -> 
     ]
 
 
-def layer_table(rows: Sequence[Row], batch: int) -> str:
+def time_by_defaults(options: argparse.Namespace) -> list[Row]:
+    """The same layers in a process whose allocator nobody has touched."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    command = [sys.executable, "-m", "benchmarks.layers", "--default-allocator"]
+    command += ["--sizes", *map(str, options.sizes)]
+    command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - this very file
+    return [Row(**row) for row in json.loads(done.stdout)]
+
+
+def layer_table(rows: Sequence[Row], defaults: Sequence[Row], batch: int) -> str:
     """Milliseconds, speed-ups, and GFLOP/s: two for a multiply-add, thrice that with backward."""
     body = []
-    for row in rows:
+    for row, default in zip(rows, defaults, strict=True):
         flops = 2e-9 * row.macs * batch
         body.append(
             (
@@ -146,6 +160,10 @@ def layer_table(rows: Sequence[Row], batch: int) -> str:
                 f"{3 * flops / row.both:.0f}",
                 f"{row.speedup_forward:.1f}",
                 f"{row.speedup_both:.1f}",
+                f"{1e3 * default.forward:.2f}",
+                f"{1e3 * default.both:.2f}",
+                f"{default.speedup_forward:.1f}",
+                f"{default.speedup_both:.1f}",
             )
         )
     head = (
@@ -158,6 +176,10 @@ def layer_table(rows: Sequence[Row], batch: int) -> str:
         "f+b GFLOP/s",
         "f speed-up",
         "f+b speed-up",
+        "f ms, default",
+        "f+b ms, default",
+        "f speed-up, default",
+        "f+b speed-up, default",
     )
     return table(head, body)
 
@@ -253,22 +275,28 @@ def projections(d: int, rounds: int) -> str:
     )
 
 
+def time_all(options: argparse.Namespace, progress: Progress) -> list[Row]:
+    """The layers of all sizes."""
+    rows: list[Row] = []
+    for d in options.sizes:
+        tick = partial(progress.advance, d * d, f"layers of size {d}")
+        rows += time_layers(d, options.batch, options.rounds, tick)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write what is asked for."""
     options = _options(arguments)
-    setting = one_thread()
+    setting = one_thread(keep_memory=not options.default_allocator)
     torch.manual_seed(0)
-    work = [d * d * options.rounds for d in options.sizes]
-    rest = sum(work) / 4
-    progress = Progress(sum(work) + rest)
-    rows: list[Row] = []
-    for d in options.sizes:
-        rows += time_layers(
-            d,
-            options.batch,
-            options.rounds,
-            partial(progress.advance, d * d, f"layers of size {d}"),
-        )
+    work = sum(d * d * options.rounds for d in options.sizes)
+    if options.default_allocator:
+        print(json.dumps(_plain(time_all(options, Progress(work)))))
+        return 0
+    defaults = time_by_defaults(options)
+    rest = work / 4
+    progress = Progress(work + rest)
+    rows = time_all(options, progress)
     few = few_tokens(options.rounds, partial(progress.advance, rest / 18, "few tokens"))
     solved, projected = algebra(1024, options.rounds), projections(1024, 3)
     progress.advance(progress.total - progress.done, "done")
@@ -278,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = {"command": command, "setting": setting, "batch": str(options.batch)}
     about |= machine() | peers.versions()
     sections = {
-        "Layers": layer_table(rows, options.batch),
+        "Layers": layer_table(rows, defaults, options.batch),
         "BTT against two einsum calls (times faster)": einsum_table(rows),
         "Few tokens (forward)": few,
         "Solve and logdet": solved,
@@ -290,11 +318,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join([report, "", *peers.missing()]))
     if options.json:
         options.json.write_text(
-            json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+            json.dumps(about | {"rows": _plain(rows), "default_rows": _plain(defaults)}, indent=1)
+            + "\n"
         )
     if options.write:
         write(report, "measured")
     return 0
+
+
+def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """As JSON has them."""
+    return [asdict(row) for row in rows]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -316,6 +350,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument(
         "--write", action="store_true", help="put the tables into benchmarks/README.md"
+    )
+    parser.add_argument(
+        "--default-allocator",
+        action="store_true",
+        help="only time the layers, with the system's allocator as it is, and print JSON",
     )
     return parser.parse_args(arguments)
 

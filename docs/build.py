@@ -1,4 +1,4 @@
-"""What the site computes as it is built: the table of structures, formulas, the root pages.
+"""What the site computes as it is built: tables of structures and rules, formulas, root pages.
 
 MkDocs calls the functions named `on_...`; nothing is fetched, then or when a page is read.
 """
@@ -16,6 +16,11 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parent.parent
 SIZE = 1024
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+EXAMPLE = re.compile(r"^\[`(\w+\.py)`\]\(examples/\1\)$", re.MULTILINE)
+QUESTIONS = (
+    *("solve", "inverse", "pinv", "slogdet", "trace", "diagonal", "entries"),
+    *("norm", "svd", "svdvals", "eigh", "cholesky", "power", "exp"),
+)
 ROOT_PAGES = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md"}
 
 
@@ -28,6 +33,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     if name == "structures.md":
         markdown = markdown.replace("<!-- table -->", _table())
         return markdown.replace("<!-- each -->", _sections())
+    if name == "algebra.md":
+        return EXAMPLE.sub(_example, markdown.replace("<!-- rules -->", _rules()))
     return markdown.replace("<!-- settings -->", _settings()) if name == "studies.md" else markdown
 
 
@@ -56,6 +63,34 @@ def _table() -> str:
         cells = [link, f"`{_short(recipe)}`", f"{spent.params:,}", f"{spent.macs:,}", share]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _rules() -> str:
+    """For which functions each structure has a rule of its own."""
+    from matrigami import operators, structures  # noqa: PLC0415 - as above
+
+    kinds = {name: type(recipe.init(8, 8)) for name, recipe in structures.EXAMPLES.items()}
+    del kinds["dense"]  # LAPACK answers
+    kinds = {f"[{name}](structures.md#{name})": kind for name, kind in kinds.items()}
+    kinds["sparse"] = structures.SparseMatrix
+    rows = ["| structure | always | under a condition |", "|---|---|---|"]
+    for name, kind in kinds.items():
+        rules = {q: getattr(operators, q).rules.get(kind, ()) for q in QUESTIONS}
+        always = [q for q in QUESTIONS if any(rule.where is None for rule in rules[q])]
+        sometimes = [q for q in QUESTIONS if rules[q] and q not in always]
+        rows.append(f"| {name} | {_codes(always)} | {_codes(sometimes)} |")
+    return "\n".join(rows)
+
+
+def _codes(names: list[str]) -> str:
+    """Names as code."""
+    return " ".join(f"`{name}`" for name in names)
+
+
+def _example(match: re.Match[str]) -> str:
+    """The file of an example in place of the link to it."""
+    text = (ROOT / "docs" / "examples" / match[1]).read_text(encoding="utf-8")
+    return f'``` {{ .py title="{match[1]}" }}\n{text}```'
 
 
 def _sections() -> str:

@@ -79,6 +79,7 @@ __version__ = "0.1.0"
 
 PACKAGES = (
     "cli",
+    "compress",
     "curvature",
     "krylov",
     "nn",

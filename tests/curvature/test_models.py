@@ -8,7 +8,7 @@ from torch.testing import assert_close
 import matrigami as mg
 from matrigami.curvature import ekfac, kfac, kfoc
 from matrigami.nn import Part, Role, Use, affine, linear_use, parts, weight_part
-from matrigami.operators import stacked
+from matrigami.operators import stacked_view
 from tests.curvature import reference
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
@@ -205,7 +205,7 @@ class Halved(nn.Linear):
 
 @parts.register
 def _(layer: Halved):
-    view = stacked(tuple(layer.weight.shape))
+    view = stacked_view(tuple(layer.weight.shape))
     return affine(weight_part(Role.MATRIX, view, lambda x, g: linear_use(x / 2, g)))
 
 

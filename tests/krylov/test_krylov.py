@@ -19,7 +19,6 @@ def random(*shape: int) -> torch.Tensor:
 def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat every matrix that is not dense already as too large to be made dense."""
     monkeypatch.setattr(_rules, "DENSE_LIMIT", 1)
-    monkeypatch.setattr(_rules, "FACTOR_LIMIT", 1)
 
 
 def damped(U: torch.Tensor, V: torch.Tensor) -> mg.LinearOperator:
@@ -102,7 +101,7 @@ def test_free_memory_is_that_of_the_kernel_and_its_limits(monkeypatch: pytest.Mo
 def test_what_does_not_fit_into_memory_is_large(monkeypatch: pytest.MonkeyPatch):
     A = mg.LowRankMatrix(torch.zeros(2000, 1), torch.zeros(2000, 1))
     assert not _rules.is_large(A)
-    monkeypatch.setattr(_rules, "free_memory", lambda _: 100 << 20)
-    assert _rules.is_large(A)  # four copies of 32 MB
+    monkeypatch.setattr(_memory, "free_memory", lambda _: 80 << 20)
+    assert _rules.is_large(A)  # three copies of 32 MB
     assert not _rules.is_large(mg.LowRankMatrix(torch.zeros(500, 1), torch.zeros(500, 1)))
     assert not _rules.is_large(mg.DenseMatrix(torch.zeros(2000, 2000)))

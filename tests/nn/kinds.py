@@ -6,7 +6,7 @@ from torch.nn.utils import parametrizations
 
 from matrigami import Monarch
 from matrigami.nn import Parts, Role, StructuredLinear, Use, linear_use, parts, weight_part
-from matrigami.operators import stacked
+from matrigami.operators import stacked_view
 from matrigami.structures import EXAMPLES
 
 
@@ -76,7 +76,7 @@ def _(layer: Registered) -> Parts:
         slope = nn.functional.linear(x, layer.W) * y * (1 - y)
         return linear_use(x, None if g is None else g * slope)
 
-    view = stacked(tuple(layer.W.shape))
+    view = stacked_view(tuple(layer.W.shape))
     return {
         "W": weight_part(Role.MATRIX, view, value),
         "V": weight_part(Role.MATRIX, view, gate),

@@ -108,7 +108,7 @@ def test_a_matrix_of_another_shape_is_refused():
     layer = StructuredLinear(8, 6, LowRank(rank=2))
     with pytest.raises(ValueError, match="U") as caught:
         layer.load_matrix(LowRank(rank=3).init(6, 8))
-    assert len(str(caught.value).splitlines()) == 3
+    assert "Project onto" in str(caught.value)
 
 
 @each_structure
@@ -235,7 +235,7 @@ def test_sizes_and_inputs_that_do_not_fit():
         StructuredLinear(0, 4, Dense())
     with pytest.raises(ValueError, match="blocks do not divide"):
         StructuredLinear(10, 4, Monarch(blocks=4))
-    with pytest.raises(ValueError, match="last axis should be 12"):
+    with pytest.raises(ValueError, match="last axis must be 12"):
         layer_of("dense")(torch.ones(3, 8))
 
 
@@ -317,6 +317,17 @@ def test_loading_a_copy_keeps_the_original(held):
     assert uses_dense_weight(held)
 
 
+def test_a_copy_that_is_written_to_is_not_stale(held):
+    """Versions of copied tensors start anew: one write may give the number that was noted."""
+    twin = copy.deepcopy(held)
+    for _ in range(4):
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.mul_(2)
+            expected = nn.functional.linear(torch.ones(16), twin.weight, twin.bias)
+            torch.testing.assert_close(twin(torch.ones(16)), expected)
+
+
 def test_loading_a_matrix_drops_the_weight(held):
     held.load_matrix(Monarch(blocks=4).init(16, 16))
     assert not uses_dense_weight(held)
@@ -341,7 +352,7 @@ def test_gradients_flow_to_the_factors_all_the_same(held):
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode") as caught:
         StructuredLinear(8, 8, Dense()).materialize()
-    assert len(str(caught.value).splitlines()) == 3
+    assert "model.eval()" in str(caught.value)
 
 
 def test_third_party_structure_needs_no_more_than_a_recipe():

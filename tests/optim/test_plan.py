@@ -8,7 +8,7 @@ from torch import nn
 
 from matrigami import Monarch
 from matrigami.nn import Part, Role, StructuredLinear, param_groups, parts
-from matrigami.operators import contractions, stacked, stacked_transposed
+from matrigami.operators import contractions, stacked_view, transposed_view
 from matrigami.optim import SOAP, Muon, Shampoo, plan
 from matrigami.structures import EXAMPLES
 
@@ -139,7 +139,7 @@ def test_views_of_cores_are_their_blocks_and_invert(name: str):
 @pytest.mark.parametrize("largest", [2, 3, 100])
 def test_views_of_convolutions_invert_in_tiles(largest: int):
     W = torch.randn(4, 3, 2, 2)
-    for view in (stacked((4, 3, 2, 2), 2), stacked_transposed((4, 3, 2, 2), 2)):
+    for view in (stacked_view((4, 3, 2, 2), 2), transposed_view((4, 3, 2, 2), 2)):
         tiled = view.tiled(largest)
         assert torch.equal(tiled.merge(tiled.split(W)), W)
         assert max(tiled.stack[1:]) <= largest

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from matrigami.operators import LinearOperator, named_tensors, with_tensors
 
-Solver = Callable[[LinearOperator, Tensor], Tensor]
+Solver = Callable[[Any, Tensor], Tensor]
 """Computes the value of `A^-1 B` for this kind of `A`, and for its adjoint; not differentiated."""
 
 Rebuild = Callable[[tuple[Tensor, ...]], LinearOperator]

@@ -6,7 +6,6 @@ default.
 Shapes: n = rows = columns, k = right-hand sides.
 """
 
-from math import prod
 from typing import Any
 
 from jaxtyping import Inexact
@@ -26,7 +25,7 @@ from matrigami.operators import (
     diagonal,
     diagonal_by_entries,
     eigh,
-    free_memory,
+    fits_dense,
     lstsq,
     slogdet,
     solve,
@@ -34,15 +33,6 @@ from matrigami.operators import (
 
 DENSE_LIMIT = 4096 * 4096
 """Entries up to which a matrix is made dense (128 MiB in double precision)."""
-
-COPIES = 4
-"""Dense matrices that a factorisation holds at once: entries, factors, workspace, result."""
-
-SMALL = 1 << 20
-"""Entries up to which the free memory is not asked for."""
-
-FACTOR_LIMIT = 4096
-"""Rows up to which a determinant without a closed form is computed by LU: a second of work."""
 
 
 def is_large(A: LinearOperator, *_: Any, **__: Any) -> bool:
@@ -52,10 +42,7 @@ def is_large(A: LinearOperator, *_: Any, **__: Any) -> bool:
     """
     if isinstance(A, DenseMatrix):
         return False
-    if A.shape[-2] * A.shape[-1] > DENSE_LIMIT:
-        return True
-    entries = prod(A.shape)
-    return entries > SMALL and COPIES * entries * A.dtype.itemsize > free_memory(A.device)
+    return A.shape[-2] * A.shape[-1] > DENSE_LIMIT or not fits_dense(A)
 
 
 def solve_iteratively(
@@ -104,12 +91,7 @@ def _(A: LinearOperator, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
     return solve_iteratively(A, B)
 
 
-def too_large_to_factorize(A: LinearOperator) -> bool:
-    """Whether LU would take minutes, or more than the free memory."""
-    return A.shape[-1] > FACTOR_LIMIT and is_large(A)
-
-
-@slogdet.register(where=too_large_to_factorize)
+@slogdet.register(where=is_large)
 def _(A: LinearOperator) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     raise ValueError(
         f"slogdet(A): {A!r} is too large to be made dense, and no closed form is known for it.\n"

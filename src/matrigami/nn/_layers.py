@@ -23,7 +23,7 @@ from matrigami.nn._taps import (
     scaled_use,
     transposed_convolution_use,
 )
-from matrigami.operators import BlockView, Fan, stacked, stacked_transposed
+from matrigami.operators import BlockView, Fan, stacked_view, transposed_view
 
 
 def weight_part(role: Role, view: BlockView, tap: Tap | None = None, **more: Any) -> Part:
@@ -36,7 +36,7 @@ def weight_part(role: Role, view: BlockView, tap: Tap | None = None, **more: Any
         more: Other fields of the part.
 
     Examples:
-        >>> weight_part(Role.MATRIX, stacked((6, 2), 3)).fan
+        >>> weight_part(Role.MATRIX, stacked_view((6, 2), 3)).fan
         Fan(inputs=2, outputs=2, order=1, last=False)
     """
     blocks = view if view.two_sided else None
@@ -52,14 +52,14 @@ def affine(weight: Part) -> Parts:
 
 @parts.register
 def _(layer: nn.Linear) -> Parts:
-    return affine(weight_part(Role.MATRIX, stacked(shape_of(layer)), linear_use))
+    return affine(weight_part(Role.MATRIX, stacked_view(shape_of(layer)), linear_use))
 
 
 @parts.register
 def _(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Parts:
     """One block for each group; the taps of the kernel are inputs."""
     shape = shape_of(layer)
-    view = stacked(shape, layer.groups)
+    view = stacked_view(shape, layer.groups)
     depthwise = layer.groups > 1 and shape[1] == 1  # its blocks do not grow with the width
     whole = Whole(view.columns, view.rows, growth=(0, 0) if depthwise else (1, 1))
     tap = partial(convolution_use, layer)
@@ -69,7 +69,7 @@ def _(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Parts:
 @parts.register
 def _(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Parts:
     """Inputs are stored first, and the taps of the kernel are outputs."""
-    view = stacked_transposed(shape_of(layer), layer.groups)
+    view = transposed_view(shape_of(layer), layer.groups)
     return {
         "weight": weight_part(Role.CONVOLUTION, view, partial(transposed_convolution_use, layer)),
         "bias": Part(Role.BIAS, tap=partial(channel_use, layer)),
@@ -96,7 +96,7 @@ def _(layer: nn.MultiheadAttention) -> Parts:
     found: Parts = {}
     for name, p in layer.named_parameters(recurse=False):
         if p.ndim == 2:
-            view = stacked(tuple(p.shape), 3 if name == "in_proj_weight" else 1)
+            view = stacked_view(tuple(p.shape), 3 if name == "in_proj_weight" else 1)
             found[name] = weight_part(Role.MATRIX, view)
         else:
             found[name] = Part(Role.BIAS)
@@ -118,7 +118,7 @@ def _(
     found: Parts = {}
     for name, p in layer.named_parameters(recurse=False):
         gates = max(1, len(p) // layer.hidden_size)
-        view = stacked(tuple(p.shape), gates) if p.ndim == 2 else None
+        view = stacked_view(tuple(p.shape), gates) if p.ndim == 2 else None
         found[name] = weight_part(Role.MATRIX, view) if view else Part(Role.BIAS)
     return {name: _unseen(part, "whose steps are fused") for name, part in found.items()}
 

@@ -76,8 +76,7 @@ class StructuredLinear(nn.Module):
         super().__init__()
         if in_features < 1 or out_features < 1:
             raise ValueError(
-                f"StructuredLinear({in_features}, {out_features}) was asked for.\n"
-                "Both sizes should be at least 1."
+                f"StructuredLinear({in_features}, {out_features}): both sizes must be at least 1."
             )
         self.in_features, self.out_features, self.structure = in_features, out_features, structure
         self.rms_cap, self.zero_init = rms_cap, zero_init
@@ -85,11 +84,21 @@ class StructuredLinear(nn.Module):
         self._hold(structure.blank(out_features, in_features, empty))
         self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
         self.reset_parameters(generator)
-        self._register_load_state_dict_pre_hook(self._drop_materialized)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, structure: Structure) -> "StructuredLinear":
-        """The structured layer nearest to a dense one, in the Frobenius norm of its weight.
+    def from_linear(
+        cls, linear: nn.Linear, structure: Structure, *, inputs: Any = None, outputs: Any = None
+    ) -> "StructuredLinear":
+        """The structured layer nearest to a dense one.
+
+        In the Frobenius norm of its weight, or in the metric of second moments: with that of the
+        inputs the outputs change least, with that of the output gradients, too, the loss.
+
+        Args:
+            linear: The dense layer.
+            structure: The structure of the new weight.
+            inputs: Second moment of the inputs, `n x n`.
+            outputs: Second moment of the output gradients, `m x m`.
 
         Examples:
             >>> from matrigami import LowRank
@@ -99,18 +108,23 @@ class StructuredLinear(nn.Module):
             True
         """
         weight = linear.weight.detach()
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            structure,
-            bias=linear.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
+        return cls.in_place_of(
+            linear, structure, project(structure, weight, left=outputs, right=inputs)
         )
-        layer.load_matrix(project(structure, weight))
+
+    @classmethod
+    def in_place_of(
+        cls, linear: nn.Linear, structure: Structure, A: LinearOperator
+    ) -> "StructuredLinear":
+        """The layer with the matrix `A` of a structure, and all else as in a dense one."""
+        weight, biased = linear.weight, linear.bias is not None
+        kind: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        layer = cls(linear.in_features, linear.out_features, structure, bias=biased, **kind)
+        layer.load_matrix(A)
         if layer.bias is not None:
             layer.bias.data.copy_(linear.bias.detach())
-        return layer
+        layer.requires_grad_(weight.requires_grad)
+        return layer.train(linear.training)
 
     def load_matrix(self, A: LinearOperator) -> None:
         """Take over the tensors of a value of this layer's structure and size.
@@ -122,8 +136,9 @@ class StructuredLinear(nn.Module):
         given = named_tensors(A)
         if {name: tuple(t.shape) for name, t in given.items()} != ours:
             raise ValueError(
-                f"load_matrix was asked to take a {A!r}.\n"
-                f"This layer holds {list(ours.items())}.\nProject onto the layer's structure first."
+                f"load_matrix(A): A, a {A!r}, has other tensors than this layer, which holds\n"
+                f"{', '.join(f'{name} {shape}' for name, shape in ours.items())}.\n"
+                "Project onto the layer's structure first."
             )
         for (name, t), fan in zip(given.items(), self.fans, strict=True):
             if is_parametrized(self, name):
@@ -195,8 +210,7 @@ class StructuredLinear(nn.Module):
         """
         if self.training:
             raise ValueError(
-                "materialize was asked of a layer in training mode.\n"
-                "The dense weight would not follow the parameters.\n"
+                "materialize(): the layer is in training mode, in which the parameters change.\n"
                 "Call model.eval() first."
             )
         self._materialized = None
@@ -219,20 +233,22 @@ class StructuredLinear(nn.Module):
         """Multiply the last axis."""
         if x.shape[-1] != self.in_features:
             raise ValueError(
-                f"{self} was given an input of shape {tuple(x.shape)}.\n"
-                f"Its last axis should be {self.in_features}."
+                f"{self}: the input has shape {tuple(x.shape)}.\n"
+                f"Its last axis must be {self.in_features}."
             )
-        flat = x.reshape(-1, self.in_features)
-        held = None if torch.is_grad_enabled() else self._materialized
-        if held is not None and len(flat) <= held[0] and _same(held[2], self._versions()):
-            y = flat @ held[1].mT
-        else:
-            y = self.matrix().matmat(flat.mT).mT  # tokens stay the fastest axis: no copies inside
+        y = self._product(x.reshape(-1, self.in_features))
         kind = y.device.type
         if torch.is_autocast_enabled(kind) and y.dtype == torch.float32:  # no product was cast
             y = y.to(torch.get_autocast_dtype(kind))
         y = y if self.bias is None else y + self.bias.to(y.dtype)  # as autocast left it
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, x: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens m"]:
+        """By the dense weight where it is held, still true and faster; else by the factors."""
+        held = None if torch.is_grad_enabled() else self._materialized
+        if held is not None and len(x) <= held[0] and _same(held[2], self._versions()):
+            return x @ held[1].mT
+        return self.matrix().matmat(x.mT).mT  # tokens stay the fastest axis: no copies inside
 
     def extra_repr(self) -> str:
         """Sizes and structure."""
@@ -265,14 +281,14 @@ class StructuredLinear(nn.Module):
         tensors = [getattr(self, name) for name in (*self.factor_names, *gains)]
         return [(t, -1 if t.is_inference() else t._version) for t in tensors]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without the dense weight: its tensors count their versions anew."""
+        return self.__dict__ | {"_materialized": None}
+
     def _apply(self, *args: Any, **options: Any) -> "StructuredLinear":
         """Another device or dtype invalidates the dense weight."""
         self._materialized = None
         return super()._apply(*args, **options)
-
-    def _drop_materialized(self, *_: Any) -> None:
-        """A loaded state invalidates the dense weight."""
-        self._materialized = None
 
 
 @parts.register

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from matrigami.nn._anatomy import Part, Parts, Role, parts, runs_as, shape_of
 from matrigami.nn._layers import scale_and_shift, weight_part
 from matrigami.nn._taps import constant_use, last_features, linear_use
-from matrigami.operators import stacked_transposed
+from matrigami.operators import transposed_view
 
 PACKAGE = "transformers."
 """Where the classes are."""
@@ -26,7 +26,7 @@ def _is(module: nn.Module, ending: str) -> bool:
 @parts.register(where=lambda layer: _is(layer, "Conv1D"))
 def _(layer: nn.Module) -> Parts:
     """GPT-2's linear layer, whose weight is stored as `(in, out)`."""
-    view = stacked_transposed(shape_of(layer))
+    view = transposed_view(shape_of(layer))
     tap = partial(linear_use, transposed=True)
     return {
         "weight": weight_part(Role.MATRIX, view, tap),

@@ -24,8 +24,8 @@ from matrigami.operators._base import (
 from matrigami.operators._blocks import (
     BlockView,
     block_view,
-    stacked,
-    stacked_transposed,
+    stacked_view,
+    transposed_view,
 )
 from matrigami.operators._contraction import (
     Contraction,
@@ -96,9 +96,11 @@ from matrigami.operators._kernels import (
 )
 from matrigami.operators._memory import (
     dense,
+    fits_dense,
     free_memory,
     is_big,
 )
+from matrigami.operators._metric import Metric, roots
 from matrigami.operators._products import (
     DirectSumMatrix,
     FaceSplitMatrix,
@@ -112,12 +114,13 @@ from matrigami.operators._products import (
     outer,
 )
 from matrigami.operators._projection import (
-    Metric,
+    Search,
     fitted_corner,
     least_squares_fit,
     metric_project,
     project,
     round_to,
+    stacked,
 )
 from matrigami.operators._recipe import (
     Structure,
@@ -166,6 +169,7 @@ __all__ = [
     "OpenFunction",
     "ProductMatrix",
     "ScaledMatrix",
+    "Search",
     "SpectralMatrix",
     "Structure",
     "SumMatrix",
@@ -198,6 +202,7 @@ __all__ = [
     "face_split",
     "factorize",
     "fans",
+    "fits_dense",
     "fitted_corner",
     "free_memory",
     "hadamard",
@@ -236,6 +241,7 @@ __all__ = [
     "resolve_blocks",
     "resolve_rank",
     "root_of_squares",
+    "roots",
     "round_to",
     "scale",
     "schatten",
@@ -245,7 +251,7 @@ __all__ = [
     "sqrt",
     "square_question",
     "stacked",
-    "stacked_transposed",
+    "stacked_view",
     "summed",
     "svd",
     "svdvals",
@@ -254,6 +260,7 @@ __all__ = [
     "times",
     "to_scipy",
     "trace",
+    "transposed_view",
     "truncated_svd",
     "with_tensors",
 ]

@@ -235,9 +235,7 @@ def _(A: SumMatrix, B: LinearOperator) -> LinearOperator:
 
 @add.register
 def _(A: SumMatrix, B: SumMatrix) -> LinearOperator:
-    for term in B.terms:
-        A = add(A, term)
-    return A
+    return reduce(add, B.terms, A)
 
 
 @compose.register

@@ -31,7 +31,7 @@ class BlockView:
 
     Examples:
         >>> import torch
-        >>> view = stacked((6, 2), 3)
+        >>> view = stacked_view((6, 2), 3)
         >>> view.stack, view.split(torch.arange(12.0).view(6, 2))[1].tolist()
         ((3, 2, 2), [[4.0, 5.0], [6.0, 7.0]])
     """
@@ -94,24 +94,24 @@ def block_view(
     return BlockView(tuple(shape), tuple(grid), tuple(order), *sizes)
 
 
-def stacked(shape: tuple[int, ...], count: int = 1) -> BlockView:
+def stacked_view(shape: tuple[int, ...], count: int = 1) -> BlockView:
     """The view of `count` matrices of equal size that are stored one below the other.
 
     Later axes than the second are columns, too: the taps of a convolution, whose groups these are.
 
     Examples:
-        >>> stacked((6, 2, 3, 3), 2).stack
+        >>> stacked_view((6, 2, 3, 3), 2).stack
         (2, 3, 18)
     """
     m, *columns = shape
     return block_view(shape, (count, m // count, math.prod(columns)), (0, 1, 2), (1, 1))
 
 
-def stacked_transposed(shape: tuple[int, ...], count: int = 1) -> BlockView:
+def transposed_view(shape: tuple[int, ...], count: int = 1) -> BlockView:
     """The same of matrices that are stored with their columns first.
 
     Examples:
-        >>> stacked_transposed((6, 2, 3, 3), 2).stack
+        >>> transposed_view((6, 2, 3, 3), 2).stack
         (2, 18, 3)
     """
     n, *rows = shape

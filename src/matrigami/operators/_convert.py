@@ -51,6 +51,8 @@ def as_scalars(numbers: Any, like: Any) -> Tensor:
     """Numbers, one for each matrix of a stack, as a tensor; complex ones stay complex."""
     if isinstance(numbers, Tensor):
         return numbers.to(like.device)
+    if isinstance(numbers, int | float) and not like.dtype.is_complex:  # torch.compile traces this
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
     kind = like.dtype.to_complex() if np.iscomplexobj(numbers) else like.dtype.to_real()
     return torch.as_tensor(numbers, dtype=kind, device=like.device)
 

@@ -119,6 +119,6 @@ def _classes(annotation: Any) -> tuple[type, ...]:
     """The classes that an annotation names; none for options and for tensors of some shape."""
     if get_origin(annotation) in {Union, UnionType}:
         parts = [_classes(part) for part in get_args(annotation)]
-        return tuple(kind for part in parts for kind in part) if all(parts) else ()
+        return sum(parts, ()) if all(parts) else ()
     plain = not isinstance(annotation, type) or annotation in PLAIN
     return () if plain or issubclass(annotation, AbstractArray) else (annotation,)

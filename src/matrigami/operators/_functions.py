@@ -104,13 +104,18 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
             "Use lstsq(A, B), or solve(A, B, damping)."
         ) from error
     if is_concrete(X) and not X.isfinite().all():
-        bad = [name for name, t in named_tensors(A).items() if not t.isfinite().all()]
-        if bad:
-            raise ValueError(
-                f"{function.name}(A, B): {', '.join(bad)} of the {A!r} is not finite.\n"
-                "A matrix with NaN or infinite entries has no solution."
-            )
+        _refuse_infinite(function.name, A)
     return X
+
+
+def _refuse_infinite(name: str, A: LinearOperator) -> None:
+    """Name the tensors of the matrix that explain an answer with NaN."""
+    bad = [tensor for tensor, t in named_tensors(A).items() if not t.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{name}(A, B): {', '.join(bad)} of the {A!r} is not finite.\n"
+            "A matrix with NaN or infinite entries has no solution."
+        )
 
 
 @lambda default: OpenFunction(default, around=partial(_system, square=True))

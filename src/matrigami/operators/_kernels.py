@@ -9,24 +9,23 @@ Shapes: m = rows, n = columns or rows and columns, k = right-hand sides, r = ran
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def is_concrete(*tensors: Tensor) -> bool:
     """Whether numbers can be looked at: not while tracing, under `vmap`, or on the meta device."""
     if torch.compiler.is_compiling():
         return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return not any(wrapped(t) or t.device.type == "meta" for t in tensors)
+    return not any(is_functorch_wrapped_tensor(t) or t.device.type == "meta" for t in tensors)
 
 
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether somebody may ask for a derivative: by autograd, forward mode or `torch.func`."""
     if torch.compiler.is_compiling():
         return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return any(
         (t.requires_grad and torch.is_grad_enabled())
-        or wrapped(t)
+        or is_functorch_wrapped_tensor(t)
         or torch.autograd.forward_ad.unpack_dual(t).tangent is not None
         for t in tensors
     )

@@ -79,7 +79,7 @@ class _Function(torch.autograd.Function):
         return None, _First.apply(ctx.f, *ctx.saved_tensors, grads[0])
 
     @staticmethod
-    def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:
+    def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The derivative in the direction of the tangent."""
         return _First.apply(ctx.f, *ctx.saved_tensors, E)
 
@@ -109,11 +109,13 @@ class _First(torch.autograd.Function):
         return None, _Second.apply(ctx.f, A, E, grads[0]), _First.apply(ctx.f, A, grads[0])
 
     @staticmethod
-    def jvp(ctx: Any, _: None, dA: Tensor | None, dE: Tensor | None) -> Tensor:
+    def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, _: None, dA: Tensor | None, dE: Tensor | None
+    ) -> Tensor:
         """Product rule."""
         A, E = ctx.saved_tensors
-        moved = 0 if dE is None else _First.apply(ctx.f, A, dE)
-        return moved + (0 if dA is None else _Second.apply(ctx.f, A, E, dA))  # pyright: ignore[reportArgumentType]
+        moved = torch.zeros_like(E) if dE is None else _First.apply(ctx.f, A, dE)
+        return moved if dA is None else moved + _Second.apply(ctx.f, A, E, dA)
 
 
 class _Second(torch.autograd.Function):

@@ -18,7 +18,6 @@ BIG = 2**22
 COPIES = 3
 """Dense matrices that a question about one holds at once: itself, its factors, a work space."""
 
-
 UNKNOWN = 1 << 62
 """The answer where nothing is known: enough for anything."""
 
@@ -54,15 +53,20 @@ def is_big(A: LinearOperator, order: float | None = None) -> bool:
     return order is None and torch.Size(A.shape).numel() > BIG
 
 
+def fits_dense(A: LinearOperator) -> bool:
+    """Whether the dense matrix, and the work of a function on it, fit into the free memory."""
+    numbers = torch.Size(A.shape).numel()
+    return numbers <= SMALL or COPIES * numbers * A.dtype.itemsize <= free_memory(A.device)
+
+
 def dense(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch m n"]:
     """`A.dense()`, if that and the work of a function on it fit into the free memory.
 
     Raises:
         ValueError: If they do not.
     """
-    numbers = torch.Size(A.shape).numel()
-    wanted = COPIES * numbers * A.dtype.itemsize
-    if numbers > SMALL and wanted > free_memory(A.device):
+    if not fits_dense(A):
+        wanted = COPIES * torch.Size(A.shape).numel() * A.dtype.itemsize
         raise ValueError(
             f"{name}(A): A, a {A!r}, has no closed form for it, and dense it would take "
             f"{wanted / 2**30:.0f} GiB.\n"

@@ -4,7 +4,8 @@ Shapes: m = rows, n = columns, r = rank.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,25 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._algebra import cropped
+from matrigami.operators._alternating import alternate
 from matrigami.operators._base import LinearOperator, Value, question
+from matrigami.operators._contraction import contractions
+from matrigami.operators._convert import as_tensor
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete
 from matrigami.operators._memory import dense
+from matrigami.operators._metric import Metric, metric_of, whitened
 from matrigami.operators._recipe import Structure
-from matrigami.operators._tree import named_tensors, with_tensors
+from matrigami.operators._tree import expand, named_tensors, with_tensors
+
+TOL = 3e-3
+"""Relative decrease of the squared error in five steps below which a search in a metric ends."""
+
+ROUNDS = 200
+"""Most steps of it."""
+
+Progress = Callable[[int, float], None]
+"""Told the step and the relative error in the metric."""
 
 STEPS = 200
 """Most Levenberg-Marquardt steps; members are found again in far fewer."""
@@ -32,33 +46,48 @@ CG_STEPS = 300
 """Most conjugate-gradient steps in one of them: exact for a few hundred parameters."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """`<X, Y> = trace(left X right Y.T)`, positive definite `left` (m x m), `right` (n x n)."""
-
-    left: LinearOperator | None = None
-    right: LinearOperator | None = None
-
-    def apply(self, X: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
-        """`left @ X @ right`."""
-        X = X if self.left is None else self.left @ X
-        return X if self.right is None else (self.right @ X.mT).mT
-
-
 def _target(
     function: OpenFunction,
     recipe: Structure,
     W: Any,
     *,
-    left: LinearOperator | None = None,
-    right: LinearOperator | None = None,
+    left: Any = None,
+    right: Any = None,
+    tol: float = TOL,
+    steps: int = ROUNDS,
+    progress: Progress | None = None,
 ) -> LinearOperator:
-    """Project in the Frobenius norm, then refine in the metric if there is one."""
+    """Project in the Frobenius norm, or in a metric; half precision is computed in single."""
+    if not 0 <= tol < 1 or steps < 1:
+        raise ValueError(
+            f"project(recipe, W, tol={tol}, steps={steps}): tol must be 0 to below 1, steps at "
+            "least 1."
+        )
+    plain = left is None and right is None
     if isinstance(W, LinearOperator):
-        rounded = None if left is not None or right is not None else round_to(W, recipe)
+        rounded = round_to(W, recipe) if plain else None
         if rounded is not None:
             return rounded
         W = dense(W, "project")
+    W = as_tensor(W, torch.empty(()))
+    _check_target(recipe, W)
+    if W.dtype in {torch.bfloat16, torch.float16}:
+        options = {"tol": tol, "steps": steps, "progress": progress}
+        found = _target(function, recipe, W.float(), left=left, right=right, **options)
+        return found.to(W.dtype)
+    if plain:
+        return function.answer(recipe, W)
+    metric = metric_of(W, left, right)
+    search = Search(partial(function.answer, recipe), metric, tol, steps, progress)
+    return metric_project(recipe, W, search)
+
+
+def _check_target(recipe: Structure, W: Tensor) -> None:
+    """Whether this is a matrix of numbers.
+
+    Raises:
+        ValueError: If not.
+    """
     if W.ndim < 2:
         raise ValueError(
             f"project(recipe, W): W has shape {tuple(W.shape)}; a matrix has two axes.\n"
@@ -69,10 +98,6 @@ def _target(
             "project(recipe, W): W has NaN or infinite entries.\n"
             f"No {type(recipe).__name__} member is nearest to it."
         )
-    start = function.answer(recipe, W)
-    if left is None and right is None:
-        return start
-    return metric_project(recipe, W, start, Metric(left, right))
 
 
 @lambda default: OpenFunction(default, around=_target)
@@ -83,24 +108,30 @@ def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperat
     LowRank, two-factor Kronecker, Monarch, BlockTensorTrain(cores=2), TensorTrain(cores=2) and
     Einsum on sizes that are not padded, quasi-best for the others (see the docstring of each).
     With `left` and `right`: nearest in `||left^(1/2) (W - A) right^(1/2)||_F`; best for Dense and
-    LowRank, else nonlinear least squares from the Frobenius projection (quasi-best, never worse
-    than its start).
+    LowRank, and for those named above where the metric is block diagonal in the blocks of their
+    outermost tensors; else by alternating least squares (quasi-best, never worse in the metric than
+    the Frobenius projection). What the metric does not feel is not determined.
 
     Args:
         recipe: The structure.
         W: The matrix, a tensor `(*batch, m, n)` or an operator.
-        left: Positive definite operator `m x m`, e.g. the output-gradient moment of a layer.
-        right: Positive definite operator `n x n`, e.g. the input moment of a layer.
+        left: Positive semi-definite, `m x m` (or a stack), e.g. the output-gradient moment of a
+            layer.
+        right: Positive semi-definite, `n x n` (or a stack), e.g. the input moment of a layer.
+        tol: The search in a metric ends where five steps decrease the squared error by less than
+            this share. Closed forms do not read it, nor the next two.
+        steps: Most steps of the search.
+        progress: Told the step and the relative error in the metric.
 
     Returns:
         A value of the structure.
 
     Raises:
-        ValueError: If the size does not fit the recipe, or `W` is not finite.
+        ValueError: If the size does not fit the recipe, `W` is not finite, or a metric does not fit
+            or has negative eigenvalues.
     """
     raise TypeError(
-        f"project was asked for a {type(recipe).__name__}.\n"
-        "No projection onto it is known.\n"
+        f"project({type(recipe).__name__}(), W): no projection onto it is known.\n"
         "Register one with @project.register in the file that defines it."
     )
 
@@ -111,17 +142,60 @@ def round_to(A: LinearOperator, recipe: Structure) -> LinearOperator | None:
     return None
 
 
+@dataclass(frozen=True)
+class Search:
+    """How a member near in a metric is looked for.
+
+    Args:
+        project: The projection onto the structure in the Frobenius norm.
+        metric: The metric.
+        tol: Relative decrease of the squared error in five steps below which it ends.
+        steps: Most steps.
+        progress: Told the step and the relative error.
+    """
+
+    project: Callable[[Tensor], LinearOperator]
+    metric: Metric
+    tol: float = TOL
+    steps: int = ROUNDS
+    progress: Progress | None = None
+
+    def __call__(self, W: Inexact[Tensor, "m n"]) -> LinearOperator:
+        """From the projection of the matrix, or of the whitened one, the better first."""
+        start = self.project(W)
+        try:
+            contractions(start)
+        except TypeError:
+            return least_squares_fit(start, W, self.metric)
+        other = whitened(self.project, W, start, self.metric)
+        starts = [start] if other is None else [start, other]
+        best = min(starts, key=lambda A: self.metric.square(W - A.dense()))
+        options = {"tol": self.tol, "steps": self.steps, "progress": self.progress}
+        return alternate(best, W, self.metric, **options)
+
+    def each(self, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
+        """The same for every matrix of a stack."""
+        batch = tuple(W.shape[:-2])
+        if not batch:
+            return self(W)
+        found = []
+        for i, w in enumerate(W.flatten(0, -3)):
+            at = tuple(int(t) for t in torch.unravel_index(torch.tensor(i), batch))
+            metric = self.metric.each(lambda M, at=at: expand(M, batch)[at])
+            found.append(replace(self, metric=metric)(w))
+        return stacked(found, batch)
+
+
+def stacked(values: list[LinearOperator], batch: tuple[int, ...]) -> LinearOperator:
+    """Values of one layout as a stack."""
+    parts = zip(*[named_tensors(A).values() for A in values], strict=True)
+    return with_tensors(values[0], iter([torch.stack(t).unflatten(0, batch) for t in parts]))
+
+
 @OpenFunction
-def metric_project(
-    recipe: Structure, W: Tensor, start: LinearOperator, metric: Metric
-) -> LinearOperator:
-    """Nearest member in a metric, by least squares from `start` (quasi-best)."""
-    if W.ndim > 2:
-        raise ValueError(
-            f"project(..., left=, right=) was asked for a stack of shape {tuple(W.shape)}.\n"
-            "Give one matrix at a time."
-        )
-    return least_squares_fit(start, W, metric)
+def metric_project(recipe: Structure, W: Tensor, search: Search) -> LinearOperator:
+    """Nearest member in a metric; by default it is searched for (quasi-best)."""
+    return search.each(W)
 
 
 def fitted_corner(A: LinearOperator, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
@@ -148,7 +222,7 @@ def least_squares_fit(
     metric = Metric() if metric is None else metric
     x = [t.detach().clone() for t in named_tensors(A).values()]
     damping, error = 1e-2, _misfit(A, W, metric)
-    floor = 1e-24 * float(torch.sum(W * metric.apply(W)))
+    floor = 1e-24 * metric.square(W)
     for _ in range(steps):
         if error <= floor or damping > 1e12:
             break

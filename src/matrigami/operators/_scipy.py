@@ -55,16 +55,16 @@ def sylvester(L: Any, R: Any, F: Any) -> Any:
     from scipy.linalg import get_lapack_funcs, schur  # noqa: PLC0415 - heavy, and rarely needed
 
     n1, n2 = len(L), len(R)
-    S, U = schur(L, output="complex")
-    T, V = schur(R.T, output="complex")
+    S, U = schur(L, output="complex")[:2]
+    T, V = schur(R.T, output="complex")[:2]
     sums = np.abs(S.diagonal()[:, None] + T.diagonal()[None])
     size = max(np.abs(S).max(initial=0.0), np.abs(T).max(initial=0.0))
     if sums.min(initial=np.inf) <= size * np.finfo(F.dtype).eps:
         raise torch.linalg.LinAlgError("two eigenvalues cancel")
-    (trsyl,) = get_lapack_funcs(("trsyl",), (S, T))
+    trsyl: Any = get_lapack_funcs("trsyl", (S, T))
     solved = []
     for column in F.T:
         Y, scale, _ = trsyl(S, T, U.conj().T @ column.reshape(n1, n2) @ V)
         solved.append((U @ (Y / scale) @ V.conj().T).reshape(-1))
-    X = np.stack(solved, 1) if solved else np.empty((n1 * n2, 0), F.dtype)
+    X: Any = np.stack(solved, 1) if solved else np.empty((n1 * n2, 0), F.dtype)
     return (X if np.iscomplexobj(F) else X.real).astype(F.dtype)

@@ -136,7 +136,7 @@ def _(A: SpectralMatrix) -> SpectralMatrix:
 
 @pinv.register
 def _(A: SpectralMatrix) -> SpectralMatrix:
-    return SpectralMatrix(pinv(DiagonalMatrix(A.values)).diagonal, A.vectors)  # pyright: ignore[reportArgumentType]
+    return SpectralMatrix(diagonal(pinv(DiagonalMatrix(A.values))), A.vectors)
 
 
 @slogdet.register

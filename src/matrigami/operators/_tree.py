@@ -28,7 +28,7 @@ def named_tensors(A: Any) -> dict[str, Tensor]:
 
 def with_tensors(A: Value, tensors: Iterator[Tensor]) -> Value:
     """A value like `A` whose tensors come, in the order of `named_tensors`, from an iterator."""
-    return type(A)(*[_rebuilt(getattr(A, field.name), tensors) for field in fields(A)])
+    return type(A)(*[_rebuilt(getattr(A, field.name), tensors) for field in fields(A)])  # pyright: ignore[reportArgumentType]
 
 
 def mapped(A: Value, function: Callable[[Tensor], Tensor]) -> Value:
@@ -45,7 +45,7 @@ def over_stack(
     A: Value, function: Callable[[Tensor], Tensor], batch: tuple[int, ...] | None = None
 ) -> Value:
     """A value like `A` with a function applied to every tensor, which has all batch axes first."""
-    old = A.shape[:-2]
+    old = A.shape[:-2]  # pyright: ignore[reportAttributeAccessIssue]
     wide = []
     for _, t, axes in _leaves(A):
         own = t.ndim - len(old) if axes is None else axes
@@ -64,7 +64,7 @@ def _part(name: str, part: Any, annotation: Any) -> list[tuple[str, Tensor, int 
     if isinstance(part, Tensor):
         return [(name, part, _axes(annotation))] if inexact(part) else []
     if isinstance(part, tuple):
-        inner = next((a for a in get_args(annotation) if a is not ...), None)
+        inner = (*get_args(annotation), None)[0]
         return [leaf for i, p in enumerate(part) for leaf in _part(f"{name}_{i}", p, inner)]
     if _is_value(part):
         return [(f"{name}_{key}", t, axes) for key, t, axes in _leaves(part)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from matrigami.nn import Part
-from matrigami.operators import BlockView, stacked
+from matrigami.operators import BlockView, stacked_view
 from matrigami.optim._bucket import ON_HOST, working_dtype
 from matrigami.optim._exchange import Exchange, Local, Update, exchange_between, local
 from matrigami.optim._layout import Layout
@@ -292,7 +292,7 @@ def _bare(p: Tensor) -> BlockView | None:
             "Which of its axes are rows, columns and blocks is not known from the shape.\n"
             "Pass the model, or matrigami.optim.plan(model), or groups with views."
         )
-    view = stacked(tuple(p.shape)) if p.ndim == 2 else None
+    view = stacked_view(tuple(p.shape)) if p.ndim == 2 else None
     return view if view and view.two_sided else None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from matrigami.operators import (
     DenseMatrix,
     Fan,
-    Metric,
+    Search,
     Structure,
     fans,
     metric_project,
@@ -45,5 +45,5 @@ def _(recipe: Dense, W: Inexact[Tensor, "*batch m n"]) -> DenseMatrix:
 
 
 @metric_project.register
-def _(recipe: Dense, W: Tensor, start: DenseMatrix, metric: Metric) -> DenseMatrix:
-    return start
+def _(recipe: Dense, W: Tensor, search: Search) -> DenseMatrix:
+    return DenseMatrix(W.clone())

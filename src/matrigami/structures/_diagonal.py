@@ -69,5 +69,5 @@ def _(A: DiagonalMatrix) -> tuple[Contraction, ...]:
 
 @project.register
 def _(recipe: Diagonal, W: Inexact[Tensor, "*batch m n"]) -> DiagonalMatrix:
-    recipe.blank(*W.shape[-2:], W.new_empty)
+    recipe.blank(W.shape[-2], W.shape[-1], W.new_empty)  # refuses rectangles
     return DiagonalMatrix(torch.diagonal(W, dim1=-2, dim2=-1).clone())

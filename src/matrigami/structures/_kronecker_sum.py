@@ -228,13 +228,13 @@ def _(A: KroneckerSumMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "
     return implicit_solve(A, B, _separated)
 
 
-def _separated(A: LinearOperator, B: Tensor) -> Tensor:
+def _separated(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
     """Fast diagonalisation (Lynch, Rice and Thomas 1964), or Bartels and Stewart (1972).
 
     The latter on the CPU, one right-hand side after the other.
     """
-    if _hermitian(A):  # pyright: ignore[reportArgumentType]
-        return solve(_spectral(A), B)  # pyright: ignore[reportArgumentType]
+    if _hermitian(A):
+        return solve(_spectral(A), B)
     L, R = (F.dense().to(B.dtype) for F in A.terms)
     batch = torch.broadcast_shapes(L.shape[:-2], R.shape[:-2], B.shape[:-2])
     L, R, B = (t.expand(*batch, *t.shape[-2:]).detach() for t in (L, R, B))
@@ -285,7 +285,7 @@ def _(A: KroneckerSumMatrix) -> Svd:
         (not float(p).is_integer() or p < 0) and _hermitian(A) and not differentiated(A)
     )
 )
-def _(A: KroneckerSumMatrix, p: float) -> SpectralMatrix:
+def _(A: KroneckerSumMatrix, p: float) -> LinearOperator:
     return power(_spectral(A), p)
 
 

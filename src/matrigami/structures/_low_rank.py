@@ -20,7 +20,7 @@ from matrigami.operators import (
     DenseMatrix,
     Fan,
     LinearOperator,
-    Metric,
+    Search,
     Structure,
     Svd,
     add,
@@ -36,13 +36,12 @@ from matrigami.operators import (
     is_frobenius,
     metric_project,
     norm,
-    operator,
     outer,
     pinv,
-    power,
     project,
     resolve_rank,
     root_of_squares,
+    roots,
     round_to,
     scale,
     svd,
@@ -242,19 +241,13 @@ def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
 
 
 @metric_project.register
-def _(
-    recipe: LowRank, W: Float[Tensor, "*batch m n"], start: LowRankMatrix, metric: Metric
-) -> LowRankMatrix:
-    left, right = (_roots(A) for A in (metric.left, metric.right))
-    white = Metric(left[0], right[0]).apply(W)
-    U, Vh = truncated_svd(white, recipe._rank(*W.shape[-2:]))
-    return LowRankMatrix(
-        U if left[1] is None else left[1] @ U, Vh.mT if right[1] is None else right[1] @ Vh.mT
+def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"], search: Search) -> LowRankMatrix:
+    """The truncated SVD of the whitened matrix, taken back."""
+    left, right = (
+        None if M is None else roots(M) for M in (search.metric.left, search.metric.right)
     )
-
-
-def _roots(A: LinearOperator | None) -> tuple[LinearOperator | None, LinearOperator | None]:
-    """`A^(1/2)` and `A^(-1/2)`, or None for the identity."""
-    if A is None:
-        return None, None
-    return power(operator(A), 0.5), power(operator(A), -0.5)
+    W = W if left is None else left[0] @ W
+    W = W if right is None else W @ right[0]
+    U, Vh = truncated_svd(W, recipe._rank(*W.shape[-2:]))
+    Vh = Vh if right is None else Vh @ right[1]
+    return LowRankMatrix(U if left is None else left[1] @ U, Vh.mT)

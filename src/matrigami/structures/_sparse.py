@@ -75,7 +75,7 @@ class SparseMatrix(LinearOperator):
     @property
     def T(self) -> "SparseMatrix":
         """The entries sorted by their columns."""
-        return assembled(self.entries, self.columns, self.rows, self.size[::-1])
+        return assembled(self.entries, self.columns, self.rows, (self.size[1], self.size[0]))
 
     def dense(self) -> Inexact[Tensor, "m n"]:
         """The matrix itself; entries of one place add up."""
@@ -164,12 +164,17 @@ class _Product(torch.autograd.Function):
         return None, _Product.apply(ctx.operator.H, grads[0])
 
     @staticmethod
-    def jvp(ctx: Any, _: None, dX: Tensor) -> Tensor:
+    def jvp(ctx: Any, _: None, dX: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Linear."""
         return _Product.apply(ctx.operator, dX)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, operator: Any, X: Tensor) -> tuple[Tensor, int]:  # noqa: ARG004
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any,  # noqa: ARG004
+        in_dims: Any,
+        operator: Any,
+        X: Tensor,
+    ) -> tuple[Tensor, int]:
         """The mapped axis as more columns."""
         X = X.movedim(in_dims[1], -1)
         return _Product.apply(operator, X.flatten(1)).unflatten(1, X.shape[1:]), X.ndim - 1
@@ -205,11 +210,12 @@ def from_scipy(A: Any) -> LinearOperator:
         )
     if A.format == "dia" and A.shape[0] == A.shape[1] and list(A.offsets) == [0]:
         return DiagonalMatrix(torch.as_tensor(A.data[0, : A.shape[0]].copy()))
+    m, n = A.shape
     rows = csr_array(A)
     rows.sum_duplicates()
     data = rows.data if np.issubdtype(rows.dtype, np.inexact) else rows.data.astype(float)
     columns, pointers = (torch.as_tensor(t.astype(np.int64)) for t in (rows.indices, rows.indptr))
-    return SparseMatrix(torch.as_tensor(data.copy()), columns, pointers, rows.shape)
+    return SparseMatrix(torch.as_tensor(data.copy()), columns, pointers, (m, n))
 
 
 def _factorized(A: SparseMatrix) -> Any:
@@ -265,20 +271,20 @@ def _(A: SparseMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n 
     return implicit_solve(A, B, _by_superlu)
 
 
-def _by_superlu(A: LinearOperator, B: Tensor) -> Tensor:
+def _by_superlu(A: SparseMatrix, B: Tensor) -> Tensor:
     """Sparse LU: a factorisation for each matrix of a stack, all columns at once."""
     if len(A.shape) > 2:
         batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-        flat = expand(A, batch).entries.reshape(-1, A.columns.shape[0])  # pyright: ignore[reportArgumentType]
+        flat = expand(A, batch).entries.reshape(-1, A.columns.shape[0])
         parts = B.expand(*batch, *B.shape[-2:]).reshape(-1, *B.shape[-2:])
         each = [
-            _by_superlu(SparseMatrix(e, A.columns, A.pointers, A.size), b)  # pyright: ignore[reportArgumentType]
+            _by_superlu(SparseMatrix(e, A.columns, A.pointers, A.size), b)
             for e, b in zip(flat, parts, strict=True)
         ]
         return torch.stack(each).reshape(*batch, *B.shape[-2:])
     columns = B.detach().movedim(-2, 0).flatten(1)
     double = as_array(columns.to(torch.promote_types(columns.dtype, torch.float64)))
-    factors = _factorized(A.to(torch.promote_types(A.dtype, torch.float64)))  # pyright: ignore[reportArgumentType]
+    factors = _factorized(A.to(torch.promote_types(A.dtype, torch.float64)))
     X = torch.as_tensor(factors.solve(np.asfortranarray(double))).to(B)
     return X.unflatten(1, (*B.shape[:-2], B.shape[-1])).movedim(0, -2)
 

@@ -8,6 +8,7 @@ gives back the digits that an ill-conditioned base costs. Of a dense sum the sam
 Shapes: n = rows = columns, r = rank of the update, k = right-hand sides.
 """
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ def parted(A: SumMatrix) -> tuple[LinearOperator, LowRankMatrix] | None:
     rest = [term for term in A.terms if not isinstance(term, LowRankMatrix | DenseMatrix)]
     if not updates or len(rest) != 1 or len(updates) + 1 != len(A.terms):
         return None
-    update = updates[0]
-    for other in updates[1:]:
-        update = add(update, other)
-    return (rest[0], update) if update.U.shape[-1] * SHARE <= A.shape[-1] else None
+    update = reduce(add, updates)
+    if isinstance(update, LowRankMatrix) and update.U.shape[-1] * SHARE <= A.shape[-1]:
+        return rest[0], update
+    return None
 
 
 def _is_update(A: SumMatrix, *_: Any) -> bool:
@@ -112,9 +113,13 @@ def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:
     if not isinstance(second, DiagonalMatrix) or not isinstance(first, KroneckerMatrix):
         return None
     d = second.diagonal
-    uniform = d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
     square = all(F.shape[-1] == F.shape[-2] for F in first.factors)
-    return (first, d[..., 0]) if uniform and square else None
+    return (first, d[..., 0]) if square and _is_uniform(d) else None
+
+
+def _is_uniform(d: Tensor) -> bool:
+    """Whether all numbers of a diagonal are one."""
+    return d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
 
 
 def _has_pairs(A: SumMatrix) -> bool:

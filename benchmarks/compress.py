@@ -1,0 +1,229 @@
+"""Rounding and removal beside the published loops: one layer, and a small network.
+
+    python -m benchmarks.compress [--write]
+
+The layer is 1024 x 1024, its inputs of a spectrum 1/i with channels of unequal size, ten of them
+fifteen times as large; errors are `||(W - W') X||^2 / ||W X||^2` on 4096 vectors that were not
+calibrated on. The network is a multi-layer perceptron on scikit-learn's digits, of which the first
+two layers are rounded; KL is from the original on 500 images held out, the geometric mean of three.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from benchmarks._report import table, write
+from benchmarks._timing import machine, one_thread
+from matrigami.compress import Grid, quantize_, remove, round_ldl, round_waterfill, unstructured
+
+SIZE, VECTORS, OUTLIERS = 1024, 4096, 10
+GRIDS = ((4, 128), (3, 128), (2, 64))
+SPARSITIES = (0.5, 0.7, 0.9)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights, and second moments of inputs to calibrate on and to judge by."""
+
+    W: Tensor
+    A: Tensor
+    holdout: Tensor
+
+    def error(self, V: Tensor) -> float:
+        """The relative error of the outputs on held-out vectors."""
+        H = self.holdout.double()
+        E, W = (self.W - V).double(), self.W.double()
+        return float((E @ H * E).sum() / (W @ H * W).sum())
+
+
+def outlier_layer(seed: int = 0) -> Layer:
+    """The layer of the table."""
+    g = torch.Generator().manual_seed(seed)
+    n = SIZE
+    basis = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64)).Q
+    channels = torch.randn(n, generator=g, dtype=torch.float64).exp()
+    channels[torch.randperm(n, generator=g)[:OUTLIERS]] *= 15
+    root = channels[:, None] * basis * torch.arange(1, n + 1, dtype=torch.float64).rsqrt()
+
+    def moment() -> Tensor:
+        """Of fresh vectors."""
+        X = torch.randn(VECTORS, n, generator=g, dtype=torch.float64) @ root.mT
+        return (X.mT @ X / VECTORS).float()
+
+    W = torch.randn(n, n, generator=g, dtype=torch.float64) / n**0.5
+    return Layer(W.float(), moment(), moment())
+
+
+def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
+    """GPTQ with static groups in the order of activity, as published: three Cholesky factors."""
+    value = grid.round(W)
+    n = W.shape[1]
+    steps, zero = (
+        t.repeat_interleave(value.group, 1)[:, :n]
+        for t in (value.scale, value.zero)  # pyright: ignore[reportOptionalMemberAccess]
+    )
+    order = H.diagonal().argsort(descending=True)
+    W, steps, zero, H = W[:, order].clone(), steps[:, order], zero[:, order], H[order][:, order]
+    H = H + damping * H.diagonal().mean() * torch.eye(n)
+    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    Q = torch.zeros_like(W)
+    for start in range(0, n, 128):
+        stop = min(start + 128, n)
+        block, errors = W[:, start:stop].clone(), torch.zeros(len(W), stop - start)
+        for i in range(stop - start):
+            j = start + i
+            codes = (block[:, i] / steps[:, j] + zero[:, j]).round()
+            codes = codes.clamp(grid.least, -1 - grid.least)
+            Q[:, j] = (codes - zero[:, j]) * steps[:, j]
+            errors[:, i] = (block[:, i] - Q[:, j]) / U[j, j]
+            block[:, i:] -= errors[:, i, None] * U[j, j:stop]
+        W[:, stop:] -= errors @ U[start:stop, stop:]
+    return Q[:, order.argsort()]
+
+
+def sparse_gpt(W: Tensor, H: Tensor, sparsity: float, damping: float = 0.01) -> Tensor:
+    """SparseGPT as published: the mask block by block, by `W^2 / U_jj^2`."""
+    W, n = W.clone(), W.shape[1]
+    H = H + damping * H.diagonal().mean() * torch.eye(n)
+    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    Q = torch.zeros_like(W)
+    for start in range(0, n, 128):
+        stop = min(start + 128, n)
+        block, errors = W[:, start:stop].clone(), torch.zeros(len(W), stop - start)
+        scores = (block / U.diagonal()[start:stop]).square()
+        gone = scores <= scores.flatten().sort().values[int(scores.numel() * sparsity)]
+        for i in range(stop - start):
+            j = start + i
+            Q[:, j] = torch.where(gone[:, i], 0, block[:, i])
+            errors[:, i] = (block[:, i] - Q[:, j]) / U[j, j]
+            block[:, i:] -= errors[:, i, None] * U[j, j:stop]
+        W[:, stop:] -= errors @ U[start:stop, stop:]
+    return Q
+
+
+def timed(call: Callable[[], Tensor], rounds: int = 3) -> tuple[Tensor, float]:
+    """An answer, and the median of its CPU seconds."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        answer = call()
+        seconds.append(time.process_time() - start)
+    return answer, sorted(seconds)[rounds // 2]
+
+
+def rounding(layer: Layer) -> str:
+    """Errors at fixed bits and at an entropy."""
+    rows = []
+    for bits, group in GRIDS:
+        grid = Grid(bits, group, symmetric=False)
+        theirs, slow = timed(lambda grid=grid: gptq(layer.W, layer.A, grid))
+        plain, quick = timed(
+            lambda grid=grid: round_ldl(layer.W, layer.A, grid=grid, refit=False).value.dense()
+        )
+        ours, fit = timed(lambda grid=grid: round_ldl(layer.W, layer.A, grid=grid).value.dense())
+        errors = [layer.error(V) for V in (grid.round(layer.W).dense(), theirs, plain, ours)]
+        name = f"{bits} bits, groups of {group}"
+        rows.append(
+            [name, *(f"{e:.2e}" for e in errors), f"{quick / slow:.2f}", f"{fit / slow:.2f}"]
+        )
+    for bits in (3.0, 2.0, 1.0):
+        found = round_waterfill(layer.W, layer.A, bits=bits, holdout=layer.holdout)
+        rows.append(
+            [f"{found.entropy:.2f} bits of entropy", "", "", "", f"{found.loss:.2e}", "", ""]
+        )
+    head = ["", "nearest", "GPTQ", "ours, no refit", "ours", "time / GPTQ, no refit", "with"]
+    return table(head, rows)
+
+
+def removal(layer: Layer) -> str:
+    """Errors of sparse weights."""
+    rows = []
+    for sparsity in SPARSITIES:
+        theirs = layer.error(sparse_gpt(layer.W, layer.A, sparsity))
+        ours = layer.error(remove(layer.W, unstructured(sparsity), layer.A).W)
+        magnitude = layer.error(layer.W * unstructured(sparsity)(layer.W))
+        cells = [f"{e:.2e}" for e in (magnitude, theirs, ours)]
+        rows.append([f"{sparsity:.0%}", *cells, f"{ours / theirs:.2f}"])
+    return table(["removed", "magnitude", "SparseGPT", "ours", "ours / SparseGPT"], rows)
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor]:
+    """Training images and labels, and images held out."""
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(data.data, dtype=torch.float32)[order] / 16
+    y = torch.tensor(data.target)[order]
+    return x[:-500], y[:-500], x[-500:]
+
+
+def trained(x: Tensor, y: Tensor, seed: int) -> nn.Sequential:
+    """64-128-128-10, trained for 300 steps."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+    opt = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(300):
+        at = torch.randint(len(x), (256,))
+        opt.zero_grad()
+        nn.functional.cross_entropy(net(x[at]), y[at]).backward()
+        opt.step()
+    return net
+
+
+def network() -> str:
+    """KL of rounded networks."""
+    x, y, held = digits()
+    rows = []
+    for bits in (3, 2):
+        grid, logs = Grid(bits, None, symmetric=False), [[], [], []]
+        for seed in SEEDS:
+            net = trained(x, y, seed)
+            before = net(held).log_softmax(-1).detach()
+            state = {name: t.clone() for name, t in net.state_dict().items()}
+            for i, two_sided in enumerate((None, False, True)):
+                net.load_state_dict(state)
+                if two_sided is None:
+                    for layer in (net[0], net[2]):
+                        layer.weight.data.copy_(grid.round(layer.weight.data).dense())
+                else:
+                    quantize_(net, list(x.split(128)), grid, two_sided=two_sided)
+                after = net(held).log_softmax(-1).detach()
+                kl = (before.exp() * (before - after)).sum(-1).mean()
+                logs[i].append(float(kl.log()))
+        kls = [math.exp(sum(log) / len(log)) for log in logs]
+        rows.append([f"{bits} bits", *(f"{kl:.2e}" for kl in kls), f"{kls[2] / kls[1]:.2f}"])
+    return table(["", "nearest", "inputs alone", "both moments", "both / inputs"], rows)
+
+
+@click.command()
+@click.option("--write", "write_", is_flag=True, help="Put the tables into benchmarks/README.md.")
+def main(write_: bool) -> None:
+    """Print the tables."""
+    about = {"command": "python -m benchmarks.compress --write", "setting": one_thread()}
+    layer = outlier_layer()
+    report = "\n\n".join(
+        [
+            table(("", ""), list((about | machine()).items())),
+            "### One layer, rounded",
+            rounding(layer),
+            "### One layer, pruned",
+            removal(layer),
+            "### Digits, two layers rounded",
+            network(),
+        ]
+    )
+    print(report)
+    if write_:
+        write(report, "compress")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Compression: weights rounded, removed or restructured where the loss feels it least."""
+
+from matrigami.compress._drivers import LayerReport, Report, prune_, quantize_, structure_
+from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
+from matrigami.compress._grid import Grid, QuantizedMatrix
+from matrigami.compress._layers import chosen, set_weight, weight
+from matrigami.compress._packing import packed, unpacked
+from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
+from matrigami.compress._rounding import Rounding, round_ldl
+from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
+
+__all__ = [
+    "Grid",
+    "LatticeMatrix",
+    "LayerReport",
+    "QuantizedMatrix",
+    "Removal",
+    "Report",
+    "Rounding",
+    "Support",
+    "Waterfilling",
+    "chosen",
+    "entropy",
+    "n_of_m",
+    "packed",
+    "prune_",
+    "quantize_",
+    "remove",
+    "round_ldl",
+    "round_waterfill",
+    "save_compressed_tensors",
+    "save_dense",
+    "save_gptq",
+    "set_weight",
+    "structure_",
+    "unpacked",
+    "unstructured",
+    "weight",
+]

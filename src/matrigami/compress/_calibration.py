@@ -1,0 +1,335 @@
+"""What the layers of a model see, block by block, behind a prefix that is compressed already.
+
+A model whose blocks are a `ModuleList` or `Sequential`, each fed by the one before, is run through
+once: the inputs of a block are kept, its layers are observed and compressed, and it is run again
+for the inputs of the next. That it is such a chain is seen on the first batch. Of any other model
+each layer is a block of its own, and everything is run again for it.
+
+Shapes: m = outputs, n = inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matrigami.compress._layers import gradient_rows, rows
+
+HELD_OUT = 4
+"""One batch of so many is held out; of fewer batches, one vector of so many."""
+
+
+@dataclass
+class Seen:
+    """Second moments of the inputs of a layer.
+
+    Attributes:
+        A: Mean of `x x.T`.
+        holdout: The same of vectors that `A` has not seen.
+        rows: Vectors in `A`.
+        rejected: Vectors with NaN or infinite entries, which were left out.
+    """
+
+    A: Float[Tensor, "n n"]
+    holdout: Float[Tensor, "n n"]
+    rows: int = 0
+    held: int = 0
+    rejected: int = 0
+
+    @classmethod
+    def empty(cls, x: Float[Tensor, "N n"]) -> "Seen":
+        """Nothing yet, for vectors of this size."""
+        n = x.shape[-1]
+        zeros = torch.zeros(2, n, n, dtype=torch.float64, device=x.device)
+        return cls(zeros[0], zeros[1])
+
+    def add(self, x: Float[Tensor, "N n"], held: bool) -> None:
+        """Count vectors in one of the means."""
+        good = x.isfinite().all(-1)
+        if not bool(good.all()):
+            self.rejected += int((~good).sum())
+            x = x[good]
+        total = self.holdout if held else self.A
+        total += (x.mT @ x).to(total)
+        self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The two means; without vectors of its own the second is the first."""
+        A = self.A / max(self.rows, 1)
+        return A, self.holdout / self.held if self.held else A
+
+
+Compress = Callable[[Mapping[str, Seen | None]], None]
+"""Compresses the layers that were just seen, in place; None for one that nothing has reached."""
+
+
+@torch.no_grad()
+def block_by_block(
+    model: nn.Module, layers: Mapping[str, nn.Module], data: list[Any], compress: Compress
+) -> None:
+    """Observe and compress all layers, in the order in which the model runs them.
+
+    Layers that the batches never reach are handed over without moments in the end.
+    """
+    with _at_rest(model):
+        order = _order(model, layers, data[0])
+        blocks = _chain(model, order, data[0])
+        inside = [name for name in order if _inside(name, blocks)]
+        start = order.index(inside[0]) if inside else len(order)
+
+        def alone(names: list[str]) -> None:
+            """Each layer by itself, everything run again."""
+            for name in names:
+                own = {name: layers[name]}
+                compress(_observed(own, data, lambda batch: called(model, batch)))
+
+        alone(order[:start])
+        if inside:
+            _along(model, blocks, {name: layers[name] for name in inside}, data, compress)
+        alone([name for name in order[start:] if name not in inside])
+        compress({name: None for name in layers if name not in order})
+
+
+def _along(
+    model: nn.Module,
+    blocks: list[str],
+    layers: Mapping[str, nn.Module],
+    data: list[Any],
+    compress: Compress,
+) -> None:
+    """The layers of a chain of blocks: each block is run twice, before and after."""
+    modules = dict(model.named_modules())
+    calls = [_caught(model, modules[blocks[0]], batch) for batch in data]
+    for block in blocks:
+        own = {name: layer for name, layer in layers.items() if _inside(name, [block])}
+        module = modules[block]
+        if own:
+            compress(_observed(own, calls, lambda call, m=module: m(*call[0], **call[1])))
+        calls = [_advanced(module, call) for call in calls]
+
+
+def output_moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    data: list[Any],
+    *,
+    samples: int = 4,
+    bound: tuple[float, float] | None = (0.5, 2.0),
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Second moments of the output gradients, with labels drawn from the model's own logits.
+
+    Args:
+        model: Its outputs are logits, or have them as `.logits`.
+        layers: Those to observe.
+        data: Batches.
+        samples: Draws for each batch.
+        bound: Gradients are scaled to norms within these multiples of the mean norm of their batch,
+            so that a few do not outweigh all others; None leaves them.
+        seed: Of the draws.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(layers, 0)
+
+    def hook(name: str) -> Any:
+        """The forward hook of a layer."""
+
+        def note(g: Tensor) -> None:
+            """Count the gradients of one call."""
+            part = gradient_rows(layers[name], g.detach())
+            part = part if bound is None else _bounded(part, *bound)
+            sums[name] = sums.get(name, 0) + (part.mT @ part).double()
+            counts[name] += len(part)
+
+        def attach(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            """Ask for the gradient of the output."""
+            if output.requires_grad:
+                output.register_hook(note)
+
+        return attach
+
+    hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
+    with _at_rest(model), torch.enable_grad(), _hooked(hooks):
+        for batch in data:
+            for _ in range(samples):
+                _pull_drawn_labels(model, batch, generator)
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, "N m"]:
+    """Rows with norms between multiples of their mean norm; rows of zeros stay."""
+    norms = g.norm(dim=-1, keepdim=True)
+    mean = norms.mean()
+    return g * torch.where(norms > 0, norms.clamp(low * mean, high * mean) / norms, 0)
+
+
+def _pull_drawn_labels(model: nn.Module, batch: Any, generator: torch.Generator) -> None:
+    """One backward pass of `-log p(y | x)` with labels `y` drawn from the model."""
+    logits = _logits(called(model, batch)).float().flatten(0, -2)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    loss = nn.functional.cross_entropy(logits, drawn, reduction="sum")
+    inputs = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(loss, inputs, allow_unused=True)
+
+
+def _observed(
+    layers: Mapping[str, nn.Module], data: list[Any], run: Callable[[Any], Any]
+) -> dict[str, Seen | None]:
+    """The moments of some layers while something is run on all batches."""
+    seen: dict[str, Seen | None] = dict.fromkeys(layers)
+    batch_held = False
+
+    def hook(name: str) -> Any:
+        """The hook of a layer, before it runs."""
+
+        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            """Count its inputs."""
+            x = rows(module, inputs[0].detach())
+            known = seen[name] = seen[name] or Seen.empty(x)
+            if len(data) >= HELD_OUT:
+                known.add(x, batch_held)
+                return
+            at = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+            known.add(x[~at], held=False)
+            known.add(x[at], held=True)
+
+        return note
+
+    with _hooked({name: (layer, hook(name)) for name, layer in layers.items()}, before=True):
+        for i, batch in enumerate(data):
+            batch_held = i % HELD_OUT == HELD_OUT - 1
+            run(batch)
+    return seen
+
+
+def _order(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> list[str]:
+    """The names in the order of the first calls, without those that are not called."""
+    seen: dict[str, None] = {}
+    hooks = {
+        name: (layer, lambda _m, _x, name=name: seen.update({name: None}))
+        for name, layer in layers.items()
+    }
+    with _hooked(hooks, before=True):
+        called(model, batch)
+    return list(seen)
+
+
+def _chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
+    """The blocks of the longest container of which each is fed by the one before; or none."""
+    best: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        names = [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+        holds = any(_inside(layer, names) for layer in layers)
+        if len(names) > len(best) and holds and _feeds(model, list(module), batch):
+            best = names
+    return best
+
+
+def _feeds(model: nn.Module, blocks: list[nn.Module], batch: Any) -> bool:
+    """Whether every block is called once, on what the one before has returned."""
+    outputs: list[Any] = []
+    good = True
+
+    def note(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Compare the input with the last output."""
+        nonlocal good
+        good &= bool(inputs) and (not outputs or inputs[0] is outputs[-1])
+        outputs.append(_first(output))
+
+    with _hooked({str(i): (block, note) for i, block in enumerate(blocks)}):
+        called(model, batch)
+    return good and len(outputs) == len(blocks)
+
+
+class _Stop(Exception):  # noqa: N818 - not an error
+    """The rest of a forward pass is not needed."""
+
+
+def _caught(
+    model: nn.Module, block: nn.Module, batch: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which a block is called."""
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep them and leave."""
+        found.append((args, kwargs))
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        called(model, batch)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _advanced(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """The call of the next block."""
+    args, kwargs = call
+    return (_first(module(*args, **kwargs)), *args[1:]), kwargs
+
+
+@contextmanager
+def _hooked(
+    hooks: Mapping[str, tuple[nn.Module, Callable[..., Any]]], before: bool = False
+) -> Iterator[None]:
+    """Hooks on some modules, taken off whatever happens."""
+    handles = [
+        module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+        for module, hook in hooks.values()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, keeping no cache of keys and values; as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    model.eval()
+    if cached:
+        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        if cached:
+            config.use_cache = cached  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def called(model: nn.Module, batch: Any) -> Any:
+    """The model on a batch: a tensor, a tuple of arguments, or a mapping of keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def _first(output: Any) -> Any:
+    """What a block hands to the next one."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _logits(output: Any) -> Tensor:
+    """The logits among the outputs of a model."""
+    return output.logits if hasattr(output, "logits") else _first(output)
+
+
+def _inside(name: str, blocks: list[str]) -> bool:
+    """Whether a layer is one of some blocks, or in one."""
+    return any(name == block or name.startswith(f"{block}.") for block in blocks)

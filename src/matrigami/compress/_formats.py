@@ -1,0 +1,228 @@
+"""Files of quantised models that other programs load: compressed-tensors, GPTQ, dense.
+
+A folder of Hugging Face: `config.json` with `quantization_config`, and `model.safetensors`. Every
+file is written under another name first and then put in its place.
+
+Shapes: m = outputs, n = inputs, g = groups of a row, w = words of a row.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from matrigami.compress._grid import QuantizedMatrix
+from matrigami.compress._packing import packed
+
+COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges.txt")
+"""Files beside the weights that a loader of the model wants."""
+
+
+def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None = None) -> Path:
+    """The model with its weights as numbers, whatever they were rounded to.
+
+    Args:
+        model: The model.
+        folder: A new folder.
+        source: The folder that it came from, whose tokenizer is copied.
+
+    Raises:
+        ValueError: If the folder exists.
+    """
+    return _saved(folder, _tensors(model), _config(model), source)
+
+
+def save_compressed_tensors(
+    model: nn.Module,
+    values: Mapping[str, QuantizedMatrix],
+    folder: str | Path,
+    source: str | Path | None = None,
+) -> Path:
+    """The model as `pack-quantized` of compressed-tensors, which vLLM and transformers load.
+
+    Symmetric grids load to the bit; on grids with zeros transformers 5.24 fails.
+
+    Args:
+        model: The model.
+        values: The quantised matrices of its `nn.Linear`s, by name: `report.values`.
+        folder: A new folder.
+        source: The folder that it came from, whose tokenizer is copied.
+
+    Raises:
+        ValueError: If the folder exists, or a layer is not an `nn.Linear`.
+    """
+    modules = dict(model.named_modules())
+    tensors = _tensors(model)
+    for name, value in values.items():
+        if not isinstance(modules[name], nn.Linear):
+            raise ValueError(
+                f"save_compressed_tensors: {name} is a {type(modules[name]).__name__}, and the "
+                "format knows nn.Linear alone.\nQuantise with ignore=, or save_dense."
+            )
+        kind = tensors.pop(f"{name}.weight").dtype
+        tensors |= _packed(name, value, kind)
+    known = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    config = _config(model)
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": _groups(values),
+        "ignore": sorted(known - set(values)),
+    }
+    return _saved(folder, tensors, config, source)
+
+
+def save_gptq(
+    model: nn.Module,
+    values: Mapping[str, QuantizedMatrix],
+    folder: str | Path,
+    source: str | Path | None = None,
+) -> Path:
+    """The model in the format of GPTQ (version 1): one grid for all layers, groups of full length.
+
+    Args:
+        model: The model.
+        values: The quantised matrices of its `nn.Linear`s, by name: `report.values`.
+        folder: A new folder.
+        source: The folder that it came from, whose tokenizer is copied.
+
+    Raises:
+        ValueError: If the folder exists, or the layers do not have one grid that the format knows.
+    """
+    grids = {(v.bits, v.group, v.zero is None) for v in values.values()}
+    ragged = [
+        name for name, v in values.items() if v.shape[-1] % v.group or v.shape[-1] * v.bits % 32
+    ]
+    if len(grids) != 1 or ragged or 3 in {bits for bits, *_ in grids}:
+        raise ValueError(
+            f"save_gptq: the format has one grid of 2, 4 or 8 bits and whole groups; {len(grids)} "
+            f"grids are given, and ragged are: {', '.join(ragged) or 'none'}.\n"
+            "Use save_compressed_tensors."
+        )
+    ((bits, group, symmetric),) = grids
+    tensors = _tensors(model)
+    for name, value in values.items():
+        del tensors[f"{name}.weight"]
+        tensors |= _gptq(name, value)
+    config = _config(model)
+    config["quantization_config"] = {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": bits,
+        "group_size": group,
+        "sym": symmetric,
+        "desc_act": False,
+        "modules_in_block_to_quantize": None,
+    }
+    return _saved(folder, tensors, config, source)
+
+
+def _packed(name: str, value: QuantizedMatrix, kind: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of one layer in pack-quantized."""
+    found = {
+        f"{name}.weight_packed": packed(value.codes, value.bits),
+        f"{name}.weight_scale": value.scale.to(kind),
+        f"{name}.weight_shape": torch.tensor(value.shape),
+    }
+    if value.zero is not None:
+        zeros = value.zero.to(torch.int8)
+        found[f"{name}.weight_zero_point"] = packed(zeros.mT, value.bits).mT
+    return {key: t.contiguous() for key, t in found.items()}
+
+
+def _gptq(name: str, value: QuantizedMatrix) -> dict[str, Tensor]:
+    """The tensors of one layer in GPTQ: packed along the inputs, zeros one less than they are."""
+    n = value.shape[-1]
+    zero = torch.zeros_like(value.scale) if value.zero is None else value.zero
+    low = (zero - 1).to(torch.int8)  # of the unsigned codes; -1 wraps around
+    wrapped = torch.where(low < -(2 ** (value.bits - 1)), low + 2**value.bits, low)
+    found = {
+        f"{name}.qweight": packed(value.codes, value.bits).mT,
+        f"{name}.qzeros": packed(wrapped.mT, value.bits),
+        f"{name}.scales": value.scale.mT.to(torch.float16),
+        f"{name}.g_idx": (torch.arange(n) // value.group).to(torch.int32),
+    }
+    return {key: t.contiguous() for key, t in found.items()}
+
+
+def _groups(values: Mapping[str, QuantizedMatrix]) -> dict[str, Any]:
+    """Layers of one grid as a group of the configuration."""
+    kinds: dict[tuple[int, int | None, bool], list[str]] = {}
+    for name, v in values.items():
+        whole = v.scale.shape[-1] == 1
+        kinds.setdefault((v.bits, None if whole else v.group, v.zero is None), []).append(name)
+    return {
+        f"group_{i}": {
+            "targets": names,
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": symmetric,
+                "strategy": "channel" if group is None else "group",
+                "group_size": group,
+                "dynamic": False,
+            },
+        }
+        for i, ((bits, group, symmetric), names) in enumerate(kinds.items())
+    }
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, of tensors that share memory the first alone."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    found = {}
+    for name, t in model.state_dict().items():
+        key = (t.data_ptr(), tuple(t.shape))
+        if t.numel() and key in seen:
+            continue
+        seen.add(key)
+        found[name] = t.detach().contiguous()
+    return found
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """The configuration of a model of transformers, or an empty one."""
+    config = getattr(model, "config", None)
+    return config.to_dict() if hasattr(config, "to_dict") else {}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _saved(
+    folder: str | Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    source: str | Path | None,
+) -> Path:
+    """Write a folder at once or not at all."""
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists.\nGive the name of a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
+        if config:
+            (work / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+        for pattern in COPIED if source is not None else ():
+            for path in Path(source).glob(pattern):  # pyright: ignore[reportArgumentType]
+                shutil.copy2(path, work / path.name)
+        work.chmod(0o777 & ~_umask())
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return folder
+
+
+def _umask() -> int:
+    """The mask of new files; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,70 @@
+"""Second moments as metrics: checked, damped, factored, and the loss that they measure.
+
+Shapes: m = rows, n = columns.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.operators import operator
+
+
+def checked_moments(
+    name: str, W: Tensor, A: object, B: object, holdout: object
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Weights and moments in double precision, and the moment by which the loss is told.
+
+    Without `A` it is the identity.
+
+    Raises:
+        ValueError: If the sizes do not fit, or W is not finite.
+    """
+    if not bool(W.isfinite().all()):
+        raise ValueError(f"{name}(W): W has NaN or infinite entries.\nMend the weights first.")
+    m, n = W.shape[-2:]
+    inputs = torch.eye(n, device=W.device) if A is None else A
+    first = _moment(name, "A", inputs, (m, n), n)
+    gradients = None if B is None else _moment(name, "B", B, (m, n), m)
+    judge = first if holdout is None else _moment(name, "holdout", holdout, (m, n), n)
+    return W.double(), first, gradients, judge
+
+
+def _moment(name: str, label: str, M: object, sizes: tuple[int, int], size: int) -> Tensor:
+    """A moment of the right size, dense and in double precision."""
+    dense = operator(M).dense().double()
+    if tuple(dense.shape[-2:]) != (size, size):
+        shape = "x".join(map(str, dense.shape))
+        raise ValueError(
+            f"{name}(W, {label}): {label} is {shape}, and W {sizes[0]}x{sizes[1]}.\n"
+            f"{label} must be {size}x{size}."
+        )
+    return dense
+
+
+def damped(M: Tensor, damping: float) -> Tensor:
+    """A moment with a share of the mean of its diagonal added to the diagonal."""
+    mean = M.diagonal(dim1=-2, dim2=-1).mean(-1)
+    amount = torch.where(mean > 0, damping * mean, torch.ones_like(mean))
+    return M + amount[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+
+
+def unit_lower(M: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """`L` and the diagonal of `D` with `M = L D L.T`.
+
+    Raises:
+        ValueError: If the matrix is not positive definite.
+    """
+    C, failed = torch.linalg.cholesky_ex(M)
+    if bool((failed > 0).any()) or not bool(C.isfinite().all()):
+        raise ValueError(
+            f"round_ldl(W, A, B): {name} is not positive semi-definite, or not finite.\n"
+            "Give a second moment, or a larger damping."
+        )
+    d = C.diagonal(dim1=-2, dim2=-1)
+    return C / d[..., None, :], d.square()
+
+
+def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:
+    """`tr(B E A E.T)` by rows."""
+    return ((E if B is None else B @ E) @ A * E).sum(-1)

@@ -1,0 +1,207 @@
+"""Removal: which weights go, and how the others make up for them.
+
+With the moments `A = E[x x.T]` of the inputs and `B = E[g g.T]` of the output gradients, removal
+that turns `W` into `W'` raises the loss by `tr(B E A E.T) / 2`, `E = W - W'`. The support of a
+sparse `W'` is found by ADMM, as ALPS does (Meng et al. 2024, arXiv 2406.07831) with `A` alone; with
+both moments the same step is one division in their two eigenbases. On a support the weights are
+found by conjugate gradients. Whole rows and columns have closed forms (optimal brain surgeon on a
+Kronecker product; jointly `W'_rc = B_rr^-1 B_r: W A_:c A_cc^-1`, kept rows r and columns c).
+
+Shapes: m = rows, n = columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from matrigami.compress._moments import checked_moments, damped, row_losses
+from matrigami.operators import LinearOperator
+
+STEPS = 300
+"""Most steps of ADMM."""
+
+PENALTY = 0.1
+"""First penalty of ADMM, for moments of unit diagonal."""
+
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""Growth of the penalty where more than a share of the support has changed."""
+
+SETTLED = 3e-4
+"""Share of the support whose change ends ADMM, after its first 30 steps."""
+
+CG_STEPS = 20
+"""Conjugate-gradient steps for the weights on a support."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A sparse matrix, and how well it was done.
+
+    Attributes:
+        W: The weights, zero where `mask` is false.
+        mask: Which weights stay.
+        loss: `tr(B E A E.T) / tr(B W A W.T)`, on the held-out moment where there is one.
+    """
+
+    W: Float[Tensor, "m n"]
+    mask: Bool[Tensor, "m n"]
+    loss: float
+
+
+Support = Callable[[Tensor], Bool[Tensor, "m n"]]
+"""Which entries of a matrix of importances stay."""
+
+
+def unstructured(sparsity: float) -> Support:
+    """A share of all weights goes, wherever they are.
+
+    Examples:
+        >>> unstructured(0.5)(torch.tensor([[1.0, -3.0], [2.0, 0.0]]))
+        tensor([[False,  True],
+                [ True, False]])
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"unstructured({sparsity}): a share from 0.0 to below 1.0 can go.")
+
+    def chosen(importance: Tensor) -> Tensor:
+        """The largest."""
+        flat = importance.abs().flatten()
+        kept = flat.numel() - round(sparsity * flat.numel())
+        mask = torch.zeros_like(flat, dtype=torch.bool)
+        mask[flat.topk(kept, sorted=False).indices] = True
+        return mask.reshape(importance.shape)
+
+    return chosen
+
+
+def n_of_m(n: int, m: int) -> Support:
+    """Of every `m` neighbouring inputs of an output `n` stay, e.g. 2 of 4.
+
+    Examples:
+        >>> n_of_m(1, 2)(torch.tensor([[1.0, -3.0, 2.0, 0.0]]))
+        tensor([[False,  True,  True, False]])
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"n_of_m({n}, {m}): at least 1 and at most all {m} of {m} can stay.")
+
+    def chosen(importance: Tensor) -> Tensor:
+        """The largest of every group."""
+        columns = importance.shape[-1]
+        if columns % m:
+            raise ValueError(
+                f"n_of_m({n}, {m}): the matrix has {columns} columns, not a multiple of {m}."
+            )
+        groups = importance.abs().unflatten(-1, (-1, m))
+        best = groups.topk(n, dim=-1, sorted=False).indices
+        return torch.zeros_like(groups, dtype=torch.bool).scatter(-1, best, True).flatten(-2)
+
+    return chosen
+
+
+@torch.no_grad()
+def remove(
+    W: Float[Tensor, "m n"],
+    support: Support,
+    A: LinearOperator | Tensor | None = None,
+    B: LinearOperator | Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    holdout: LinearOperator | Tensor | None = None,
+) -> Removal:
+    """Set weights to zero and fit the others so that the loss of the model rises least.
+
+    Args:
+        W: The weights, outputs by inputs.
+        support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`, or any function of importances.
+        A: Second moment of the inputs, `(n, n)`; None removes the smallest weights.
+        B: Second moment of the output gradients, `(m, m)`; None treats all rows alike.
+        damping: Added to the diagonals, relative to their mean.
+        holdout: Second moment of inputs that `A` has not seen, for the loss that is told.
+
+    Raises:
+        ValueError: If a moment does not fit.
+
+    Examples:
+        >>> W = torch.tensor([[1.0, 1.1]])
+        >>> A = torch.tensor([[1.0, 0.9], [0.9, 1.0]])  # the inputs nearly agree
+        >>> remove(W, unstructured(0.5), A, damping=0.0).W
+        tensor([[0., 2.]])
+    """
+    work, inputs, B, judge = checked_moments("remove", W, A, B, holdout)
+    if A is None:
+        mask = support(work)
+        kept = work * mask
+        return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B))
+    Ad, Bd = damped(inputs, damping), None if B is None else damped(B, damping)
+    a, b = _unit(Ad), None if Bd is None else _unit(Bd)
+    scale = a if b is None else b[:, None] * a
+    kind = torch.promote_types(W.dtype, torch.float32)
+    As, Bs = (Ad / a / a[:, None]), None if Bd is None or b is None else Bd / b / b[:, None]
+    target = (work * scale).to(kind)
+    mask = _support(target, As, Bs, support)
+    kept = (fitted(target, mask, As.to(kind), None if Bs is None else Bs.to(kind)) / scale).double()
+    return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B))
+
+
+def fitted(W: Tensor, mask: Tensor, A: Tensor, B: Tensor | None = None) -> Tensor:
+    """The weights on a support that are nearest in the metric, by conjugate gradients."""
+
+    def gradient(X: Tensor) -> Tensor:
+        """`B X A` on the support."""
+        return ((X if B is None else B @ X) @ A) * mask
+
+    X = W * mask
+    r = gradient(W - X)
+    p, rho = r, r.square().sum()
+    for _ in range(CG_STEPS):
+        q = gradient(p)
+        curvature = (p * q).sum()
+        if not curvature > 0:
+            break
+        step = rho / curvature
+        X, r = X + step * p, r - step * q
+        rho, last = r.square().sum(), rho
+        p = r + rho / last * p
+    return X
+
+
+def _support(W: Tensor, A: Tensor, B: Tensor | None, support: Support) -> Tensor:
+    """The support that ADMM settles on: `X` is free and near `W`, `D` is sparse, `X = D`.
+
+    `X = argmin tr(B (W - X) A (W - X).T) / 2 + rho / 2 ||X - D + V / rho||^2` is a division in the
+    eigenbases of `A` and `B`.
+    """
+    a, Q = (t.to(W.dtype) for t in torch.linalg.eigh(A))
+    b, P = (None, None) if B is None else (t.to(W.dtype) for t in torch.linalg.eigh(B))
+    curvature = a if b is None else b[:, None] * a
+    there = lambda X: (X if P is None else P.mT @ X) @ Q  # noqa: E731
+    back = lambda X: (X if P is None else P @ X) @ Q.mT  # noqa: E731
+    pulled, rho = curvature * there(W), PENALTY
+    V, mask = torch.zeros_like(W), support(W)
+    D, compared = W * mask, mask
+    for step in range(STEPS):
+        X = back((pulled + there(rho * D - V)) / (curvature + rho))
+        mask = support(X + V / rho)
+        D = (X + V / rho) * mask
+        V = V + rho * (X - D)
+        if step % 3 == 2:
+            change = float((mask ^ compared).sum() / mask.sum().clamp_min(1))
+            if change == 0 or (step >= 30 and change < SETTLED):
+                break
+            rho *= next(factor for least, factor in GROWTH if change > least)
+            compared = mask
+    return mask
+
+
+def _unit(M: Tensor) -> Tensor:
+    """Root of the diagonal, by which a moment is scaled to a unit diagonal."""
+    return M.diagonal().clamp_min(torch.finfo(M.dtype).tiny).sqrt()
+
+
+def _share(E: Tensor, W: Tensor, A: Tensor, B: Tensor | None) -> float:
+    """The loss relative to that of removing everything."""
+    whole = float(row_losses(W, A, B).sum())
+    return float(row_losses(E, A, B).sum()) / whole if whole > 0 else 0.0

@@ -1,0 +1,67 @@
+"""Scales fitted to codes by least squares, in the metric of the moments.
+
+Shapes: m = rows, n = columns, g = groups of a row.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from matrigami.compress._grid import QuantizedMatrix, spread
+
+CG_STEPS = 12
+"""Conjugate-gradient steps of a two-sided fit."""
+
+
+def refitted(value: QuantizedMatrix, W: Tensor, A: Tensor, B: Tensor | None) -> QuantizedMatrix:
+    """The scales that are best for the codes, by least squares; one that would vanish stays."""
+    ones = replace(value, scale=torch.ones_like(value.scale))
+    Q = ones.dense()
+    E = W - value.dense()
+    if B is None:
+        move = torch.linalg.solve(
+            _gram(Q, A, value.group), _summed(Q * (E @ A), value.group)[..., None]
+        )
+        moved = value.scale + move[..., 0]
+    else:
+        moved = value.scale + _two_sided_move(Q, E, A, B, value.group)
+    return replace(value, scale=torch.where(moved > 0, moved, value.scale))
+
+
+def _gram(Q: Tensor, A: Tensor, size: int) -> Tensor:
+    """For every row `Q_g A Q_h.T` of its groups g, h; the diagonal is kept off zero."""
+    n = Q.shape[-1]
+    rows = [
+        _summed((Q[..., i : i + size] @ A[..., i : i + size, :]) * Q, size)
+        for i in range(0, n, size)
+    ]
+    N = torch.stack(rows, -2)
+    d = N.diagonal(dim1=-2, dim2=-1)
+    return N + torch.diag_embed(torch.where(d > 0, 1e-9 * d, torch.ones_like(d)))
+
+
+def _summed(X: Tensor, size: int) -> Tensor:
+    """Sums over the columns of each group."""
+    n = X.shape[-1]
+    return torch.nn.functional.pad(X, (0, -n % size)).unflatten(-1, (-1, size)).sum(-1)
+
+
+def _two_sided_move(Q: Tensor, E: Tensor, A: Tensor, B: Tensor, size: int) -> Tensor:
+    """Conjugate gradients for `sum_g Q (B (Q s) A) = sum_g Q (B E A)`, Jacobi-scaled."""
+    n = Q.shape[-1]
+    own = _summed(
+        (Q @ A.tril(-1).mul(2).add(torch.diag_embed(A.diagonal(dim1=-2, dim2=-1)))) * Q, size
+    )
+    scaling = (own * B.diagonal(dim1=-2, dim2=-1)[..., None]).clamp_min(1e-30)
+    r = _summed(Q * (B @ E @ A), size)
+    move, z = torch.zeros_like(r), r / scaling
+    p, rho = z, (r * z).sum((-2, -1), keepdim=True)
+    for _ in range(CG_STEPS):
+        q = _summed(Q * (B @ (Q * spread(p, size, n)) @ A), size)
+        step = rho / (p * q).sum((-2, -1), keepdim=True).clamp_min(1e-300)
+        move, r = move + step * p, r - step * q
+        z = r / scaling
+        rho, last = (r * z).sum((-2, -1), keepdim=True), rho
+        p = z + rho / last.clamp_min(1e-300) * p
+    return move

@@ -1,0 +1,296 @@
+"""Projection in a metric by alternating least squares, one tensor after the other.
+
+A structured matrix is linear in each of its tensors: `A = P C Q + rest`, `C` a stack of blocks (see
+`_contraction`). With all others fixed, the best tensor in `||left^(1/2) (W - A) right^(1/2)||_F`
+solves `P.H left P C Q right Q.H = P.H left (W - rest) right Q.H` on its blocks. That is done by
+conjugate gradients, preconditioned with the blocks on the diagonal, `G_b C_b H_b`; nothing larger
+than the matrix and one state is ever formed. In the end all tensors are moved together.
+
+Shapes: m = rows, n = columns, p, q = states after and before the tensor, b = blocks, s = shared
+positions, o, i = rows and columns of a block.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from matrigami.operators._base import LinearOperator, Value
+from matrigami.operators._contraction import Contraction, contractions
+from matrigami.operators._metric import Metric
+from matrigami.operators._tree import named_tensors, with_tensors
+
+TURN = 0.05
+"""Relative gain of a round over the tensors below which they are moved together."""
+
+SOLVE_STEPS = 15
+"""Most conjugate-gradient steps for one tensor."""
+
+SOLVED = 1e-2
+"""Relative residual that ends them: the other tensors will change, too."""
+
+PAIRS = 10
+"""Moves that are remembered."""
+
+REFRESH = 10
+"""Steps after which the preconditioner is made anew."""
+
+WINDOW = 5
+"""Steps whose gain decides whether to go on."""
+
+HALVINGS = 12
+"""Of a step that is too long."""
+
+EXACT = 1e-28
+"""Share of the matrix that is no error."""
+
+SMALL = 2**24
+"""Multiply-adds up to which a product is taken with dense surroundings: fewer, larger calls."""
+
+RIDGE = 1e-7
+"""Added to the preconditioner, relative to its mean, so that singular metrics do no harm."""
+
+
+class _Part:
+    """One tensor in the product, `C -> P C Q`, on blocks that are laid out once.
+
+    Args:
+        part: The tensor, and the products before and after it.
+        metric: The metric.
+    """
+
+    def __init__(self, part: Contraction, metric: Metric) -> None:
+        self.matrix, self.metric, self.after = part.matrix, metric, part.after
+        p, q = self.matrix.shape
+        kind = {"dtype": self.matrix.dtype, "device": self.matrix.device}
+        Q = torch.eye(q, **kind) if part.before is None else part.before.dense()
+        self.Q = self.matrix.split_inputs(Q)  # b s i n
+        count = torch.arange(p, device=self.matrix.device, dtype=torch.float64)[:, None]
+        self.order = self.matrix.split_outputs(count)[..., 0].long()  # b s o
+        m = p if part.after is None else part.after.shape[-2]
+        self.P = self._columns() if m * p * Q.shape[-1] <= SMALL else None  # m (b s o)
+
+    def blocks(self) -> Inexact[Tensor, "b o i"]:
+        """The tensor as it is."""
+        return self.matrix.blocks()
+
+    def core(self, C: Inexact[Tensor, "b o i"]) -> Tensor:
+        """Blocks in the shape of the tensor."""
+        return self.matrix.with_blocks(C)
+
+    def product(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "m n"]:
+        """`P C Q`."""
+        Z = (C[:, None] @ self.Q).flatten(0, 2)
+        if self.P is not None:
+            return self.P @ Z
+        Y = torch.empty_like(Z)
+        Y[self.order.flatten()] = Z
+        return Y if self.after is None else self.after.matmat(Y)
+
+    def pulled(self, M: Inexact[Tensor, "m n"]) -> Inexact[Tensor, "b o i"]:
+        """`P.H M Q.H` on the blocks."""
+        if self.P is not None:
+            Y = self.P.mH @ M
+        else:
+            Y = (M if self.after is None else self.after.H.matmat(M))[self.order.flatten()]
+        return (Y.reshape(*self.order.shape, -1) @ self.Q.mH).sum(1)
+
+    def output_blocks(self) -> Inexact[Tensor, "b o o"]:
+        """The blocks of `P.H left P`, averaged over the shared positions."""
+        P = self._columns() if self.P is None else self.P
+        weighed = Metric(self.metric.left).apply(P)
+        half, weighed = (t.mH.reshape(*self.order.shape, -1) for t in (P, weighed))  # b s o m
+        return (half @ weighed.mH).mean(1)
+
+    def input_blocks(self) -> Inexact[Tensor, "b i i"]:
+        """The blocks of `Q right Q.H`, summed over the shared positions."""
+        weighed = Metric(right=self.metric.right).apply(self.Q.flatten(0, 2)).reshape(self.Q.shape)
+        return (self.Q @ weighed.mH).sum(1)
+
+    def _columns(self) -> Inexact[Tensor, "m p"]:
+        """`P`, its columns in the order of the blocks."""
+        p = self.matrix.shape[-2]
+        eye = torch.eye(p, dtype=self.matrix.dtype, device=self.matrix.device)
+        return (eye if self.after is None else self.after.matmat(eye))[:, self.order.flatten()]
+
+
+def alternate(
+    A: Value,
+    W: Inexact[Tensor, "m n"],
+    metric: Metric,
+    *,
+    tol: float,
+    steps: int,
+    progress: Callable[[int, float], None] | None = None,
+) -> Value:
+    """Improve a value of a structure until steps gain less than `tol`; the error never grows.
+
+    First rounds over the tensors, one after the other, which get far from any start; then steps in
+    all tensors at once, whose directions remember the last ones (L-BFGS, Nocedal 1980).
+
+    Args:
+        A: Where to start; its tensors have a rule of `contractions`.
+        W: The matrix to come near to.
+        metric: The metric.
+        tol: Relative decrease of the squared error in `WINDOW` steps below which it ends.
+        steps: Most steps.
+        progress: Told the step and the relative error.
+    """
+    whole, memory, joint = metric.square(W), _Memory(), False
+    at = _Point.of(A, W, metric)
+    errors = [at.error]
+    for step in range(steps):
+        if errors[-1] <= EXACT * whole:
+            break
+        at = _step(at, W, metric, memory) if joint else _round(at, W, metric)
+        errors.append(at.error)
+        if progress is not None:
+            progress(step + 1, (at.error / whole) ** 0.5)
+        if joint and memory.ended(errors, tol):
+            break
+        joint = joint or at.error > (1 - TURN) * errors[-2]
+    return at.A  # pyright: ignore[reportReturnType]
+
+
+class _Point(NamedTuple):
+    """A value, `left (W - A) right`, and the squared error in the metric."""
+
+    A: LinearOperator
+    pull: Tensor
+    error: float
+
+    @staticmethod
+    def of(A: LinearOperator, W: Tensor, metric: Metric) -> "_Point":
+        """That of a value."""
+        E = W - A.dense()
+        pull = metric.apply(E)
+        return _Point(A, pull, float(torch.sum(E * pull.conj()).real))
+
+    def moved(self, parts: dict[int, _Part], moves: list[Tensor]) -> LinearOperator:
+        """The value with some tensors changed by as much."""
+        tensors = list(named_tensors(self.A).values())
+        for (i, part), move in zip(parts.items(), moves, strict=True):
+            tensors[i] = part.core(part.blocks() + move)
+        return with_tensors(self.A, iter(tensors))
+
+
+class _Memory:
+    """Pairs of moves and changes of the gradient, and the directions that follow from them."""
+
+    def __init__(self) -> None:
+        self.moves: list[list[Tensor]] = []
+        self.changes: list[list[Tensor]] = []
+        self.last: tuple[list[Tensor], list[Tensor]] | None = None
+        self.preconditioners: list[_Preconditioner] = []
+        self.count = 0
+
+    def direction(self, parts: list[_Part], g: list[Tensor]) -> list[Tensor]:
+        """Minus the inverse Hessian, as far as it is known, times the gradient."""
+        x = [part.blocks() for part in parts]
+        if self.last is not None:
+            self._note([a - b for a, b in zip(x, self.last[0], strict=True)], g)
+        if self.count % REFRESH == 0:
+            self.preconditioners = [_Preconditioner(part) for part in parts]
+        self.count, self.last = self.count + 1, (x, g)
+        return [-t for t in self._product(g)]
+
+    def forget(self) -> bool:
+        """Start anew where a direction was of no use; whether there was something to forget."""
+        had = bool(self.moves)
+        self.moves, self.changes, self.last, self.count = [], [], None, 0
+        return had
+
+    def ended(self, errors: list[float], tol: float) -> bool:
+        """Whether the last steps gained too little, or the last one nothing from no memory."""
+        if self.count and errors[-1] >= errors[-2]:
+            return not self.forget()
+        return len(errors) > WINDOW and errors[-1] > (1 - tol) * errors[-1 - WINDOW]
+
+    def _note(self, move: list[Tensor], g: list[Tensor]) -> None:
+        """Keep a pair if the error curves upwards along it."""
+        change = [a - b for a, b in zip(g, self.last[1], strict=True)]  # pyright: ignore[reportOptionalSubscript]
+        if _dot(move, change) > 1e-12 * _dot(move, move):
+            self.moves = [*self.moves, move][-PAIRS:]
+            self.changes = [*self.changes, change][-PAIRS:]
+
+    def _product(self, g: list[Tensor]) -> list[Tensor]:
+        """The two loops of L-BFGS around the preconditioner."""
+        q, pairs = g, list(zip(self.moves, self.changes, strict=True))
+        weights = []
+        for s, y in reversed(pairs):
+            weights.append(_dot(s, q) / _dot(s, y))
+            q = [a - weights[-1] * b for a, b in zip(q, y, strict=True)]
+        q = [D.solve(t) for D, t in zip(self.preconditioners, q, strict=True)]
+        for (s, y), weight in zip(pairs, reversed(weights), strict=True):
+            factor = weight - _dot(y, q) / _dot(s, y)
+            q = [a + factor * b for a, b in zip(q, s, strict=True)]
+        return q
+
+
+class _Preconditioner:
+    """The inverse of `C -> G_b C_b H_b`, the normal equations of every block by itself."""
+
+    def __init__(self, part: _Part) -> None:
+        self.left, self.right = _inverse(part.output_blocks()), _inverse(part.input_blocks())
+
+    def solve(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"]:
+        """The blocks whose image is given."""
+        return self.left @ C @ self.right
+
+
+def _round(at: _Point, W: Tensor, metric: Metric) -> _Point:
+    """The best of each tensor for all others, one after the other."""
+    for i in range(len(named_tensors(at.A))):
+        part = _Part(contractions(at.A)[i], metric)
+        found = _Point.of(at.moved({i: part}, [_solved(part, part.pulled(at.pull))]), W, metric)
+        at = found if found.error < at.error else at
+    return at
+
+
+def _step(at: _Point, W: Tensor, metric: Metric, memory: _Memory) -> _Point:
+    """A step in all tensors, halved until it is better."""
+    parts = [_Part(part, metric) for part in contractions(at.A)]
+    d = memory.direction(parts, [-part.pulled(at.pull) for part in parts])
+    for halvings in range(HALVINGS):
+        moves = [t / 2**halvings for t in d]
+        found = _Point.of(at.moved(dict(enumerate(parts)), moves), W, metric)
+        if found.error < at.error:
+            return found
+    return at
+
+
+def _solved(part: _Part, r: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"]:
+    """Preconditioned conjugate gradients for the normal equations of one tensor."""
+    inverse = _Preconditioner(part)
+    x, z = torch.zeros_like(r), inverse.solve(r)
+    p, rho = z, _dot([r], [z])
+    target = SOLVED**2 * rho
+    for _ in range(SOLVE_STEPS):
+        if not rho > target:
+            break
+        q = part.pulled(part.metric.apply(part.product(p)))
+        curvature = _dot([p], [q])
+        if not curvature > 0:
+            break
+        step = rho / curvature
+        x, r = x + step * p, r - step * q
+        z = inverse.solve(r)
+        rho, last = _dot([r], [z]), rho
+        p = z + rho / last * p
+    return x
+
+
+def _dot(X: list[Tensor], Y: list[Tensor]) -> float:
+    """The real inner product."""
+    return sum(float(torch.sum(a.conj() * b).real) for a, b in zip(X, Y, strict=True))
+
+
+def _inverse(G: Inexact[Tensor, "b o o"]) -> Inexact[Tensor, "b o o"]:
+    """The inverses of positive semi-definite blocks, with a small ridge."""
+    n = G.shape[-1]
+    size = G.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp_min(0)
+    ridge = torch.where(size > 0, RIDGE * size, torch.ones_like(size))
+    eye = torch.eye(n, dtype=G.dtype, device=G.device)
+    return torch.linalg.inv(G + ridge[..., None, None] * eye)

@@ -1,0 +1,156 @@
+"""Positive semi-definite matrices as metrics, and the part of one that a structure can take in.
+
+Shapes: m = rows, n = columns, b = blocks, s = shared positions, o, i = rows and columns of a block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from matrigami.operators._base import LinearOperator, Value
+from matrigami.operators._contraction import contractions
+from matrigami.operators._dense import DenseMatrix, operator
+from matrigami.operators._eigen import eigh
+from matrigami.operators._spectral import SpectralMatrix
+from matrigami.operators._tree import named_tensors, with_tensors
+
+NEGATIVE = 1e-5
+"""An eigenvalue below minus this share of the largest is no rounding error."""
+
+RANK = 1e-12
+"""Eigenvalues below this share of the largest are taken as zeros."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`<X, Y> = trace(left X right Y.H)`, `left` (m x m), `right` (n x n) semi-definite."""
+
+    left: LinearOperator | None = None
+    right: LinearOperator | None = None
+
+    def apply(self, X: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
+        """`left @ X @ right`."""
+        X = X if self.left is None else self.left @ X
+        return X if self.right is None else X @ self.right
+
+    def square(self, X: Inexact[Tensor, "*batch m n"]) -> float:
+        """`trace(left X right X.H)`."""
+        return float(torch.sum(X * self.apply(X).conj()).real)
+
+    def each(self, function: Callable[[LinearOperator], LinearOperator]) -> "Metric":
+        """A function of both sides."""
+        left, right = (None if M is None else function(M) for M in (self.left, self.right))
+        return Metric(left, right)
+
+
+def metric_of(W: Inexact[Tensor, "*batch m n"], left: Any, right: Any) -> Metric:
+    """The metric of operators or tensors, checked, in the type of a matrix.
+
+    Raises:
+        ValueError: If one does not fit `W`, is not finite, or has a negative eigenvalue.
+    """
+    m, n = W.shape[-2:]
+    return Metric(_checked("left", left, m, W.dtype), _checked("right", right, n, W.dtype))
+
+
+def _checked(name: str, M: Any, size: int, dtype: torch.dtype) -> LinearOperator | None:
+    """One side of it."""
+    if M is None:
+        return None
+    A = operator(M).detach()
+    if tuple(A.shape[-2:]) != (size, size):
+        raise ValueError(
+            f"project(recipe, W, {name}=M): M is {'x'.join(map(str, A.shape))}.\n"
+            f"It must be {size}x{size}, as W."
+        )
+    if not all(bool(t.isfinite().all()) for t in named_tensors(A).values()):
+        raise ValueError(
+            f"project(recipe, W, {name}=M): M has NaN or infinite entries.\n"
+            "A second moment of finite vectors has none."
+        )
+    values = eigh(_double(A)).values
+    if bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
+        raise ValueError(
+            f"project(recipe, W, {name}=M): M has the eigenvalue {float(values.amin()):.2g}.\n"
+            "A metric is positive semi-definite."
+        )
+    return A.to(torch.promote_types(A.dtype, dtype) if A.dtype.is_complex else dtype)
+
+
+def roots(A: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
+    """`A^(1/2)` of a positive semi-definite matrix, and its pseudoinverse."""
+    d, Q = eigh(_double(A))
+    d = d.clamp_min(0)
+    kept = d > RANK * d.amax(-1, keepdim=True)
+    root = torch.where(kept, d.sqrt(), 0)
+    inverse = torch.where(kept, 1 / torch.where(kept, root, 1), 0)
+    return SpectralMatrix(root, Q).to(A.dtype), SpectralMatrix(inverse, Q).to(A.dtype)
+
+
+def whitened(
+    project: Callable[[Tensor], LinearOperator], W: Tensor, start: LinearOperator, metric: Metric
+) -> LinearOperator | None:
+    """The projection of `left^(1/2) W right^(1/2)`, taken back by the outermost tensors.
+
+    Exact where the metric is block diagonal in the blocks of those tensors and the projection in
+    the Frobenius norm is; else that of the blocks on its diagonal. None where they cannot take it.
+    """
+    sides = []
+    for M, on_rows in ((metric.left, True), (metric.right, False)):
+        side = None if M is None else _side(start, M, on_rows=on_rows)
+        if M is not None and side is None:
+            return None
+        sides.append(side)
+        if side is not None:
+            W = side.root @ W if on_rows else W @ side.root
+    A = project(W)
+    for side in sides:
+        A = A if side is None else side.taken(A)
+    return A
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a metric as blocks that one tensor can take in."""
+
+    root: Tensor
+    inverse: Tensor
+    index: int
+    on_rows: bool
+
+    def taken(self, A: Value) -> Value:
+        """A value with the inverse root taken in."""
+        matrix = contractions(A)[self.index].matrix
+        C = self.inverse @ matrix.blocks() if self.on_rows else matrix.blocks() @ self.inverse
+        tensors = list(named_tensors(A).values())
+        tensors[self.index] = matrix.with_blocks(C)
+        return with_tensors(A, iter(tensors))
+
+
+def _side(A: LinearOperator, M: LinearOperator, *, on_rows: bool) -> _Side | None:
+    """The blocks on the diagonal that the outermost tensor sees, and their roots.
+
+    They are averaged over its shared positions.
+    """
+    parts = contractions(A)
+    free = [part.after is None if on_rows else part.before is None for part in parts]
+    if not any(free):
+        return None
+    matrix, D = parts[free.index(True)].matrix, M.dense()
+    matrix = matrix.T if on_rows else matrix
+    order = matrix.split_inputs(torch.arange(len(D), device=D.device, dtype=torch.float64)[:, None])
+    at = order[..., 0].long()  # b s i
+    pairs = at[..., :, None], at[..., None, :]
+    root, inverse = (t.dense() for t in roots(DenseMatrix(D[pairs].mean(-3))))  # b i i
+    full = torch.zeros_like(D)
+    full[pairs] = root[:, None].expand(*at.shape, at.shape[-1])
+    return _Side(full, inverse, free.index(True), on_rows)
+
+
+def _double(A: LinearOperator) -> LinearOperator:
+    """In double precision, real or complex."""
+    return A.to(torch.promote_types(A.dtype, torch.float64))

@@ -1,0 +1,1 @@
+"""Tests of compression; a package for the moments that they share."""
