@@ -94,6 +94,9 @@ from matrigami.operators._memory import (
     free_memory,
     is_big,
 )
+from matrigami.operators._places import (
+    Places,
+)
 from matrigami.operators._products import (
     DirectSumMatrix,
     FaceSplitMatrix,
@@ -158,6 +161,7 @@ __all__ = [
     "LinearOperator",
     "Metric",
     "OpenFunction",
+    "Places",
     "ProductMatrix",
     "ScaledMatrix",
     "SpectralMatrix",

@@ -3,6 +3,12 @@
 import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
 from matrigami.operators import DenseMatrix, DiagonalMatrix, Structure
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
+from matrigami.structures._block_low_rank import (
+    BlockLowRank,
+    BlockLowRankMatrix,
+    as_block_low_rank,
+    as_monarch,
+)
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
 from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
@@ -13,6 +19,7 @@ from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
 from matrigami.structures._monarch import Monarch, MonarchMatrix
 from matrigami.structures._parsing import parse_recipe
+from matrigami.structures._permuted import PermutedMatrix
 from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
 from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
 from matrigami.structures._update import SHARE  # noqa: F401 - registers the lemmas
@@ -28,6 +35,7 @@ EXAMPLES: dict[str, Structure] = {
     "monarch": Monarch(blocks=2, pad=True),
     "tt": TensorTrain(rank=2),
     "btt": BlockTensorTrain(rank=1),
+    "blr": BlockLowRank(tile=4, rank=1),
     "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
 }
 """One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
@@ -52,6 +60,8 @@ __all__ = [
     "EXAMPLES",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
+    "BlockLowRank",
+    "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
     "Dense",
@@ -70,10 +80,13 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "PermutedMatrix",
     "ScipyMatrix",
     "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",
+    "as_block_low_rank",
+    "as_monarch",
     "from_scipy",
     "parse",
 ]
