@@ -14,6 +14,8 @@ from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
+from matrigami.structures._hodlr import HODLR, HODLRMatrix
+from matrigami.structures._hodlr_factors import HODLRFactors
 from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
 from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
@@ -36,6 +38,7 @@ EXAMPLES: dict[str, Structure] = {
     "tt": TensorTrain(rank=2),
     "btt": BlockTensorTrain(rank=1),
     "blr": BlockLowRank(tile=4, rank=1),
+    "hodlr": HODLR(leaf=4, rank=1),
     "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
 }
 """One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
@@ -58,6 +61,7 @@ def parse(text: str) -> Structure:
 
 __all__ = [
     "EXAMPLES",
+    "HODLR",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
     "BlockLowRank",
@@ -70,6 +74,8 @@ __all__ = [
     "DiagonalMatrix",
     "Einsum",
     "EinsumMatrix",
+    "HODLRFactors",
+    "HODLRMatrix",
     "Hadamard",
     "HadamardMatrix",
     "Kronecker",
