@@ -80,6 +80,7 @@ __version__ = "0.1.0"
 PACKAGES = (
     "cli",
     "curvature",
+    "geometry",
     "krylov",
     "nn",
     "operators",

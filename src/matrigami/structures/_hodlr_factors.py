@@ -6,6 +6,9 @@ With `D` the two diagonal blocks of a halving, `A = D + [U_a, U_b] [0 I; I 0] [V
     A^-1 B = Y - W M^-1 [V_b.T Y_b; V_a.T Y_a],   Y = D^-1 B,   M = [I G_b; G_a I],
     det A = det D det M.
 
+Digits are lost where the columns of `U` and `V` are nearly dependent; so each block is first given
+orthonormal ones, that share its singular values, except where a derivative is asked for.
+
 Shapes: c = leaves of p rows, s = blocks of a level, r = rank, k = right-hand sides.
 """
 
@@ -16,7 +19,13 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.krylov import implicit_solve
-from matrigami.operators import is_concrete, lu_slogdet, lu_solve
+from matrigami.operators import (
+    is_concrete,
+    is_differentiated,
+    lu_slogdet,
+    lu_solve,
+    named_tensors,
+)
 
 REFINEMENTS = 2
 """Corrections by the residual: each gains the digits that the first solution has."""
@@ -69,6 +78,25 @@ def factorized(A: Any) -> HODLRFactors:
     return factors
 
 
+@torch.no_grad()
+def orthogonalized(A: Any) -> Any:
+    """The same matrix; the factors of a block are its singular vectors times their roots."""
+    left, right = [], []
+    for U, V in zip(A.left, A.right, strict=True):
+        V = _exchanged(V)
+        (Q1, R1), (Q2, R2) = torch.linalg.qr(U), torch.linalg.qr(V)
+        L, values, Rh = torch.linalg.svd(R1 @ R2.mT, full_matrices=False)
+        roots = values.sqrt()[..., None, :]
+        left.append(Q1 @ (L * roots))
+        right.append(_exchanged(Q2 @ (Rh.mT * roots)))
+    return type(A)(A.leaves, tuple(left), tuple(right))
+
+
+def _exchanged(W: Inexact[Tensor, "... s m r"]) -> Inexact[Tensor, "... s m r"]:
+    """What belongs to the sibling of each block."""
+    return W.unflatten(-3, (-1, 2)).flip(-3).flatten(-4, -3)
+
+
 def _capacitance(G: Inexact[Tensor, "... s r r"]) -> Inexact[Tensor, "... h r2 r2"]:
     """`[I G_b; G_a I]` of every two siblings."""
     r = G.shape[-1]
@@ -116,7 +144,7 @@ def _by_factors(A: Any, B: Tensor) -> Tensor:
     """Factorise, solve, and refine while that makes the residual smaller."""
     if B.numel() == 0:
         return B.clone()
-    factors = factorized(A)
+    factors = factorized(orthogonalized(A))
     if not _is_regular(factors):
         return lu_solve(A.dense(), B)
     X = factors.solve(B)
@@ -131,7 +159,8 @@ def _by_factors(A: Any, B: Tensor) -> Tensor:
 
 def determinant(A: Any) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     """Sign and logarithm of the determinant, from the pivots of all factors."""
-    factors = factorized(A)
+    differentiated = is_differentiated(*named_tensors(A).values())
+    factors = factorized(A if differentiated else orthogonalized(A))
     if not _is_regular(factors):
         return lu_slogdet(A.dense())
     sign = torch.ones((), dtype=A.dtype, device=A.device)
