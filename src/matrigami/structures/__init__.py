@@ -13,6 +13,7 @@ from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTens
 from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
+from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._hodlr import HODLR, HODLRMatrix
 from matrigami.structures._hodlr_factors import HODLRFactors
@@ -61,6 +62,7 @@ def parse(text: str) -> Structure:
 
 __all__ = [
     "EXAMPLES",
+    "H2Matrix",
     "HODLR",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
@@ -87,6 +89,7 @@ __all__ = [
     "Monarch",
     "MonarchMatrix",
     "PermutedMatrix",
+    "PlacedBlocksMatrix",
     "ScipyMatrix",
     "SparseMatrix",
     "TensorTrain",

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
 from matrigami.geometry.particles._kernels import Kernel, interactions, is_singular, kernel_of
 from matrigami.geometry.particles._line import line_matrix
 from matrigami.geometry.particles._points import (
@@ -71,8 +72,7 @@ def kernel_matrix(
         return DenseMatrix(interactions(function, Y, X, scale))
     if X.shape[1] == 1 and targets is None:
         return line_matrix(X[:, 0], function, scale, tol)
-    check_memory("a dense kernel matrix", 4 * len(X) * len(Y), X)
-    return DenseMatrix(interactions(function, Y, X, scale))
+    return fast_multipole_matrix(Y, X, function, scale, tol)
 
 
 def error_estimate(
