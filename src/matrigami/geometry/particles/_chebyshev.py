@@ -2,11 +2,13 @@
 
 In a cell the field of sources that do not touch it is interpolated at `P = p^d` Chebyshev nodes,
 and the vectors of such values are close to a space of few dimensions, spanned by the `r` leading
-singular vectors `U` of the kernel between the nodes and the far field. Hence `K ~ S U (U.T K U)
-(S U).T`, with the interpolation `S` from the nodes to the points. Source: Fong and Darve (2009),
-J. Comput. Phys. 228.
+singular vectors `U` of the kernel between the nodes and the far field: `K ~ S U (U.T K U) (S U).T`
+with the interpolation `S` from nodes to points. A skeleton, nodes chosen by pivoting, is where
+fields are evaluated to find their coefficients, `U.T f = M f(skeleton)`. Sources: Fong and Darve
+(2009), J. Comput. Phys. 228; Cheng, Gimbutas, Martinsson and Rokhlin (2005), SIAM J. Sci. Comput.
+26, for skeletons.
 
-Shapes: P = nodes of a cell, r = rank, d = dimension, D = offsets.
+Shapes: P = nodes of a cell, r = rank, s = skeleton, d = dimension, D = offsets.
 """
 
 import math
@@ -15,11 +17,20 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-MOST = {1: 40, 2: 16, 3: 11}
+MOST = {1: 40, 2: 20, 3: 14}
 """Most nodes along an axis, by dimension."""
+
+OVERSAMPLED = 20
+"""By how much the error of a skeleton is below that of the basis, since pivoting makes it grow."""
+
+SAMPLES = 5000
+"""Random sources in the far field of each level: a lattice would miss what is between its points."""
+
+RANKS = 500
+"""Columns of the sketch of the far field: more than any rank."""
 
 Entries = Callable[[Tensor, Tensor], Tensor]
 """Points of targets and sources to the entries of the kernel."""
@@ -32,18 +43,27 @@ class Basis:
     Attributes:
         h: Length of an edge.
         p: Nodes along an axis.
-        U: Orthonormal columns.
+        U: Values at the nodes of fields with the coefficients one: orthonormal columns.
+        skeleton: Points in a cell, relative to its centre.
+        M: From values at the skeleton to coefficients.
     """
 
     h: float
     p: int
     U: Float[Tensor, "P r"]
+    skeleton: Float[Tensor, "s d"]
+    M: Float[Tensor, "r s"]
 
     def at(self, X: Float[Tensor, "... d"]) -> Float[Tensor, "... r"]:
-        """The basis at points, relative to the centre of their cell."""
+        """From coefficients to values at points, relative to the centre of the cell."""
         return interpolation(X * (2 / self.h), self.p) @ self.U
 
-    def nodes(self) -> Float[Tensor, "P d"]:
+    def resized(self, h: float) -> "Basis":
+        """The same for cells of another size."""
+        return Basis(h, self.p, self.U, self.skeleton * (h / self.h), self.M)
+
+
+def nodes(self) -> Float[Tensor, "P d"]:
         """The nodes, relative to the centre."""
         d = round(math.log(self.U.shape[0], self.p)) if self.p > 1 else 1
         return nodes(self.p, d, self.U) * (self.h / 2)
@@ -76,10 +96,10 @@ def interpolation(X: Float[Tensor, "... d"], p: int) -> Float[Tensor, "... P"]:
     return whole
 
 
-def far_offsets(d: int, like: Tensor) -> Float[Tensor, "D d"]:
+def far_offsets(d: int) -> Int[Tensor, "D d"]:
     """The places, in cells, of those that do not touch a cell but whose parents may."""
     every = torch.tensor(list(product(range(-3, 4), repeat=d)))
-    return every[every.abs().amax(1) > 1].to(like)
+    return every[every.abs().amax(1) > 1]
 
 
 def basis(
@@ -92,27 +112,51 @@ def basis(
         h: Length of an edge of a cell.
         d: Dimension.
         levels: How often the far field doubles before it leaves the root.
-        error: Largest error of an entry.
+        error: Of an entry.
         like: A tensor of the type and on the device wanted.
     """
-    p = _order(entries, h, d, error, like)
+    p = _order(entries, h, d, levels, error, like)
     X = nodes(p, d, like) * (h / 2)
-    sample = (far_offsets(d, like)[:, None, :] + nodes(2, d, like) * 0.5).flatten(0, 1) * h
-    fields = [entries(X, sample * 2**i) for i in range(max(levels, 1))]
-    R = torch.linalg.qr(torch.cat(fields, 1).mT, mode="r").R
-    _, values, Vh = torch.linalg.svd(R)
-    rank = int((values > error * math.sqrt(sample.shape[0])).sum())
-    return Basis(h, p, Vh[: max(rank, 1)].mT.contiguous())
+    cells, generator = far_offsets(d), torch.Generator().manual_seed(0)
+    inside = torch.rand(SAMPLES // len(cells), len(cells), d, generator=generator, dtype=torch.float64) - 0.5
+    sample = ((cells + inside).to(like) * h).flatten(0, 1)
+    fields = torch.cat([_shell(entries, X, sample, i) for i in range(levels)], 1)
+    width = min(len(X), RANKS)
+    G = torch.randn(fields.shape[1], width, generator=generator, dtype=torch.float64).to(like)
+    U, values, _ = torch.linalg.svd(fields @ G / width**0.5, full_matrices=False)
+    error = error * len(sample) ** 0.5
+    rank, wide = (max(int((values > e).sum()), 1) for e in (error, error / OVERSAMPLED))
+    _, pivots = torch.linalg.lu_factor(U[:, :wide])
+    rows = torch.arange(len(X), device=X.device)
+    for i, row in enumerate(pivots.tolist()):
+        rows[[i, row - 1]] = rows[[row - 1, i]]
+    rows = rows[:wide]
+    M = torch.linalg.inv(U[rows, :wide])[:rank]
+    return Basis(h, p, U[:, :rank].contiguous(), X[rows], M)
 
 
-def _order(entries: Entries, h: float, d: int, error: float, like: Tensor) -> int:
+def _shell(
+    entries: Entries, X: Float[Tensor, "P d"], Y: Float[Tensor, "n d"], i: int
+) -> Float[Tensor, "P n"]:
+    """The field of what is far on the `i`-th coarser level, whose errors add up over more cells."""
+    return entries(X, Y * 2**i) * 2 ** (i * X.shape[1] / 2)
+
+
+def _order(
+    entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor
+) -> int:
     """The fewest nodes along an axis that interpolate the nearest far cells well enough."""
     generator = torch.Generator().manual_seed(0)
     X = (torch.rand(200, d, generator=generator, dtype=torch.float64).to(like) * 2 - 1) * (h / 2)
     Y = torch.tensor([[1.5, 0.0, 0.0], [1.5, 0.5, 0.5], [1.5, 1.5, 1.5]])[:, :d].to(like) * h
-    exact = entries(X, Y)
+
+    def fields(Z: Tensor) -> Tensor:
+        """All shells."""
+        return torch.cat([_shell(entries, Z, Y, i) for i in range(levels)], 1)
+
+    exact = fields(X)
     for p in range(2, MOST[d]):
-        found = interpolation(X * (2 / h), p) @ entries(nodes(p, d, like) * (h / 2), Y)
+        found = interpolation(X * (2 / h), p) @ fields(nodes(p, d, like) * (h / 2))
         if float((found - exact).abs().max()) <= error:
             return p
     return MOST[d]

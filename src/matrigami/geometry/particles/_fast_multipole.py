@@ -15,7 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matrigami.geometry.particles._chebyshev import Basis, basis, far_offsets, interpolation
+from matrigami.geometry.particles._chebyshev import (
+    Basis,
+    Entries,
+    basis,
+    far_offsets,
+)
 from matrigami.geometry.particles._kernels import HOMOGENEOUS, Kernel, interactions, is_singular
 from matrigami.geometry.particles._near import Leaves, gathered_leaves, near_field
 from matrigami.geometry.particles._octree import Octree, decoded, octree, offsets
@@ -27,6 +32,10 @@ CAP = {1: 64, 2: 64, 3: 64}
 
 OCCUPANCY = {1: 32, 2: 28, 3: 24}
 """Points of a leaf of a uniform cloud."""
+
+
+ALLOWED = 1.0
+"""The largest error of an entry over its root mean square."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def _parents(tree: Octree, level: int) -> Int[Tensor, " P"]:
 
 
 def _far_levels(
-    tree: Octree, kernel: Kernel, entries: object, tol: float, like: Tensor
+    tree: Octree, kernel: Kernel, entries: Entries, tol: float, like: Tensor
 ) -> list[Far]:
     """The operators of all levels, from the children of level one to the finest."""
     d = like.shape[1]
@@ -97,17 +106,12 @@ def _far_levels(
     if not sizes:
         return []
     with torch.no_grad():
-        near = torch.tensor([[1.5] + [0.0] * (d - 1)]).to(like)
-        zero = torch.zeros_like(near)
-        peaks = [float(entries(zero, near * h).abs()) for h in sizes]
-        weights = [(h / sizes[-1]) ** (d / 2) for h in sizes]
-        most = max(peak * weight for peak, weight in zip(peaks, weights, strict=True))
-        errors = [tol * most / weight for weight in weights]
+        errors = _errors(entries, sizes, tol, like)
         degree = HOMOGENEOUS.get(kernel)
         if degree is not None:
             error = min(e / h**degree for e, h in zip(errors, sizes, strict=True))
             unit = basis(entries, 1.0, d, len(sizes), error, like)
-            bases = [Basis(h, unit.p, unit.U) for h in sizes]
+            bases = [unit.resized(h) for h in sizes]
         else:
             bases = [
                 basis(entries, h, d, level, e, like)
@@ -119,19 +123,38 @@ def _far_levels(
     return [Far(b, 1.0, _parent_couplings(b, entries, d)) for b in bases]
 
 
-def _parent_couplings(b: Basis, entries: object, d: int) -> Float[Tensor, "D cr cr"]:
+def _errors(entries: Entries, sizes: list[float], tol: float, like: Tensor) -> list[float]:
+    """The error of an entry of each level, for a relative error of the product with random signs.
+
+    The mean square of a sum with random signs is the sum of the squares. Per unit of density, `e^2
+    (6^d - 3^d) h^d` of error comes from each level; the levels share it equally.
+    """
+    d, generator = like.shape[1], torch.Generator().manual_seed(0)
+    X, Y = (torch.rand(1000, d, generator=generator, dtype=torch.float64) - 0.5 for _ in range(2))
+    pick = torch.randint(len(far_offsets(d)), (1000,), generator=generator)
+    far, near = (Y + far_offsets(d)[pick]).to(like), (3 * Y).to(like)
+
+    def energy(Y: Tensor, h: float, cells: int) -> float:
+        """The sum of the squares over cells."""
+        K = entries((X.to(like) * h)[:, None], (Y * h)[:, None])
+        return float(K.square().mean()) * cells * h**d
+
+    cells = 6**d - 3**d
+    total = energy(near, sizes[-1], 3**d) + sum(energy(far, h, cells) for h in sizes)
+    return [ALLOWED * tol * (total / (len(sizes) * cells * h**d)) ** 0.5 for h in sizes]
+
+
+def _parent_couplings(b: Basis, entries: Entries, d: int) -> Float[Tensor, "D cr cr"]:
     """For each neighbour of a parent, the blocks between all children, zero where they touch."""
-    U, r, c = b.U, b.U.shape[1], 2**d
-    X = b.nodes()
-    far = far_offsets(d, X)
-    blocks = [
-        U.mT @ entries(X, X + shift * b.h) @ U for shift in far.split(8) for shift in shift[:, None]
-    ]
-    table = torch.stack([*blocks, torch.zeros_like(blocks[0])])
+    r, c = b.U.shape[1], 2**d
+    far = far_offsets(d)
+    apart = (far.to(b.U) * b.h)[:, None]
+    blocks = b.M @ entries(b.skeleton, b.skeleton + apart) @ b.M.mT
+    table = torch.cat([blocks, blocks.new_zeros(1, r, r)])
     octants = _octants(d)
     shift = 2 * offsets(d)[:, None, None] + octants[None, None] - octants[None, :, None]  # D c c d
     lookup = torch.full((7,) * d, len(far))
-    lookup[tuple((far.long().cpu() + 3).unbind(-1))] = torch.arange(len(far))
+    lookup[tuple((far + 3).unbind(-1))] = torch.arange(len(far))
     index = lookup[tuple((shift + 3).unbind(-1))]  # D c c
     return table[index].transpose(-3, -2).reshape(len(shift), c * r, c * r)
 
@@ -169,9 +192,8 @@ def _transfers(tree: Octree, far: list[Far]) -> tuple[PlacedBlocksMatrix, ...]:
         coarse, fine = far[level - 2], far[level - 1]
         b, d = fine.basis, len(tree.corner)
         centers = (_octants(d).to(b.U) - 0.5) * b.h
-        nodes = centers[:, None] + b.nodes()
-        S = interpolation(nodes * (2 / coarse.basis.h), coarse.basis.p)  # c Pfine Pcoarse
-        T = coarse.basis.U.mT @ S.mT @ b.U * (coarse.factor / fine.factor)  # c rcoarse rfine
+        S = coarse.basis.at(centers[:, None] + b.skeleton)  # c s rcoarse
+        T = (b.M @ S).mT * (coarse.factor / fine.factor)
         block = T.transpose(0, 1).flatten(1)[None]  # 1 rcoarse (c rfine)
         parents = _parents(tree, level)
         above = tree.levels[level - 1]

@@ -7,6 +7,7 @@ the tree.
 Shapes: n = points, N = cells of a level, d = dimension, D = 3^d neighbours.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -117,9 +118,9 @@ def octree(
     d = both.shape[1]
     low, high = both.amin(0), both.amax(0)
     extent = float((high - low).max()) * (1 + 1e-9) + torch.finfo(both.dtype).tiny
-    across = max(len(sources) / occupancy, 1.0) ** (1 / d)
-    side = extent * 2 ** (torch.tensor(across).log2().ceil().item()) / across
-    corner = (low + high) / 2 - side / 2
+    across = max(round((len(sources) / occupancy) ** (1 / d)), 1)  # whole cells: no thin ones
+    side = extent * 2 ** math.ceil(math.log2(across)) / across
+    corner = low - 0.5e-9 * extent
     clouds = [_cloud(X, corner, side) for X in ([sources] if same else [targets, sources])]
     to, of = clouds[0], clouds[-1]
     levels, codes = [], torch.zeros(1, dtype=torch.int64, device=both.device)
