@@ -14,6 +14,7 @@ from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
+from matrigami.structures._h2_rules import nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._hodlr import HODLR, HODLRMatrix
 from matrigami.structures._hodlr_factors import HODLRFactors
@@ -97,5 +98,6 @@ __all__ = [
     "as_block_low_rank",
     "as_monarch",
     "from_scipy",
+    "nystroem_inverse",
     "parse",
 ]
