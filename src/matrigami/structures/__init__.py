@@ -63,7 +63,6 @@ def parse(text: str) -> Structure:
 
 __all__ = [
     "EXAMPLES",
-    "H2Matrix",
     "HODLR",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
@@ -77,6 +76,7 @@ __all__ = [
     "DiagonalMatrix",
     "Einsum",
     "EinsumMatrix",
+    "H2Matrix",
     "HODLRFactors",
     "HODLRMatrix",
     "Hadamard",

@@ -62,7 +62,7 @@ class PlacedBlocksMatrix(LinearOperator):
     @property
     def T(self) -> "PlacedBlocksMatrix":
         """The transposed blocks; rows and columns change places."""
-        return PlacedBlocksMatrix(self.blocks.mT, self.columns, self.rows, self.size[::-1])
+        return PlacedBlocksMatrix(self.blocks.mT, self.columns, self.rows, self.size[::-1])  # pyright: ignore[reportArgumentType]
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
@@ -147,7 +147,7 @@ class H2Matrix(LinearOperator):
             _transposed(parts) for parts in (self.near, self.couplings, self.down, self.up)
         )
         left, right = (tuple(map(_transposed, side)) for side in (self.left, self.right))
-        return H2Matrix(near, right, couplings, left, up, down, self.size[::-1])
+        return H2Matrix(near, right, couplings, left, up, down, self.size[::-1])  # pyright: ignore[reportArgumentType]
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""

@@ -26,7 +26,6 @@ from matrigami.operators import (
 )
 from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
 
-
 RANK = 128
 """Eigenvalues that the preconditioner takes away: one product with that many vectors."""
 
@@ -92,9 +91,7 @@ def _(A: DiagonalMatrix, B: H2Matrix) -> LinearOperator:
 
 @scale.register
 def _(A: H2Matrix, factor: Tensor) -> H2Matrix:
-    near, couplings = (
-        tuple([scale(B, factor) for B in parts]) for parts in (A.near, A.couplings)
-    )
+    near, couplings = (tuple([scale(B, factor) for B in parts]) for parts in (A.near, A.couplings))
     return H2Matrix(near, A.left, couplings, A.right, A.down, A.up, A.size)  # pyright: ignore[reportArgumentType]
 
 

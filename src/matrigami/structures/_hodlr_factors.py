@@ -83,8 +83,7 @@ def orthogonalized(A: Any) -> Any:
     """The same matrix; the factors of a block are its singular vectors times their roots."""
     left, right = [], []
     for U, V in zip(A.left, A.right, strict=True):
-        V = _exchanged(V)
-        (Q1, R1), (Q2, R2) = torch.linalg.qr(U), torch.linalg.qr(V)
+        (Q1, R1), (Q2, R2) = torch.linalg.qr(U), torch.linalg.qr(_exchanged(V))
         L, values, Rh = torch.linalg.svd(R1 @ R2.mT, full_matrices=False)
         roots = values.sqrt()[..., None, :]
         left.append(Q1 @ (L * roots))

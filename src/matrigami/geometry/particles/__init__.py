@@ -1,5 +1,9 @@
 """Particles: matrices whose entries are functions of the distance of two points."""
 
+from matrigami.geometry.particles._forces import (
+    forces,
+    potential_energy,
+)
 from matrigami.geometry.particles._kernels import (
     KERNELS,
     Kernel,
@@ -13,5 +17,7 @@ __all__ = [
     "KERNELS",
     "Kernel",
     "error_estimate",
+    "forces",
     "kernel_matrix",
+    "potential_energy",
 ]

@@ -27,7 +27,7 @@ OVERSAMPLED = 20
 """By how much the error of a skeleton is below that of the basis, since pivoting makes it grow."""
 
 SAMPLES = 5000
-"""Random sources in the far field of each level: a lattice would miss what is between its points."""
+"""Random sources in the far field of a level: a lattice would miss what is between its points."""
 
 RANKS = 500
 """Columns of the sketch of the far field: more than any rank."""
@@ -63,12 +63,6 @@ class Basis:
         return Basis(h, self.p, self.U, self.skeleton * (h / self.h), self.M)
 
 
-def nodes(self) -> Float[Tensor, "P d"]:
-        """The nodes, relative to the centre."""
-        d = round(math.log(self.U.shape[0], self.p)) if self.p > 1 else 1
-        return nodes(self.p, d, self.U) * (self.h / 2)
-
-
 def nodes(p: int, d: int, like: Tensor) -> Float[Tensor, "P d"]:
     """Chebyshev nodes of `[-1, 1]^d`, the last coordinate fastest."""
     line = torch.cos(math.pi * (torch.arange(p, dtype=torch.float64) + 0.5) / p)
@@ -102,9 +96,7 @@ def far_offsets(d: int) -> Int[Tensor, "D d"]:
     return every[every.abs().amax(1) > 1]
 
 
-def basis(
-    entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor
-) -> Basis:
+def basis(entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor) -> Basis:
     """The basis for a far field up to an absolute error.
 
     Args:
@@ -118,7 +110,10 @@ def basis(
     p = _order(entries, h, d, levels, error, like)
     X = nodes(p, d, like) * (h / 2)
     cells, generator = far_offsets(d), torch.Generator().manual_seed(0)
-    inside = torch.rand(SAMPLES // len(cells), len(cells), d, generator=generator, dtype=torch.float64) - 0.5
+    inside = (
+        torch.rand(SAMPLES // len(cells), len(cells), d, generator=generator, dtype=torch.float64)
+        - 0.5
+    )
     sample = ((cells + inside).to(like) * h).flatten(0, 1)
     fields = torch.cat([_shell(entries, X, sample, i) for i in range(levels)], 1)
     width = min(len(X), RANKS)
@@ -142,9 +137,7 @@ def _shell(
     return entries(X, Y * 2**i) * 2 ** (i * X.shape[1] / 2)
 
 
-def _order(
-    entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor
-) -> int:
+def _order(entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor) -> int:
     """The fewest nodes along an axis that interpolate the nearest far cells well enough."""
     generator = torch.Generator().manual_seed(0)
     X = (torch.rand(200, d, generator=generator, dtype=torch.float64).to(like) * 2 - 1) * (h / 2)

@@ -82,7 +82,9 @@ def cross_pivots(
         pivot = v[blocks, column]
         live = live & (pivot != 0)
         u = entries(X, Y[blocks, column][:, None])[..., 0]
-        u = (u - (V[blocks, :, column][..., None] * U).sum(1)) / torch.where(live, pivot, 1)[:, None]
+        u = (u - (V[blocks, :, column][..., None] * U).sum(1)) / torch.where(live, pivot, 1)[
+            :, None
+        ]
         u = u * live[:, None]
         rows.append(row)
         columns.append(column)

@@ -111,16 +111,16 @@ def _far_levels(
         if degree is not None:
             error = min(e / h**degree for e, h in zip(errors, sizes, strict=True))
             unit = basis(entries, 1.0, d, len(sizes), error, like)
-            bases = [unit.resized(h) for h in sizes]
+            bases, factors = [unit.resized(h) for h in sizes], [h ** (degree / 2) for h in sizes]
         else:
-            bases = [
-                basis(entries, h, d, level, e, like)
-                for level, (h, e) in enumerate(zip(sizes, errors, strict=True), 1)
-            ]
-    if degree is not None:
-        shared = _parent_couplings(unit, entries, d)
-        return [Far(b, b.h ** (degree / 2), shared) for b in bases]
-    return [Far(b, 1.0, _parent_couplings(b, entries, d)) for b in bases]
+            pairs = enumerate(zip(sizes, errors, strict=True), 1)
+            bases = [basis(entries, h, d, level, e, like) for level, (h, e) in pairs]
+            unit, factors = None, [1.0] * len(sizes)
+    shared = None if unit is None else _parent_couplings(unit, entries, d)
+    return [
+        Far(b, factor, _parent_couplings(b, entries, d) if shared is None else shared)
+        for b, factor in zip(bases, factors, strict=True)
+    ]
 
 
 def _errors(entries: Entries, sizes: list[float], tol: float, like: Tensor) -> list[float]:

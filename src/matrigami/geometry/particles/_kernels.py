@@ -122,8 +122,8 @@ def is_singular(kernel: Kernel) -> bool:
 
 
 def distances(
-    X: Float[Tensor, "*batch t d"], Y: Float[Tensor, "*batch s d"]
-) -> Float[Tensor, "*batch t s"]:
+    X: Float[Tensor, "*#batch t d"], Y: Float[Tensor, "*#batch s d"]
+) -> Float[Tensor, "... t s"]:
     """Of all pairs, by differences of coordinates, which lose no digits; derivative 0 at zero."""
     squares = (X[..., :, None, 0] - Y[..., None, :, 0]).square()
     for axis in range(1, X.shape[-1]):
@@ -136,12 +136,12 @@ def distances(
 
 def interactions(
     kernel: Kernel,
-    X: Float[Tensor, "*batch t d"],
-    Y: Float[Tensor, "*batch s d"],
+    X: Float[Tensor, "*#batch t d"],
+    Y: Float[Tensor, "*#batch s d"],
     scale: Tensor | float = 1.0,
     *,
     singular: bool | None = None,
-) -> Float[Tensor, "*batch t s"]:
+) -> Float[Tensor, "... t s"]:
     """The kernel of all pairs, with a zero self term where it is singular."""
     r = distances(X, Y)
     scaled = r if isinstance(scale, float) and scale == 1.0 else r / scale

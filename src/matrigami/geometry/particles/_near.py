@@ -109,7 +109,9 @@ def _touching(tree: Octree) -> tuple[Tensor, Tensor, Tensor]:
         found.append((numbers[depth][cell[own]], start[mate[own]], count[mate[own]]))
         above = level.split[cell] & ~level.split[mate]  # leaves below a cell, near a leaf
         shift = d * (DEPTH - depth)
-        ends = torch.stack([level.codes[cell[above]] << shift, (level.codes[cell[above]] + 1) << shift])
+        ends = torch.stack(
+            [level.codes[cell[above]] << shift, (level.codes[cell[above]] + 1) << shift]
+        )
         begin, stop = torch.searchsorted(firsts, ends)
         below, owner = ragged(begin, stop - begin)
         near = mate[above][owner]
@@ -128,7 +130,7 @@ def near_field(
 ) -> tuple[PlacedBlocksMatrix, ...]:
     """The blocks between leaves and what touches them."""
     leaf, start, count = _touching(tree)
-    members, owner = ragged(start, count)
+    members, _ = ragged(start, count)
     total = torch.zeros(int(leaf.max()) + 1, dtype=count.dtype, device=count.device)
     total = total.index_add(0, leaf, count)
     near = tree.sources.order[members]

@@ -126,7 +126,7 @@ def octree(
     levels, codes = [], torch.zeros(1, dtype=torch.int64, device=both.device)
     for level in range(DEPTH + 1):
         inside = [cloud.ranges(codes, level, d) for cloud in clouds]
-        count = sum(size for _, size in inside)
+        count = torch.stack([size for _, size in inside]).sum(0)
         keep = count > 0
         codes, count = codes[keep], count[keep]
         to_range, of_range = ((start[keep], size[keep]) for start, size in (inside[0], inside[-1]))

@@ -62,9 +62,7 @@ def check_coincidence(X: Float[Tensor, "n d"]) -> None:
     Raises:
         ValueError: If there are any.
     """
-    places, slot, counts = torch.unique(
-        X.detach(), dim=0, return_inverse=True, return_counts=True
-    )
+    places, slot, counts = torch.unique(X.detach(), dim=0, return_inverse=True, return_counts=True)
     if len(places) < len(X):
         shared = (counts[slot] > 1).nonzero()[:, 0]
         mates = (slot == slot[shared[0]]).nonzero()[:, 0]
