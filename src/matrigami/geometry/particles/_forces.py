@@ -13,8 +13,8 @@ from matrigami.geometry.particles._points import checked_points
 
 
 def potential_energy(
-    points: Float[Tensor, "n d"],
-    charges: Float[Tensor, " n"],
+    points: Float[Tensor, "..."],
+    charges: Float[Tensor, "..."],
     kernel: str | Kernel,
     *,
     scale: Tensor | float = 1.0,
@@ -44,13 +44,13 @@ def potential_energy(
 
 
 def forces(
-    points: Float[Tensor, "n d"],
-    charges: Float[Tensor, " n"],
+    points: Float[Tensor, "..."],
+    charges: Float[Tensor, "..."],
     kernel: str | Kernel,
     *,
     scale: Tensor | float = 1.0,
     tol: float = 1e-6,
-) -> Float[Tensor, "n d"]:
+) -> Float[Tensor, "..."]:
     """Minus the gradient of the potential energy: the force on each particle.
 
     The derivative of an interpolated potential has about one digit less than the potential.

@@ -117,7 +117,7 @@ def octree(
     both = sources if same else torch.cat([targets, sources])
     d = both.shape[1]
     low, high = both.amin(0), both.amax(0)
-    extent = float((high - low).max()) * (1 + 1e-9) + torch.finfo(both.dtype).tiny
+    extent = float((high - low).max()) * (1 + 1e-9) or 1.0
     across = max(round((len(sources) / occupancy) ** (1 / d)), 1)  # whole cells: no thin ones
     side = extent * 2 ** math.ceil(math.log2(across)) / across
     corner = low - 0.5e-9 * extent
@@ -130,7 +130,8 @@ def octree(
         keep = count > 0
         codes, count = codes[keep], count[keep]
         to_range, of_range = ((start[keep], size[keep]) for start, size in (inside[0], inside[-1]))
-        split = (count > (cap if same else 2 * cap)) & (level < DEPTH)
+        apart = _differ(to, to_range) | _differ(of, of_range)
+        split = (count > (cap if same else 2 * cap)) & (level < DEPTH) & apart
         levels.append(Level(codes, split, _neighbours(codes, level, d), to_range, of_range))
         if not split.any():
             break
@@ -144,6 +145,14 @@ def _cloud(X: Float[Tensor, "n d"], corner: Tensor, side: float) -> Cloud:
     cells = ((X - corner) / side * 2**DEPTH).long().clamp(0, 2**DEPTH - 1)
     codes, order = encoded(cells).sort(stable=True)
     return Cloud(order, codes)
+
+
+def _differ(cloud: Cloud, cells: tuple[Tensor, Tensor]) -> Bool[Tensor, " N"]:
+    """Whether the points of a cell are not all in one place."""
+    start, count = cells
+    last = len(cloud.codes) - 1
+    first, end = start.clamp(max=last), (start + count - 1).clamp(0, last)
+    return cloud.codes[first] != cloud.codes[end]
 
 
 def _neighbours(codes: Int[Tensor, " N"], level: int, d: int) -> Int[Tensor, "N D"]:
