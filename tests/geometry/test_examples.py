@@ -16,9 +16,9 @@ def example(name: str):
 
 
 def test_gaussian_process_finds_the_noise_that_was_drawn():
-    _, noise, likelihood = example("gaussian_process").fit(800, steps=8)
+    _, noise, likelihood = example("gaussian_process").fit(1200)
     assert noise == pytest.approx(0.09, rel=0.1)
-    assert likelihood > -0.5 * (1 + 2.84 + 2 * 0.35)  # of noise of variance one alone
+    assert likelihood > -0.4  # the noise alone has -0.22
 
 
 def test_leapfrog_conserves_the_energy(tmp_path: Path):
