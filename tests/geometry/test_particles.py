@@ -21,6 +21,8 @@ from matrigami.geometry.particles._octree import decoded, encoded, octree
 from matrigami.operators import CroppedMatrix
 from matrigami.structures import H2Matrix, HODLRMatrix, PermutedMatrix, nystroem_inverse
 from matrigami.testing import check_operator
+from matrigami.testing._algebra_laws import ALGEBRA_LAWS
+from matrigami.testing._question_laws import QUESTION_LAWS
 
 SCALES = {"helmholtz": 0.2, "gaussian": 0.3, "rbf": 0.3, "yukawa": 0.3}
 
@@ -66,14 +68,30 @@ def test_targets_need_not_be_sources(fast_only):
         torch.testing.assert_close(A.T @ q, A.dense().T @ q)
 
 
-def test_values_of_octrees_obey_the_laws(monkeypatch: pytest.MonkeyPatch):
+def small_octree(monkeypatch: pytest.MonkeyPatch, targets: int | None = None) -> H2Matrix:
     monkeypatch.setattr(fast_multipole, "CAP", {1: 2})
     monkeypatch.setattr(fast_multipole, "OCCUPANCY", {1: 1})
-    x, y = cloud(8, 1), cloud(5, 1, seed=1)
-    A = fast_multipole.fast_multipole_matrix(x, x, KERNELS["gaussian"], 1.0, 0.1)
+    x = cloud(8, 1)
+    y = x if targets is None else cloud(targets, 1, seed=1)
+    A = fast_multipole.fast_multipole_matrix(y, x, KERNELS["gaussian"], 1.0, 0.1)
     assert len(A.couplings) > 1
+    return A
+
+
+def test_octree_of_targets_and_sources_obeys_the_laws(monkeypatch: pytest.MonkeyPatch):
+    check_operator(small_octree(monkeypatch, targets=5))
+
+
+@pytest.mark.slow  # a minute: more questions can be asked of a square
+def test_octree_with_a_diagonal_obeys_the_laws(monkeypatch: pytest.MonkeyPatch):
+    A = small_octree(monkeypatch)
     check_operator(A + DiagonalMatrix(torch.ones(8, dtype=torch.float64)))
-    check_operator(fast_multipole.fast_multipole_matrix(y, x, KERNELS["gaussian"], 1.0, 0.1))
+
+
+def test_octree_with_a_diagonal_answers_the_questions(monkeypatch: pytest.MonkeyPatch):
+    A = small_octree(monkeypatch)
+    S = A + DiagonalMatrix(torch.ones(8, dtype=torch.float64))
+    check_operator(S, [*ALGEBRA_LAWS, *QUESTION_LAWS])
 
 
 def test_line_is_hodlr_with_direct_answers():
