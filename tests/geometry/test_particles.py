@@ -231,6 +231,13 @@ def test_coincident_points_are_refused_only_where_the_kernel_is_infinite(fast_on
     assert float((kernel_matrix(x, "gaussian").dense() - 1).abs().max()) < 1e-12
 
 
+def test_single_precision_has_a_default_that_it_can_reach(fast_only):
+    x = cloud(300, 2).float()
+    A = kernel_matrix(x, "matern32", scale=0.3)
+    assert A.dtype == torch.float32
+    assert error_estimate(A, x, "matern32", scale=0.3) < 1e-4
+
+
 def refusal(call) -> str:
     with pytest.raises((ValueError, TypeError)) as caught:
         call()

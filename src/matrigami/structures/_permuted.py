@@ -46,6 +46,7 @@ class PermutedMatrix(LinearOperator):
         columns: A permutation of the columns; None for that of the rows.
 
     Examples:
+        >>> import torch
         >>> M = DiagonalMatrix(torch.tensor([1.0, 2.0]))
         >>> PermutedMatrix(M, Places(torch.tensor([1, 0]))).dense()
         tensor([[2., 0.],

@@ -28,7 +28,7 @@ def kernel_matrix(
     *,
     targets: Float[Tensor, "..."] | None = None,
     scale: Tensor | float = 1.0,
-    tol: float = 1e-6,
+    tol: float | None = None,
 ) -> LinearOperator:
     """`A[i, j] = kernel(|targets_i - points_j| / scale)`, without its `m n` entries.
 
@@ -39,7 +39,8 @@ def kernel_matrix(
         kernel: A name (see `KERNELS`), or any function of a tensor of distances.
         targets: Where the sums are evaluated, `(m, d)`; the sources by default.
         scale: What distances are divided by, a number or a tensor.
-        tol: Relative error of a product, roughly; `error_estimate` measures it.
+        tol: Relative error of a product, roughly (`error_estimate` measures it); by default 1e-6,
+            or a hundred roundings if that is more.
 
     Returns:
         Few points: a `DenseMatrix`. On a line: HODLR, with direct `solve` and `logdet`. Else a
@@ -58,6 +59,7 @@ def kernel_matrix(
     """
     X, function = checked_points("points", points), kernel_of(kernel)
     Y = X if targets is None else checked_points("targets", targets)
+    tol = max(1e-6, 100 * torch.finfo(X.dtype).eps) if tol is None else tol
     check_tolerance(tol, X.dtype)
     if X.shape[1] != Y.shape[1]:
         raise ValueError(
