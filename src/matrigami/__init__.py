@@ -49,16 +49,21 @@ if TYPE_CHECKING:
         trace,
     )
     from matrigami.structures import (
+        HODLR,
         BlockDiagonal,
         BlockDiagonalMatrix,
+        BlockLowRank,
+        BlockLowRankMatrix,
         BlockTensorTrain,
         BlockTensorTrainMatrix,
         Dense,
         Diagonal,
         Einsum,
         EinsumMatrix,
+        H2Matrix,
         Hadamard,
         HadamardMatrix,
+        HODLRMatrix,
         Kronecker,
         KroneckerMatrix,
         KroneckerSum,
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
         LowRankMatrix,
         Monarch,
         MonarchMatrix,
+        PermutedMatrix,
         ScipyMatrix,
         SparseMatrix,
         TensorTrain,
@@ -81,6 +87,7 @@ PACKAGES = (
     "cli",
     "compress",
     "curvature",
+    "geometry",
     "krylov",
     "nn",
     "operators",
@@ -109,9 +116,11 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *PACKAGES])
 
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "BlockDiagonal",
     "BlockDiagonalMatrix",
+    "BlockLowRank",
+    "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
     "Cost",
@@ -122,6 +131,9 @@ __all__ = [
     "Eigh",
     "Einsum",
     "EinsumMatrix",
+    "H2Matrix",
+    "HODLR",
+    "HODLRMatrix",
     "Hadamard",
     "HadamardMatrix",
     "Kronecker",
@@ -133,6 +145,7 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "PermutedMatrix",
     "ScipyMatrix",
     "SparseMatrix",
     "Structure",

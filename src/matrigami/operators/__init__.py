@@ -101,6 +101,9 @@ from matrigami.operators._memory import (
     is_big,
 )
 from matrigami.operators._metric import Metric, roots
+from matrigami.operators._places import (
+    Places,
+)
 from matrigami.operators._products import (
     DirectSumMatrix,
     FaceSplitMatrix,
@@ -167,6 +170,7 @@ __all__ = [
     "LinearOperator",
     "Metric",
     "OpenFunction",
+    "Places",
     "ProductMatrix",
     "ScaledMatrix",
     "Search",

@@ -13,6 +13,7 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 
 from matrigami.operators._convert import inexact
+from matrigami.operators._places import Places
 
 Value = TypeVar("Value")
 """A frozen dataclass of tensors and others of its kind: a linear operator, which builds on this."""
@@ -94,7 +95,7 @@ def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
     return with_tensors(part, tensors) if _is_value(part) else part
 
 
-PLAIN = (bool, int, float, str, object, type(None), torch.dtype, EllipsisType, ...)
+PLAIN = (bool, int, float, str, object, type(None), torch.dtype, Places, EllipsisType, ...)
 """Types of fields that describe a layout."""
 
 

@@ -3,16 +3,27 @@
 import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
 from matrigami.operators import DenseMatrix, DiagonalMatrix, Structure
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
+from matrigami.structures._block_low_rank import (
+    BlockLowRank,
+    BlockLowRankMatrix,
+    as_block_low_rank,
+    as_monarch,
+)
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
 from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
+from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
+from matrigami.structures._h2_rules import nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
+from matrigami.structures._hodlr import HODLR, HODLRMatrix
+from matrigami.structures._hodlr_factors import HODLRFactors
 from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
 from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
 from matrigami.structures._monarch import Monarch, MonarchMatrix
 from matrigami.structures._parsing import parse_recipe
+from matrigami.structures._permuted import PermutedMatrix
 from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
 from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
 from matrigami.structures._update import SHARE  # noqa: F401 - registers the lemmas
@@ -28,6 +39,8 @@ EXAMPLES: dict[str, Structure] = {
     "monarch": Monarch(blocks=2, pad=True),
     "tt": TensorTrain(rank=2),
     "btt": BlockTensorTrain(rank=1),
+    "blr": BlockLowRank(tile=4, rank=1),
+    "hodlr": HODLR(leaf=4, rank=1),
     "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
 }
 """One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
@@ -50,8 +63,11 @@ def parse(text: str) -> Structure:
 
 __all__ = [
     "EXAMPLES",
+    "HODLR",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
+    "BlockLowRank",
+    "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
     "Dense",
@@ -60,6 +76,9 @@ __all__ = [
     "DiagonalMatrix",
     "Einsum",
     "EinsumMatrix",
+    "H2Matrix",
+    "HODLRFactors",
+    "HODLRMatrix",
     "Hadamard",
     "HadamardMatrix",
     "Kronecker",
@@ -70,10 +89,15 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "PermutedMatrix",
+    "PlacedBlocksMatrix",
     "ScipyMatrix",
     "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",
+    "as_block_low_rank",
+    "as_monarch",
     "from_scipy",
+    "nystroem_inverse",
     "parse",
 ]

@@ -1,0 +1,89 @@
+"""Points as they are given, and what is refused before anything is built from them.
+
+Shapes: n = points, d = dimension.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matrigami.operators import free_memory
+
+
+def checked_points(name: str, points: Tensor) -> Float[Tensor, "n d"]:
+    """Points as a matrix of coordinates; a vector is points on a line.
+
+    Raises:
+        TypeError: If they are not a floating-point tensor.
+        ValueError: If there are more than three dimensions, or a coordinate is no usable number.
+    """
+    if not isinstance(points, Tensor) or not points.dtype.is_floating_point:
+        raise TypeError(
+            f"{name} is {type(points).__name__} of {getattr(points, 'dtype', 'no dtype')}.\n"
+            "Give a floating-point tensor of shape (n, d), or (n,) for points on a line."
+        )
+    X = points[:, None] if points.ndim == 1 else points
+    if X.ndim != 2 or not 1 <= X.shape[1] <= 3:
+        raise ValueError(
+            f"{name} has shape {tuple(points.shape)}.\n"
+            "Points have 1, 2 or 3 coordinates: give (n, d), or (n,) for points on a line.\n"
+            "In more dimensions distances compress no better than any low-rank matrix."
+        )
+    large = torch.finfo(X.dtype).max ** 0.5 / 10  # squares must not overflow
+    bad = ~(X.detach().abs() < large).all(1)
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"{name}: {int(bad.sum())} of {len(X)} points are NaN, infinite or beyond {large:.0e}; "
+            f"the first is point {first}, {X[first].tolist()}.\n"
+            "Remove them, or rescale the coordinates (scale= divides distances)."
+        )
+    return X
+
+
+def check_tolerance(tol: float, dtype: torch.dtype) -> None:
+    """Refuse what the type of the coordinates cannot reach.
+
+    Raises:
+        ValueError: If the tolerance is not between ten roundings and one.
+    """
+    least = 10 * torch.finfo(dtype).eps
+    if not least <= tol < 1:
+        raise ValueError(
+            f"kernel_matrix(points, kernel, tol={tol:g}): the points are in {dtype}.\n"
+            f"A relative error must be below 1 and at least {least:.0e}, ten roundings.\n"
+            "Use double precision for smaller ones: points.double()."
+        )
+
+
+def check_coincidence(X: Float[Tensor, "n d"]) -> None:
+    """Refuse two particles in one place, whose interaction would be infinite.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    places, slot, counts = torch.unique(X.detach(), dim=0, return_inverse=True, return_counts=True)
+    if len(places) < len(X):
+        shared = (counts[slot] > 1).nonzero()[:, 0]
+        mates = (slot == slot[shared[0]]).nonzero()[:, 0]
+        raise ValueError(
+            f"kernel_matrix: {len(shared)} points coincide, for instance {mates[:2].tolist()}, and "
+            "this kernel is infinite there.\n"
+            "Merge them (add their charges), move them apart, or take a softened kernel such as "
+            "'multiquadric'."
+        )
+
+
+def check_memory(what: str, numbers: float, X: Tensor) -> None:
+    """Refuse what cannot fit before it is built.
+
+    Raises:
+        ValueError: If there is not that much free memory.
+    """
+    wanted, free = numbers * X.dtype.itemsize, free_memory(X.device)
+    if wanted > free:
+        raise ValueError(
+            f"{what} would take about {wanted / 2**30:.1f} GiB.\n"
+            f"About {free / 2**30:.1f} GiB are free on {X.device}.\n"
+            "Use fewer points, a larger tol, or single precision."
+        )

@@ -1,0 +1,356 @@
+"""Block low rank (BLR): a grid of tiles, each of low rank.
+
+`A = diag(left) P diag(right).T`: every column block is compressed into coefficients by its `right`,
+a permutation hands them over, and every row block expands by its `left` those that belong to it.
+With equal ranks the permutation is a perfect shuffle, a view, and `A` is a Monarch matrix of the
+blocked layout; with ranks that differ it is a list of indices.
+
+Storage and cost per vector: `p + q` for each rank of each tile, `r n (m / p + ...)` in all; square
+tiles of side `b` in an `n x n` matrix: `2 r n^2 / b`. Projection: one SVD for each tile, the best
+approximation for the given ranks; with a budget or a tolerance the singular values of all tiles
+compete, which is the best choice of ranks too. Source: Amestoy, Buttari, L'Excellent and Mary
+(2017), SIAM J. Sci. Comput. 39(4); as layers, Monarch (rank 1) and BTT (rank r), Qiu et al. (2024),
+arXiv:2406.06248.
+
+Shapes: i = row blocks of p rows, g = column blocks of q columns, r = rank of a tile, t, s =
+coefficients of a row block and of a column block, m = rows, n = columns, k = right-hand sides.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Inexact, Int
+from torch import Tensor
+
+from matrigami.operators import (
+    Contraction,
+    Fan,
+    LinearOperator,
+    Places,
+    Structure,
+    add,
+    composed,
+    contraction,
+    contractions,
+    cropped,
+    entries,
+    fans,
+    padded_size,
+    project,
+    resolve_rank,
+    scale,
+    truncated_svd,
+)
+from matrigami.structures._block_tensor_train import BlockTensorTrainMatrix
+from matrigami.structures._monarch import MonarchMatrix
+from matrigami.structures._permuted import PermutedMatrix
+from matrigami.structures._sparse import SparseMatrix
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockLowRankMatrix(LinearOperator):
+    """A grid of low-rank tiles.
+
+    Args:
+        left: For each row block, the columns by which its coefficients expand.
+        right: For each column block, the columns that make its coefficients.
+        link: For each coefficient of each row block its place `g s` among those of the column
+            blocks, and `g s` in all for none; None for equal ranks: `s = i r`, `t = g r`.
+
+    Examples:
+        >>> BlockLowRankMatrix(torch.ones(2, 3, 2), torch.ones(2, 1, 2)).shape
+        (6, 2)
+    """
+
+    left: Inexact[Tensor, "*batch i p t"]
+    right: Inexact[Tensor, "*batch g q s"]
+    link: Places | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading batch axes, rows, columns."""
+        batch = torch.broadcast_shapes(self.left.shape[:-3], self.right.shape[:-3])
+        (i, p), (g, q) = self.left.shape[-3:-1], self.right.shape[-3:-1]
+        return (*batch, i * p, g * q)
+
+    @property
+    def rank(self) -> int:
+        """The rank of a tile; of the largest one where they differ it is at most this."""
+        return max(self.left.shape[-1] // self.right.shape[-3], 1)
+
+    def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
+        """Two batched products around a permutation."""
+        g, q, _ = self.right.shape[-3:]
+        Z = self.right.mT @ X.unflatten(-2, (g, q))  # ... g s k
+        if self.link is None:
+            i = self.left.shape[-3]
+            Z = Z.unflatten(-2, (i, -1)).transpose(-4, -3).flatten(-3, -2)  # ... i (g r) k
+        else:
+            Z = torch.nn.functional.pad(Z.flatten(-3, -2), (0, 0, 0, 1))[
+                ..., self.link.on(X.device), :
+            ]
+        return (self.left @ Z).flatten(-3, -2)
+
+    @property
+    def T(self) -> "BlockLowRankMatrix":
+        """Left and right change places, and the permutation is inverted."""
+        link = None if self.link is None else Places(_inverted(self.link.index, self.right))
+        return BlockLowRankMatrix(self.right, self.left, link)
+
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix itself."""
+        i, g = self.left.shape[-3], self.right.shape[-3]
+        if self.link is not None:
+            return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+        L, R = self.left.unflatten(-1, (g, -1)), self.right.unflatten(-1, (i, -1))
+        D = torch.einsum("...ipgr,...gqir->...ipgq", L, R)
+        return D.flatten(-4, -3).flatten(-2, -1)
+
+
+def _inverted(link: Int[Tensor, "i t"], right: Tensor) -> Int[Tensor, "g s"]:
+    """The place of each coefficient of a column block among those of the row blocks."""
+    g, _, s = right.shape[-3:]
+    places = torch.full((g * s + 1,), link.numel(), device=link.device, dtype=link.dtype)
+    order = torch.arange(link.numel(), device=link.device, dtype=link.dtype)
+    return places.scatter(0, link.flatten(), order)[:-1].reshape(g, s)
+
+
+@dataclass(frozen=True)
+class BlockLowRank(Structure):
+    """Matrices of `tile x tile` blocks of low rank; a size that tiles do not divide is padded.
+
+    Exactly one of `rank`, `budget` and `tol` is given; only with `rank` the shapes are known before
+    the matrix is, so that members can be drawn.
+
+    Args:
+        tile: Rows and columns of a tile.
+        rank: The rank of every tile, an int or a fraction of `tile`.
+        budget: Stored numbers as a fraction of the dense matrix: ranks go where they are worth
+            most.
+        tol: Relative error in the Frobenius norm: the fewest numbers that reach it.
+
+    Examples:
+        >>> BlockLowRank(tile=4, rank=1).init(8, 8)
+        BlockLowRankMatrix(8x8, 32 parameters)
+    """
+
+    tile: int
+    rank: float | None = None
+    budget: float | None = None
+    tol: float | None = None
+
+    def blank(self, m: int, n: int, empty: Callable[..., Tensor]) -> LinearOperator:
+        """The tensors of a member.
+
+        Raises:
+            ValueError: If no rank is given, or it does not fit.
+        """
+        i, g = self._grid(m, n)
+        if self.rank is None:
+            raise ValueError(
+                f"{self} cannot be drawn as {m}x{n}: the ranks follow from a matrix.\n"
+                "Use project(recipe, W), or give a rank."
+            )
+        r = resolve_rank(self.rank, self.tile, str(self))
+        left, right = empty(i, self.tile, g * r), empty(g, self.tile, i * r)
+        return cropped(BlockLowRankMatrix(left, right), m, n)
+
+    def _grid(self, m: int, n: int) -> tuple[int, int]:
+        """Row and column blocks.
+
+        Raises:
+            ValueError: If the tile is empty, or not exactly one of the three ways is given.
+        """
+        given = [name for name in ("rank", "budget", "tol") if getattr(self, name) is not None]
+        if self.tile < 1 or len(given) != 1:
+            raise ValueError(
+                f"{self}: the tile has {self.tile} rows, and {', '.join(given) or 'no rank'} "
+                "is given.\n"
+                "Give a tile of at least 1, and one of rank, budget and tol."
+            )
+        return padded_size(m, self.tile) // self.tile, padded_size(n, self.tile) // self.tile
+
+
+@fans.register
+def _(A: BlockLowRankMatrix) -> tuple[Fan, ...]:
+    (p, t), (q, s) = A.left.shape[-2:], A.right.shape[-2:]
+    return Fan(t, p, last=True), Fan(q, s)
+
+
+@contractions.register
+def _(A: BlockLowRankMatrix) -> tuple[Contraction, ...]:
+    (i, p, t), (g, q, s) = A.left.shape[-3:], A.right.shape[-3:]
+    if A.link is None:
+        r = t // g
+        sizes = {"i": i, "p": p, "g": g, "q": q, "r": r}
+        right = contraction(A.right, "g q (i r)", "g q", "g i r", **sizes)
+        left = contraction(A.left, "i p (g r)", "g i r", "i p", **sizes)
+        return Contraction(left, right), Contraction(right, None, left)
+    right = contraction(A.right, "g q s", "g q", "g s", g=g, q=q, s=s)
+    left = contraction(A.left, "i p t", "i t", "i p", i=i, p=p, t=t)
+    link = _selection(A.link.on(A.device), g * s, A.left)
+    return (
+        composed(Contraction(left), before=link @ right),
+        composed(Contraction(right), after=left @ link),
+    )
+
+
+def _selection(link: Int[Tensor, "i t"], size: int, like: Tensor) -> SparseMatrix:
+    """The permutation as a matrix of ones."""
+    places = link.flatten()
+    used = places < size
+    ones = like.new_ones(int(used.sum()))
+    pointers = torch.nn.functional.pad(used.cumsum(0), (1, 0))
+    return SparseMatrix(ones, places[used], pointers, (len(places), size))
+
+
+def _same_tiles(A: BlockLowRankMatrix, B: BlockLowRankMatrix) -> bool:
+    """Whether two matrices have one grid, and equal ranks in it."""
+    grids = [(M.left.shape[-3:-1], M.right.shape[-3:-1], M.link) for M in (A, B)]
+    return grids[0] == grids[1] and A.link is None
+
+
+@add.register(where=_same_tiles)
+def _(A: BlockLowRankMatrix, B: BlockLowRankMatrix) -> BlockLowRankMatrix:
+    """The ranks add up, tile by tile."""
+    i, g = A.left.shape[-3], A.right.shape[-3]
+    return BlockLowRankMatrix(_beside(A.left, B.left, g), _beside(A.right, B.right, i))
+
+
+def _beside(F: Tensor, G: Tensor, blocks: int) -> Tensor:
+    """The factors of two sums, tile by tile one after the other."""
+    batch = torch.broadcast_shapes(F.shape[:-3], G.shape[:-3])
+    parts = [M.expand(*batch, *M.shape[-3:]).unflatten(-1, (blocks, -1)) for M in (F, G)]
+    return torch.cat(parts, -1).flatten(-2, -1)
+
+
+@scale.register
+def _(A: BlockLowRankMatrix, factor: Tensor) -> BlockLowRankMatrix:
+    return BlockLowRankMatrix(A.left * factor[..., None, None, None], A.right, A.link)
+
+
+@entries.register(where=lambda A, rows, columns: A.link is None)
+def _(A: BlockLowRankMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
+    (i, p), (g, q) = A.left.shape[-3:-1], A.right.shape[-3:-1]
+    L, R = A.left.unflatten(-1, (g, -1)), A.right.unflatten(-1, (i, -1))
+    above, before = rows // p, columns // q
+    return (L[..., above, rows % p, before, :] * R[..., before, columns % q, above, :]).sum(-1)
+
+
+@project.register
+def _(recipe: BlockLowRank, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
+    m, n = W.shape[-2:]
+    i, g = recipe._grid(m, n)
+    b = recipe.tile
+    D = torch.nn.functional.pad(W, (0, g * b - n, 0, i * b - m))
+    tiles = D.unflatten(-2, (i, b)).unflatten(-1, (g, b)).transpose(-3, -2)  # ... i g p q
+    if recipe.rank is not None:
+        L, R = truncated_svd(tiles, resolve_rank(recipe.rank, b, str(recipe)))
+        left = L.movedim(-3, -2).flatten(-2, -1)
+        right = R.movedim((-4, -3, -2, -1), (-2, -4, -1, -3)).flatten(-2, -1)
+        return cropped(BlockLowRankMatrix(left, right), m, n)
+    L, R = truncated_svd(tiles, b)
+    values = torch.linalg.svdvals(tiles.detach())
+    kept = _worth_most(values, recipe.tol, recipe.budget, m * n / (2 * b))
+    return cropped(_linked(L, R, kept), m, n)
+
+
+def _worth_most(
+    values: Float[Tensor, "*batch i g b"], tol: float | None, budget: float | None, dense: float
+) -> Bool[Tensor, "i g b"]:
+    """The singular values to keep: all tiles compete, for every one costs the same."""
+    energy = values.square().flatten(0, -4).sum(0) if values.ndim > 3 else values.square()
+    sizes, order = energy.flatten().sort(descending=True, stable=True)
+    if tol is None:
+        count = math.floor((budget or 0.0) * dense)
+    else:
+        left_out = sizes.flip(0).cumsum(0).flip(0)  # by keeping those before
+        count = int((left_out > tol**2 * sizes.sum()).sum())
+    kept = torch.zeros(energy.numel(), dtype=torch.bool, device=energy.device)
+    kept[order[: max(count, 1)]] = True
+    return kept.reshape(energy.shape)
+
+
+def _linked(
+    L: Inexact[Tensor, "*batch i g p b"],
+    R: Inexact[Tensor, "*batch i g b q"],
+    kept: Bool[Tensor, "i g b"],
+) -> BlockLowRankMatrix:
+    """The kept columns of all tiles, in the order of the row blocks and of the column blocks."""
+    (i, g, _), batch = kept.shape, L.shape[:-4]
+    row, column, index = kept.nonzero(as_tuple=True)
+    in_row = kept.flatten(1).cumsum(1).reshape(kept.shape)[row, column, index] - 1
+    by_column = kept.transpose(0, 1)
+    in_column = by_column.flatten(1).cumsum(1).reshape(by_column.shape)[column, row, index] - 1
+    t, s = int(in_row.max()) + 1, int(in_column.max()) + 1
+    U = L.transpose(-2, -1)[..., row, column, index, :]
+    left = U.new_zeros(*batch, i * t, L.shape[-2]).index_add(-2, row * t + in_row, U)
+    V = R[..., row, column, index, :]
+    right = V.new_zeros(*batch, g * s, R.shape[-1]).index_add(-2, column * s + in_column, V)
+    link = torch.full((i, t), g * s, device=L.device)
+    link[row, in_row] = column * s + in_column
+    return BlockLowRankMatrix(
+        left.unflatten(-2, (i, t)).mT, right.unflatten(-2, (g, s)).mT, Places(link)
+    )
+
+
+def as_block_low_rank(A: MonarchMatrix | BlockTensorTrainMatrix) -> LinearOperator:
+    """A Monarch matrix, or a block tensor train of two cores, as tiles: the same numbers.
+
+    The rank of a tile is that of the chain: 1 for Monarch with `sqrt(n)` blocks, `r` for BTT(r).
+    Interleaved axes are a perfect shuffle around the tiles: a `PermutedMatrix` then.
+
+    Args:
+        A: The matrix, or a stack.
+
+    Raises:
+        ValueError: If the train has more than two cores.
+
+    Examples:
+        >>> from matrigami.structures import Monarch
+        >>> as_block_low_rank(Monarch(blocks=2, interleaved=False).init(4, 6))
+        BlockLowRankMatrix(4x6, 20 parameters)
+    """
+    train = A.train if isinstance(A, MonarchMatrix) else A
+    if len(train.cores) != 2:
+        raise ValueError(
+            f"as_block_low_rank(A): A is a train of {len(train.cores)} cores.\n"
+            "Only two cores make one grid of tiles."
+        )
+    first, second = train.cores
+    L = second[..., 0, :, 0, :, :, :]  # ... i p g r
+    R = first[..., :, 0, :, :, :, 0].movedim(-1, -3).transpose(-2, -1)  # ... g q i r
+    tiles = BlockLowRankMatrix(L.flatten(-2, -1), R.flatten(-2, -1))
+    if not (train.reversed_rows or train.reversed_columns):
+        return tiles
+    rows = _shuffle(L.shape[-4], L.shape[-3], train.reversed_rows, L)
+    columns = _shuffle(R.shape[-4], R.shape[-3], train.reversed_columns, R)
+    return PermutedMatrix(tiles, Places(rows), Places(columns))
+
+
+def _shuffle(blocks: int, size: int, shuffled: bool, like: Tensor) -> Int[Tensor, " n"]:
+    """The place in the blocks of each row of the interleaved layout."""
+    order = torch.arange(blocks * size, device=like.device)
+    return order.reshape(blocks, size).mT.flatten() if shuffled else order
+
+
+def as_monarch(A: BlockLowRankMatrix) -> MonarchMatrix:
+    """Tiles of equal rank as a Monarch matrix of the blocked layout: the same numbers.
+
+    Raises:
+        ValueError: If the ranks differ.
+
+    Examples:
+        >>> as_monarch(BlockLowRankMatrix(torch.ones(2, 3, 2), torch.ones(2, 1, 2)))
+        MonarchMatrix(6x2, 16 parameters)
+    """
+    if A.link is not None:
+        raise ValueError(
+            f"as_monarch(A): the tiles of A, a {A!r}, differ in rank.\n"
+            "Project with BlockLowRank(tile, rank) first."
+        )
+    i, g = A.left.shape[-3], A.right.shape[-3]
+    right = A.right.unflatten(-1, (i, -1)).transpose(-3, -2).movedim(-1, -3)  # ... g r i a
+    return MonarchMatrix(A.left.unflatten(-1, (g, -1)), right, interleaved_rows=False)
