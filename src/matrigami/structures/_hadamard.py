@@ -13,7 +13,7 @@ Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Inexact
@@ -200,7 +200,7 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
     U1, V1 = truncated_svd(W.abs().sqrt(), r)
     U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
     generator = torch.Generator(W.device).manual_seed(0)
-    starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
+    starts: list[Any] = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
     starts += [
         recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
         for _ in range(RESTARTS)
