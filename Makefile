@@ -13,9 +13,11 @@ OUT     ?= runs/demo
 INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
 # Tests compare with these two. They ask for torchvision, which they use in their examples only.
 PEERS   := curvlinops-for-pytorch backpack-for-pytorch
+# The Python whose torch sees the card, and its packages: by default the one on the path, not .venv.
+ACCELERATED := TYPECHECK=0 PYTHONPATH=src $(or $(PYTHON),python3)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test nightly lint format docs bench clean
+.PHONY: help setup demo test nightly lint format docs bench accelerator clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -72,6 +74,11 @@ $(VENV)/.docs: $(STAMP)
 docs: $(VENV)/.docs  ## the site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site'
+
+accelerator:  ## on a machine with a CUDA card: its tests, benchmarks and the published CIFAR-100 study; OUT=DIR
+	$(ACCELERATED) -m pytest -q -m gpu tests
+	$(ACCELERATED) -m benchmarks.accelerator $(OUT)/benchmarks
+	$(ACCELERATED) -m matrigami.cli study run --preset cifar100_published --device cuda --out $(OUT)/cifar100_published
 
 bench: setup  ## time of the layers against nn.Linear, of curvature and of the optimisers
 	$(BIN)/python -m benchmarks.layers

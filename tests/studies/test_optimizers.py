@@ -51,7 +51,7 @@ def test_state_and_numbers_survive_a_checkpoint(tmp_path, optimizer):
     task = training.load_task(config)
     run, other = (training.Run(config, tmp_path, task, torch.device("cpu")) for _ in range(2))
     with pytest.raises(Interrupted):
-        run.train(lambda *_: None, stop_after(3))
+        list(run.train(lambda *_: None, stop_after(3)))
     other.resume()
     ours, theirs = run.optimizer.state_dict(), other.optimizer.state_dict()
     assert len(ours["state"]) == len(list(run.model.parameters()))

@@ -74,7 +74,14 @@ def instant(config, folder, *, progress, **_):
 def in_process(plan, out, train, stop=never):
     """What a worker does, without the process."""
     prepare(plan, out)
-    work(Job(out, plan.configs), stop, train)
+
+    def steps(config, folder, *, task, **options):
+        assert task.examples
+        record = train(config, folder, **options)
+        yield 0, 0
+        return record
+
+    work(Job(out, plan.configs), stop, steps)
     return collect(plan, out)
 
 
@@ -216,7 +223,7 @@ def test_worker_processes_train_and_survive_a_kill(plan, tmp_path):
             killed.append(next(pid for pid in pids if pid))
             os.kill(killed[0], signal.SIGKILL)
 
-    outcome = run_study(plan, tmp_path, workers=1, threads=1, report=kill_once)
+    outcome = run_study(plan, tmp_path, workers=1, threads=1, together=2, report=kill_once)
     assert (outcome.left, outcome.failed, outcome.crashed) == (0, 0, 0)
     rows = read_results(tmp_path / "results.csv")
     assert [(r["structure"], r["width"]) for r in rows] == [
@@ -226,6 +233,7 @@ def test_worker_processes_train_and_survive_a_kill(plan, tmp_path):
     ]
     assert all(r["macs"] == plan.sizes[r["id"]].macs for r in rows)
     assert all(0 < r["test_error"] < 95 for r in rows)
+    assert all(r["seconds"] > 0 for r in rows)
     environment = json.loads((tmp_path / "env.json").read_text())
     assert environment["workers"] == 1
     assert environment["versions"]["torch"]

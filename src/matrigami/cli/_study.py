@@ -49,6 +49,12 @@ def study() -> None:
     help="Threads of each worker. [default: cores / workers]",
 )
 @click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    help="Runs of one task that a worker trains side by side; a batch is made once for all of one "
+    "seed. [default: 1; on an accelerator 64]",
+)
+@click.option(
     "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
 )
 @click.option(
@@ -67,6 +73,7 @@ def run(
     out: Path | None,
     workers: int | None,
     threads: int | None,
+    together: int | None,
     device: str,
     data_dir: Path | None,
     only: str | None,
@@ -102,6 +109,7 @@ def run(
         part=part,
         workers=workers,
         threads=threads,
+        together=together,
         device=device,
         data_dir=data_dir,
         report=lambda now: line.show(

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
+from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure, timed
 from matrigami.studies import (
     file_hash,
     fit_results,
@@ -110,7 +110,7 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     scaling = (folder / "fig" / "scaling.svg").read_bytes()
     drawings = {
         "scaling": scaling,
-        "time": render(time_figure(records), "svg", ""),
+        **({"time": render(time_figure(records), "svg", "")} if timed(records) else {}),
         "exponents": render(exponents_figure(fit), "svg", ""),
     }
     parts = []

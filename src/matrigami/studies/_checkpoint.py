@@ -16,6 +16,9 @@ from matrigami.studies._record import write_atomic
 
 _GENERATOR = "generator"
 
+OF_THE_DEVICE = frozenset({"capturable"})
+"""Options of an optimiser that follow from where it runs."""
+
 
 def save_checkpoint(
     path: Path,
@@ -104,7 +107,11 @@ def _optimizer_state(
         if t is not None
     }
     groups = [
-        {key: value for key, value in group.items() if isinstance(value, bool | int | float)}
+        {
+            key: value
+            for key, value in group.items()
+            if isinstance(value, bool | int | float) and key not in OF_THE_DEVICE
+        }
         for group in state["param_groups"]
     ]
     return tensors, groups

@@ -30,6 +30,9 @@ from matrigami.studies._worker import (
 
 _POLL_SECONDS = 0.5
 
+ON_ACCELERATOR = 64
+"""Runs that a process trains side by side on an accelerator, which small networks do not fill."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -90,6 +93,7 @@ def run_study(
     part: Plan | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    together: int | None = None,
     device: str = "cpu",
     data_dir: Path | None = None,
     report: Callable[[Snapshot], None] = lambda _: None,
@@ -106,6 +110,8 @@ def run_study(
         part: The runs of the plan to train now; all by default.
         workers: Number of processes; by default one for each core (an accelerator: 1).
         threads: Threads of each process; by default the cores shared out.
+        together: Runs of one task that a process trains side by side; by default 1 (an accelerator:
+            64), so that their seconds are those of a run alone.
         device: Where to train.
         data_dir: Folder of the data sets.
         report: Called twice a second with the state.
@@ -117,11 +123,12 @@ def run_study(
         ValueError: If a number is out of range, data are missing, or the folder cannot be written.
     """
     workers, threads = _shares(workers, threads, device)
+    together = _together(together, device)
     part = part or plan
     check_data([c for c in part.configs if not _ended(read_status(out, c))], data_dir)
     prepare(plan, out)
     write_json(out / "env.json", environment(device, workers, threads))
-    job = Job(out, part.configs, data_dir, device, threads)
+    job = Job(out, part.configs, data_dir, device, threads, together)
     clock = Clock(part.work, _fractions(part, out), time.monotonic())
     with stop_signals() as asked:
         _supervise(job, workers, asked, lambda: report(snapshot(part, out, clock)))
@@ -245,14 +252,24 @@ def _shares(workers: int | None, threads: int | None, device: str) -> tuple[int,
     """Processes, and threads of each."""
     cores = default_workers()
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ValueError(
-                f"A study with {name} = {value} was asked for.\nThis is out of range.\n"
-                "Give at least 1."
-            )
+        _at_least_one(name, value)
     if workers is None:
         workers = 1 if device != "cpu" else max(1, cores // (threads or 1))
     return workers, threads or max(1, cores // workers)
+
+
+def _together(together: int | None, device: str) -> int:
+    """Runs of a process side by side."""
+    _at_least_one("together", together)
+    return together or (1 if device == "cpu" else ON_ACCELERATOR)
+
+
+def _at_least_one(name: str, value: int | None) -> None:
+    """Refuse a count below 1."""
+    if value is not None and value < 1:
+        raise ValueError(
+            f"A study with {name} = {value} was asked for.\nThis is out of range.\nGive at least 1."
+        )
 
 
 def _supervise(job: Job, workers: int, asked: threading.Event, report: Callable[[], None]) -> None:

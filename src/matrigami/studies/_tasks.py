@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     inputs: Float[Tensor, "b f"]
     targets: Tensor
     others: Tensor | None = None
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
     def part(self, which: slice) -> "Batch":
         """Some of the examples."""
@@ -59,6 +59,36 @@ class Score(NamedTuple):
     loss: Float[Tensor, ""]
     loss_sum: Float[Tensor, ""]
     error_sum: Float[Tensor, ""]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a run trains on: its sizes, epochs, batches, test set and loss."""
+
+    shape: Shape
+    examples: int
+    tests: int
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for, without smoothing and mixing."""
+        ...
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+        """Draw an epoch."""
+        ...
+
+    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+        """Examples `start` to `start + size` of an epoch."""
+        ...
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        ...
+
+    def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
+        """Loss to minimise, and sums of loss and error."""
+        ...
 
 
 class ImageTask:
@@ -93,7 +123,7 @@ class ImageTask:
     ) -> None:
         _, side, channels, _ = train.pixels.shape
         self.shape = Shape(channels, side, classes)
-        self.examples = len(train.labels)
+        self.examples, self.tests = len(train.labels), len(test.labels)
         self.augment, self.mixup, self.label_smoothing = augment, mixup, label_smoothing
         self.device = torch.device(device)
         self._train, self._test = _to(train, self.device), _to(test, self.device)
@@ -178,7 +208,7 @@ class TeacherTask:
         inputs: int = 8,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.shape, self.examples = Shape(inputs, 1, 1), samples
+        self.shape, self.examples, self.tests = Shape(inputs, 1, 1), samples, TEACHER_TESTS
         self.device = torch.device(device)
         generator = torch.Generator().manual_seed(0)
         sizes = [inputs, *[width] * (layers - 1), 1]
@@ -231,8 +261,6 @@ class TeacherTask:
             x = nn.functional.relu(x @ W)
         return (x @ last - self._mean) / self._std
 
-
-Task = ImageTask | TeacherTask
 
 TEACHERS: dict[str, tuple[int, int]] = {"teacher": (1024, 6), "teacher_small": (128, 4)}
 """Width and layers of each teacher: the published one, and one that costs little more than its

@@ -8,29 +8,30 @@ bit. Several processes may train one run together; see `_team.py`.
 
 import json
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from matrigami.studies._accelerator import Accelerator
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import Model, build_model
 from matrigami.studies._optimizers import build_optimizer
-from matrigami.studies._record import write_atomic
+from matrigami.studies._position import Position, StepClock
 from matrigami.studies._tasks import Batch, Plan, Score, Task, load_task
 from matrigami.studies._team import Team
 
 Progress = Callable[[float, Mapping[str, Any]], None]
 """Told about once a second: the fraction of the run that is done, and where it stands."""
 
+Training = Generator[tuple[int, int], None, dict[str, Any]]
+"""Steps of a run, and its record."""
+
 CHECKPOINT = Path("ckpt") / "state.safetensors"
 METRICS = "metrics.jsonl"
-REPORT_SECONDS = 1.0
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
@@ -39,61 +40,6 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resum
 
 class _Diverged(Exception):  # noqa: N818 - caught here
     """The loss of a run is no longer finite."""
-
-
-@dataclass
-class Position:
-    """How far a run has come, beyond its tensors.
-
-    Args:
-        epoch: Finished epochs.
-        start: Examples of the current epoch that are done.
-        loss_sum: Sum of their losses.
-        error_sum: Sum of their errors.
-        seconds: Time spent in training steps, without evaluation and files.
-        cpu_seconds: Processor time of the same.
-        history: Metrics of each finished epoch.
-    """
-
-    epoch: int = 0
-    start: int = 0
-    loss_sum: float = 0.0
-    error_sum: float = 0.0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-class _Clock:
-    """Time of the training steps, added to a position, and what is due at intervals."""
-
-    def __init__(self, position: Position, checkpoint_seconds: float) -> None:
-        self.position, self.checkpoint_seconds = position, checkpoint_seconds
-        self.reported = self.saved = time.monotonic()
-        self.skip()
-
-    def lap(self) -> None:
-        """Add the time since the last call."""
-        wall, cpu = self.started
-        self.skip()
-        self.position.seconds += self.started[0] - wall
-        self.position.cpu_seconds += self.started[1] - cpu
-
-    def skip(self) -> None:
-        """Leave out the time since the last call."""
-        self.started = (time.perf_counter(), time.process_time())
-
-    def report_due(self) -> bool:
-        """Whether to report now; if so, the interval begins again."""
-        due = time.monotonic() - self.reported >= REPORT_SECONDS
-        self.reported = time.monotonic() if due else self.reported
-        return due
-
-    def save_due(self) -> bool:
-        """Whether to write a checkpoint now; if so, the interval begins again."""
-        due = time.monotonic() - self.saved >= self.checkpoint_seconds
-        self.saved = time.monotonic() if due else self.saved
-        return due
 
 
 def train_run(
@@ -130,13 +76,30 @@ def train_run(
     Path(folder).mkdir(parents=True, exist_ok=True)
     task = load_task(config, data_dir, device)
     run = Run(config, Path(folder), task, torch.device(device), team or Team())
-    run.resume()
-    cause = None
-    try:
-        run.train(progress or _silent, stop or _never)
-    except _Diverged as error:
-        cause = str(error)
-    return run.record(cause)
+    for _ in run.train(progress or _silent, stop or _never):
+        pass
+    return run.record()
+
+
+def training(
+    config: RunConfig,
+    folder: Path,
+    *,
+    task: Task,
+    device: torch.device | str,
+    progress: Progress,
+    stop: Callable[[], bool],
+    shared: bool = False,
+) -> Training:
+    """`train_run` a step at a time, so that a process can train several runs in turns (`shared`).
+
+    Returns:
+        An iterator that yields the epoch and the example after each step, and returns the record.
+    """
+    device = torch.device(device)
+    run = Run(config, folder, task, device, shared=shared and device.type == "cuda")
+    yield from run.train(progress, stop)
+    return run.record()
 
 
 class Run:
@@ -148,6 +111,7 @@ class Run:
         task: Its task.
         device: Where to train.
         team: The processes that train it.
+        shared: Other runs use the device at the same time, so that it has no seconds of its own.
     """
 
     def __init__(
@@ -157,9 +121,11 @@ class Run:
         task: Task,
         device: torch.device,
         team: Team | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.config, self.folder, self.task, self.device = config, folder, task, device
-        self.team = team or Team()
+        self.team, self.shared = team or Team(), shared
         self.model: Model = build_model(
             config, task.shape, torch.Generator().manual_seed(2 * config.seed)
         ).to(device)
@@ -170,6 +136,9 @@ class Run:
         self.epoch_state = self.generator.get_state()
         self.position = Position()
         self.steps_per_epoch = -(-task.examples // config.batch_size)
+        self.sums, self.test_sums = torch.zeros(2, 2, dtype=torch.float64, device=device).unbind()
+        self.cause: str | None = None
+        self.accelerator = Accelerator(self)
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one."""
@@ -177,20 +146,29 @@ class Run:
         if state is not None:
             values, self.epoch_state = state
             self.position = Position(**values)
+            self._note(self.position.history, "w")
 
-    def train(self, progress: Progress, stop: Callable[[], bool]) -> None:
-        """Train to the end."""
-        clock = _Clock(self.position, self.config.checkpoint_seconds)
-        for _ in range(self.position.epoch, self.config.epochs):
-            self.generator.set_state(self.epoch_state)
-            plan = self.task.plan(self.config.batch_size, self.generator)
-            self._epoch(plan, clock, progress, stop)
-            self._finish_epoch()
-            clock.skip()
-        self.save()
+    def train(self, progress: Progress, stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+        """Train from the last checkpoint to the end; yields epoch and example after each step.
 
-    def record(self, cause: str | None = None) -> dict[str, Any]:
-        """What the run has found; `cause` is why it failed."""
+        A loss that stops being finite ends the run and is its `cause`.
+        """
+        self.resume()
+        self.accelerator = Accelerator.of(self)
+        clock = StepClock(self.position, self.config.checkpoint_seconds)
+        try:
+            for _ in range(self.position.epoch, self.config.epochs):
+                self.generator.set_state(self.epoch_state)
+                plan = self.task.plan(self.config.batch_size, self.generator)
+                yield from self._epoch(plan, clock, progress, stop)
+                yield from self._finish_epoch(progress)
+                clock.skip()
+            self.save()
+        except _Diverged as error:
+            self.cause = str(error)
+
+    def record(self) -> dict[str, Any]:
+        """What the run has found."""
         config, history = self.config, self.position.history
         tail = history[-max(1, min(10, config.epochs // 10)) :]
         last = history[-1] if history else {}
@@ -206,10 +184,10 @@ class Run:
                 for name in ("train_loss", "train_error")
             },
             **{name: last.get(name) for name in ("test_loss", "test_error")},
-            "seconds": self.position.seconds,
+            "seconds": None if self.shared else self.position.seconds,
             "cpu_seconds": self.position.cpu_seconds,
-            "status": "done" if cause is None else "failed",
-            "cause": cause,
+            "status": "done" if self.cause is None else "failed",
+            "cause": self.cause,
             "examples": self.position.epoch * self.task.examples + self.position.start,
             "epochs": self.position.epoch,
             "device": self.device.type,
@@ -221,6 +199,7 @@ class Run:
         """Write a checkpoint; that of a finished run keeps the weights only."""
         if not self.team.leads:
             return
+        self.accelerator.wait()
         finished = self.position.epoch == self.config.epochs
         optimizer = None if finished else self.optimizer
         save_checkpoint(
@@ -233,23 +212,22 @@ class Run:
         )
 
     def _epoch(
-        self, plan: Plan, clock: _Clock, progress: Progress, stop: Callable[[], bool]
-    ) -> None:
+        self, plan: Plan, clock: StepClock, progress: Progress, stop: Callable[[], bool]
+    ) -> Iterator[tuple[int, int]]:
         """The rest of one epoch."""
         at, n = self.position, self.task.examples
         before = [at.loss_sum, at.error_sum] if self.team.leads else [0.0, 0.0]
-        sums = torch.tensor(before, dtype=torch.float64, device=self.device)
+        self.sums.copy_(torch.tensor(before, dtype=torch.float64))
         self.model.train()
         while at.start < n:
-            self._step(plan, sums)
+            self._step(plan)
             at.start = min(at.start + self.config.batch_size, n)
             stopping, saving, reporting = self.team.any(
                 [stop(), clock.save_due(), clock.report_due()]
             )
-            if stopping or saving or reporting or at.start == n:
-                at.loss_sum, at.error_sum = self.team.total(sums)
+            if stopping or saving or reporting:
+                self._read_sums()
                 clock.lap()
-                self._refuse_divergence()
                 progress(self._fraction(), self._standing())
             if stopping or saving:
                 self.save()
@@ -258,18 +236,30 @@ class Run:
                 raise Interrupted(
                     f"Run {self.config.id} stopped in epoch {at.epoch + 1} of {self.config.epochs}."
                 )
+            clock.lap()
+            yield at.epoch, at.start
+            clock.skip()
+        self.accelerator.settle()
+        clock.lap()
 
-    def _step(self, plan: Plan, sums: Tensor) -> None:
+    def _step(self, plan: Plan) -> None:
         """One batch."""
         at, size = self.position, self.config.batch_size
         done = at.epoch * self.steps_per_epoch + at.start // size
         factor = 0.5 * (1 + math.cos(math.pi * done / (self.config.epochs * self.steps_per_epoch)))
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        batch = self.task.batch(plan, at.start, size)
+        self.accelerator.step(self.task.batch(plan, at.start, size), factor)
+
+    def update(self, batch: Batch) -> None:
+        """Move the weights along the gradient of one batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._score(self.together, batch, sums).loss.backward()
+        self._score(self.together, batch, self.sums).loss.backward()
         self.optimizer.step()
+
+    @torch.no_grad()
+    def test(self, batches: Iterable[Batch]) -> None:
+        """Add loss and error on the test set to `test_sums`."""
+        for batch in batches:
+            self._score(self.model, batch, self.test_sums)
 
     def _score(self, model: nn.Module, batch: Batch, sums: Tensor) -> Score:
         """This process' share of a batch; its mean loss, weighted, is averaged over the team."""
@@ -281,41 +271,47 @@ class Run:
             sums += torch.stack([score.loss_sum.double(), score.error_sum.double()])
         return score if self.team.size == 1 else score._replace(loss=score.loss * weight)
 
-    def _refuse_divergence(self) -> None:
-        """Stop if the loss is not finite."""
+    def _read_sums(self) -> None:
+        """Know the loss and the error so far; stop if they are not finite."""
         at = self.position
+        self.accelerator.wait()
+        at.loss_sum, at.error_sum = self.team.total(self.sums)
         if not math.isfinite(at.loss_sum):
             raise _Diverged(f"the loss was {at.loss_sum} in epoch {at.epoch + 1}")
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, progress: Progress) -> Iterator[tuple[int, int]]:
         """Evaluate, note the metrics, and move to the next epoch."""
         at, n = self.position, self.task.examples
-        test_loss, test_error = self._evaluate()
-        metrics = {
-            "epoch": at.epoch + 1,
-            "train_loss": at.loss_sum / n,
-            "train_error": 100 * at.error_sum / n,
-            "test_loss": test_loss,
-            "test_error": test_error,
-            "seconds": at.seconds,
-        }
-        at.history.append(metrics)
+        self.model.eval()
+        self.test_sums.zero_()
+        self.accelerator.test()
+        yield (
+            at.epoch,
+            n,
+        )  # runs side by side all queue their work before the first waits for its numbers
+        self._read_sums()
+        progress(self._fraction(), self._standing())
+        tested = self.team.total(self.test_sums)
+        test_loss, test_error = (total / self.task.tests for total in tested)
+        at.history.append(
+            {
+                "epoch": at.epoch + 1,
+                "train_loss": at.loss_sum / n,
+                "train_error": 100 * at.error_sum / n,
+                "test_loss": test_loss,
+                "test_error": 100 * test_error,
+                "seconds": at.seconds,
+            }
+        )
         at.epoch, at.start, at.loss_sum, at.error_sum = at.epoch + 1, 0, 0.0, 0.0
         self.epoch_state = self.generator.get_state()
-        lines = [json.dumps(entry) for entry in at.history]
-        if self.team.leads:
-            write_atomic(self.folder / METRICS, "\n".join(lines) + "\n")
+        self._note(at.history[-1:], "a")
 
-    @torch.no_grad()
-    def _evaluate(self) -> tuple[float, float]:
-        """Loss and error in percent on the test set."""
-        self.model.eval()
-        sums, count = torch.zeros(2, dtype=torch.float64, device=self.device), 0
-        for batch in self.task.test_batches():
-            self._score(self.model, batch, sums)
-            count += len(batch.inputs)
-        loss, error = (total / count for total in self.team.total(sums))
-        return loss, 100 * error
+    def _note(self, entries: Sequence[Mapping[str, Any]], mode: Literal["a", "w"]) -> None:
+        """Write the metrics of epochs to the file of the run, one line for each."""
+        if self.team.leads:
+            with (self.folder / METRICS).open(mode, encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(entry)}\n" for entry in entries)
 
     def _fraction(self) -> float:
         """Share of the run that is done."""

@@ -1,4 +1,4 @@
-"""A worker: takes the runs of a study one by one from the file system and trains them.
+"""A worker: takes the runs of a study from the file system, one by one or several side by side.
 
 A run is the folder `OUT/runs/<id>/` with `config.json`, `status.json`, `metrics.jsonl` and `ckpt/`.
 """
@@ -7,7 +7,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,16 @@ import torch
 
 from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
-from matrigami.studies._record import Record, read_json, write_atomic, write_json
-from matrigami.studies._train import Interrupted, train_run
+from matrigami.studies._record import read_json, write_atomic, write_json
+from matrigami.studies._tasks import Task, load_task
+from matrigami.studies._together import SharedTask, data, in_turns
+from matrigami.studies._train import Interrupted, Training, training
 
 FINISHED = ("done", "failed")
 """A run in these states is not trained again: it ended, or its loss would diverge as before."""
+
+UNFINISHED = ("queued", "running", "interrupted")
+"""A run in these states is trained."""
 
 ATTEMPTS = 2
 """How often a run may take its worker down with it (out of memory, a crash below Python)."""
@@ -28,8 +34,8 @@ ATTEMPTS = 2
 _STATUS_SECONDS = 1.0
 
 
-Train = Callable[..., Record]
-"""Trains or resumes one run: the signature of `train_run`."""
+Train = Callable[..., Training]
+"""Trains or resumes one run step by step: the signature of `training`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Job:
     data_dir: Path | None = None
     device: str = "cpu"
     threads: int = 1
+    together: int = 1
 
 
 def run_folder(out: Path, config: RunConfig) -> Path:
@@ -64,23 +71,62 @@ def write_status(out: Path, config: RunConfig, status: str, **more: Any) -> None
     )
 
 
-def work(job: Job, stop: Callable[[], bool], train: Train = train_run) -> None:
+def work(job: Job, stop: Callable[[], bool], train: Train = training) -> None:
     """Train every run that is neither finished nor in other hands, unless `stop()`."""
     torch.set_num_threads(job.threads)
-    for config in job.configs:
-        if stop():
-            return
-        with hold(run_folder(job.out, config)) as held:
-            if held and read_status(job.out, config)["status"] in (
-                "queued",
-                "running",
-                "interrupted",
-            ):
-                _train_one(job, config, stop, train)
+    waiting = list(job.configs)
+    while waiting and not stop():
+        with ExitStack() as locks:
+            taken = _take(job, waiting, locks)
+            tasks = _Tasks(job)
+            in_turns([_attempt(job, config, stop, train, tasks) for config in taken])
 
 
-def _train_one(job: Job, config: RunConfig, stop: Callable[[], bool], train: Train) -> None:
-    """One run; whatever happens in it ends in its `status.json`."""
+def _take(job: Job, waiting: list[RunConfig], locks: ExitStack) -> list[RunConfig]:
+    """Runs to train now, side by side if they see the same data; takes them off the list.
+
+    A run that has taken its worker down is tried again alone.
+    """
+    taken: list[RunConfig] = []
+    alone = False
+    for config in tuple(waiting):
+        if len(taken) == job.together or alone:
+            break
+        if taken and (data(config) != data(taken[0]) or _fell(job, config)):
+            continue
+        waiting.remove(config)
+        held = locks.enter_context(hold(run_folder(job.out, config)))
+        if held and read_status(job.out, config)["status"] in UNFINISHED:
+            taken.append(config)
+            alone = _fell(job, config)
+    return taken
+
+
+def _fell(job: Job, config: RunConfig) -> bool:
+    """Whether a run was in a worker that died."""
+    return int(read_status(job.out, config).get("attempts", 0)) > 0
+
+
+class _Tasks:
+    """The task of runs that see the same data, loaded once; those of one seed share its batches."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.task: Task | None = None
+        self.shared: dict[int, Task] = {}
+
+    def of(self, config: RunConfig) -> Task:
+        """The task of one run."""
+        self.task = self.task or load_task(config, self.job.data_dir, self.job.device)
+        if self.job.together == 1:
+            return self.task
+        return self.shared.setdefault(config.seed, SharedTask(self.task))
+
+
+def _attempt(
+    job: Job, config: RunConfig, stop: Callable[[], bool], train: Train, tasks: _Tasks
+) -> Iterator[tuple[int, int]]:
+    """One run, step by step; whatever happens in it ends in its `status.json`."""
     folder, before = run_folder(job.out, config), read_status(job.out, config)
     attempts = int(before.get("attempts", 0))
     last = 0.0
@@ -97,8 +143,14 @@ def _train_one(job: Job, config: RunConfig, stop: Callable[[], bool], train: Tra
         job.out, config, "running", fraction=before.get("fraction", 0.0), attempts=attempts
     )
     try:
-        record = train(
-            config, folder, data_dir=job.data_dir, device=job.device, progress=progress, stop=stop
+        record = yield from train(
+            config,
+            folder,
+            task=tasks.of(config),
+            device=job.device,
+            progress=progress,
+            stop=stop,
+            shared=job.together > 1,
         )
     except Interrupted:
         fraction = read_status(job.out, config).get("fraction", 0.0)
