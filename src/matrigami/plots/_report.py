@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure, timed
+from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
 from matrigami.studies import (
     file_hash,
     fit_results,
@@ -110,9 +110,10 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     scaling = (folder / "fig" / "scaling.svg").read_bytes()
     drawings = {
         "scaling": scaling,
-        **({"time": render(time_figure(records), "svg", "")} if timed(records) else {}),
         "exponents": render(exponents_figure(fit), "svg", ""),
     }
+    if timed := [r for r in records if r["seconds"] is not None]:
+        drawings["time"] = render(time_figure(timed), "svg", "")
     parts = []
     for name, content in drawings.items():
         data = base64.b64encode(content).decode()

@@ -95,9 +95,10 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
     figures = {
         "scaling.png": scaling_figure(records, fit, published),
         "scaling.svg": scaling_figure(records, fit, published),
-        **({"time.png": time_figure(records)} if timed(records) else {}),
         "exponents.png": exponents_figure(fit),
     }
+    if timed := [r for r in records if r["seconds"] is not None]:  # else side by side on a card
+        figures["time.png"] = time_figure(timed)
     note = json.dumps({"command": command, "results_sha256": file_hash(folder / "results.csv")})
     (folder / "fig").mkdir(exist_ok=True)
     paths = [folder / "fig" / name for name in figures]
@@ -153,11 +154,6 @@ def scaling_figure(
                 ax.margins(y=0.12)  # the lowest positive error stands clear of the floor
         _legend(part, axes[0], figure.get_figwidth(), _key(result, bool(others)), _letters(result))
     return figure
-
-
-def timed(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the runs have seconds of their own; those side by side on one device have none."""
-    return all(r["seconds"] is not None for r in records)
 
 
 def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
