@@ -110,10 +110,10 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     scaling = (folder / "fig" / "scaling.svg").read_bytes()
     drawings = {
         "scaling": scaling,
-        "exponents": render(exponents_figure(fit), "svg", ""),
     }
     if timed := [r for r in records if r["seconds"] is not None]:
         drawings["time"] = render(time_figure(timed), "svg", "")
+    drawings["exponents"] = render(exponents_figure(fit), "svg", "")
     parts = []
     for name, content in drawings.items():
         data = base64.b64encode(content).decode()

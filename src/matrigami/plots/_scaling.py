@@ -66,7 +66,7 @@ LETTERS_INCHES = 0.6
 
 
 def plot_study(folder: Path, *, command: str = "", reference: Path | None = None) -> list[Path]:
-    """Draw the figures of a study: `fig/scaling.png` and `.svg`, `time.png`, `exponents.png`.
+    """Draw the figures of a study: `fig/scaling.png`, `scaling.svg`, `time.png`, `exponents.png`.
 
     Each file holds the command line and the hash of `results.csv` in its metadata.
 
@@ -74,8 +74,7 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
         folder: Holds `results.csv`.
         command: Command line to note in the files.
         reference: CSV with published points, drawn with hollow markers; columns `dataset,
-            structure, macs` (or
-            `macs_per_example_fwd`) and `train_error, test_error` (or with `_pct`).
+            structure, macs` (or `macs_per_example_fwd`) and `train_error, test_error` (or `_pct`).
 
     Returns:
         The files.
@@ -95,10 +94,10 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
     figures = {
         "scaling.png": scaling_figure(records, fit, published),
         "scaling.svg": scaling_figure(records, fit, published),
-        "exponents.png": exponents_figure(fit),
     }
     if timed := [r for r in records if r["seconds"] is not None]:  # else side by side on a card
         figures["time.png"] = time_figure(timed)
+    figures["exponents.png"] = exponents_figure(fit)
     note = json.dumps({"command": command, "results_sha256": file_hash(folder / "results.csv")})
     (folder / "fig").mkdir(exist_ok=True)
     paths = [folder / "fig" / name for name in figures]

@@ -7,22 +7,38 @@ the next is recorded. Learning rate, weight of the mixture and inputs are copied
 that the graph reads.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from matrigami.studies._tasks import Batch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from matrigami.studies._train import Run
-
 PLAIN_STEPS = 3
 """Steps of each size of batch before one is recorded; torch asks for a few."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What a run can do on its device."""
+
+    optimizer: torch.optim.Optimizer
+    rates: list[float]
+    device: torch.device
+    shared: bool
+
+    def update(self, batch: Batch) -> None:
+        """Move the weights along the gradient of one batch."""
+        ...
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        ...
+
+    def test(self, batches: Iterable[Batch]) -> None:
+        """Count losses and errors of batches of the test set."""
+        ...
 
 
 class Accelerator:
@@ -32,17 +48,8 @@ class Accelerator:
         run: The run whose steps it takes.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Steps) -> None:
         self.run = run
-
-    @staticmethod
-    def of(run: Run) -> Accelerator:
-        """Graphs, where the device has them and the optimiser can be recorded."""
-        recordable = isinstance(run.optimizer, torch.optim.AdamW)
-        alone = run.team.size == 1
-        return (
-            Graphs(run) if run.device.type == "cuda" and recordable and alone else Accelerator(run)
-        )
 
     def step(self, batch: Batch, factor: float) -> None:
         """Train on a batch, at a share of the learning rates."""
@@ -52,7 +59,7 @@ class Accelerator:
 
     def test(self) -> None:
         """Evaluate on the test set."""
-        self.run.test(self.run.task.test_batches())
+        self.run.test(self.run.test_batches())
 
     def wait(self) -> None:
         """Until what was asked for can be read."""
@@ -63,10 +70,35 @@ class Accelerator:
             torch.cuda.synchronize(self.run.device)
 
 
+class _Recorded:
+    """A function without arguments and results, recorded after a few plain calls."""
+
+    def __init__(
+        self,
+        function: Callable[[], None],
+        stream: torch.cuda.Stream,
+        pool: Any,
+    ) -> None:
+        self.function, self.stream, self.pool = function, stream, pool
+        self.plain, self.graph = PLAIN_STEPS, None
+
+    def __call__(self) -> None:
+        """Call it, or record and replay it."""
+        if self.plain:
+            self.plain -= 1
+            self.function()
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
+                self.function()
+        self.graph.replay()
+
+
 class Graphs(Accelerator):
     """Records a step for each size of batch, and an evaluation, and replays them."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Steps) -> None:
         super().__init__(run)
         self.stream = torch.cuda.Stream(run.device)
         self.pool = torch.cuda.graph_pool_handle()
@@ -95,7 +127,7 @@ class Graphs(Accelerator):
         self.stream.wait_stream(torch.cuda.current_stream(self.run.device))
         with torch.cuda.stream(self.stream):
             if self.tests is None:
-                kept = list(self.run.task.test_batches())
+                kept = list(self.run.test_batches())
                 self.tests = _Recorded(lambda: self.run.test(kept), self.stream, self.pool)
             self.tests()
 
@@ -124,29 +156,15 @@ class Graphs(Accelerator):
             group.update(lr=rate, capturable=True)
 
 
-class _Recorded:
-    """A function without arguments and results, recorded after a few plain calls."""
+def accelerator(run: Steps, *, alone: bool) -> Accelerator:
+    """Graphs, where the device has them and the optimiser can be recorded.
 
-    def __init__(
-        self,
-        function: Callable[[], None],
-        stream: torch.cuda.Stream,
-        pool: Any,
-    ) -> None:
-        self.function, self.stream, self.pool = function, stream, pool
-        self.plain, self.graph = PLAIN_STEPS, None
-
-    def __call__(self) -> None:
-        """Call it, or record and replay it."""
-        if self.plain:
-            self.plain -= 1
-            self.function()
-            return
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
-                self.function()
-        self.graph.replay()
+    Args:
+        run: The run.
+        alone: No other process takes part in its steps.
+    """
+    recordable = alone and isinstance(run.optimizer, torch.optim.AdamW)
+    return Graphs(run) if recordable and run.device.type == "cuda" else Accelerator(run)
 
 
 def _like(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matrigami.studies._accelerator import Accelerator
+from matrigami.studies._accelerator import Accelerator, accelerator
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import Model, build_model
@@ -154,7 +154,7 @@ class Run:
         A loss that stops being finite ends the run and is its `cause`.
         """
         self.resume()
-        self.accelerator = Accelerator.of(self)
+        self.accelerator = accelerator(self, alone=self.team.size == 1)
         clock = StepClock(self.position, self.config.checkpoint_seconds)
         try:
             for _ in range(self.position.epoch, self.config.epochs):
@@ -254,6 +254,10 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self._score(self.together, batch, self.sums).loss.backward()
         self.optimizer.step()
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        return self.task.test_batches()
 
     @torch.no_grad()
     def test(self, batches: Iterable[Batch]) -> None:
