@@ -32,6 +32,7 @@ from matrigami import BlockTensorTrain, Kronecker, LowRank, Monarch, Structure
 from matrigami.geometry.particles import error_estimate, kernel_matrix
 from matrigami.nn import StructuredLinear
 from matrigami.studies import RunConfig, load_preset
+from matrigami.studies._accelerator import prepare
 from matrigami.studies._datasets import Images
 from matrigami.studies._tasks import ImageTask
 from matrigami.studies._together import SharedTask, in_turns
@@ -208,6 +209,7 @@ def particles(sizes: Sizes, clock: Clock) -> Iterator[dict[str, Any]]:
 
 def throughput(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Steps of CIFAR-100's networks in a second, one by one and side by side (random pixels)."""
+    prepare(sizes.device)
     configs = [c for c in load_preset("cifar100_small").configs if c.seed == 0]
     if sizes.device.type == "cpu":
         configs = configs[:2]

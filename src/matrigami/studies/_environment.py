@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from matrigami import __version__
 
 
@@ -22,10 +24,17 @@ def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "device": device,
+        "device": _device(device),
         "workers": workers,
         "threads": threads,
     }
+
+
+def _device(device: str) -> str:
+    """A device, with the name of the card and the precision of its products."""
+    if not device.startswith("cuda"):
+        return device
+    return f"{device}: {torch.cuda.get_device_name(device)}, products in TensorFloat-32"
 
 
 def _version(package: str) -> str | None:

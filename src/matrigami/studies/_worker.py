@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from matrigami.studies._accelerator import prepare
 from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
 from matrigami.studies._record import read_json, write_atomic, write_json
@@ -74,6 +75,7 @@ def write_status(out: Path, config: RunConfig, status: str, **more: Any) -> None
 def work(job: Job, stop: Callable[[], bool], train: Train = training) -> None:
     """Train every run that is neither finished nor in other hands, unless `stop()`."""
     torch.set_num_threads(job.threads)
+    prepare(job.device)
     waiting = list(job.configs)
     while waiting and not stop():
         with ExitStack() as locks:
