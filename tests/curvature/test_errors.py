@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import matrigami as mg
-from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc
+from matrigami.curvature import _moments, _objective, capture, damped, ekfac, kfac, kfoc
 from matrigami.nn import OneHot, Use, uses
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
@@ -33,15 +33,19 @@ def test_models_and_data(method):
         method(network(), LOSS, [(x, y), (x / 0, y)])
 
 
+class Focal(nn.CrossEntropyLoss):
+    def forward(self, outputs, targets):
+        p = super().forward(outputs, targets)
+        return (1 - (-p).exp()) * p
+
+
 @methods
 def test_losses_and_labels(method):
     for loss in (
         nn.L1Loss(),
-        nn.CrossEntropyLoss(label_smoothing=0.1),
-        nn.CrossEntropyLoss(weight=torch.ones(3)),
-        nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
         nn.MSELoss(reduction="none"),
-        nn.functional.cross_entropy,
+        nn.functional.l1_loss,
+        Focal(),
     ):
         with pytest.raises(ValueError, match=r"likelihood is not known.\n.*or ggn"):
             method(network(), loss, batch())
@@ -171,7 +175,12 @@ def test_moments_without_backward():
     with pytest.raises(ValueError, match="Only inputs were seen"):
         moments.curvature()
     with pytest.raises(ValueError, match="There was no backward pass"):
-        _moments.known_gradients(Use(OneHot(torch.zeros(1, dtype=torch.long), 2), None))
+        _moments.known_gradients(
+            Use(
+                OneHot(torch.zeros(1, dtype=torch.long), 2, torch.zeros(1, dtype=torch.long), 1),
+                None,
+            )
+        )
 
 
 def test_axes_that_are_no_stack_of_matrices():
@@ -202,7 +211,7 @@ def test_axes_that_are_no_stack_of_matrices():
         kfac(layer, LOSS, (torch.randn(3, 2), torch.randint(4, (3,))))
 
 
-def test_training_mode_ignored_labels_and_unfit_shapes_are_refused():
+def test_training_mode_and_unfit_shapes_are_refused():
     x, y = torch.randn(6, 4), torch.arange(6) % 3
     loss = nn.CrossEntropyLoss()
     for noisy in (nn.BatchNorm1d(4), nn.Dropout(0.5)):
@@ -211,8 +220,16 @@ def test_training_mode_ignored_labels_and_unfit_shapes_are_refused():
             kfac(model, loss, (x, y))
         kfac(model.eval(), loss, (x, y))
     model = nn.Linear(4, 3)
-    with pytest.raises(ValueError, match="ignore_index"):
-        kfac(model, loss, (x, y.where(y > 0, -100)))
+    with pytest.raises(ValueError, match="nothing in the targets counts"):
+        kfac(model, loss, (x, torch.full_like(y, -100)))
+    with pytest.raises(ValueError, match=r"outputs of shape \(6, 3\) and targets of shape \(3,\)"):
+        kfac(model, nn.MSELoss(), (x, torch.randn(3)))
+    with pytest.raises(ValueError, match=r"the targets of batch 0 have the shape \(\)"):
+        kfac(model, loss, (x[0], y[0]))
+    with pytest.raises(TypeError, match="whose batch 0 has a list as targets"):
+        _objective._counted(loss, [(x, [1, 2, 3])])
+    with pytest.raises(ValueError, match="no log-probabilities"):
+        kfac(model, nn.NLLLoss(), (x, y))
     with pytest.raises((ValueError, RuntimeError)):
         kfac(model, loss, (x, y[:4]))
 
@@ -228,3 +245,18 @@ def test_a_model_returns_one_tensor():
 
     with pytest.raises(TypeError, match="returns a tuple"):
         kfac(Pair(), nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.arange(6) % 3))
+
+
+def test_further_tensors_of_a_call_are_refused():
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.out = nn.EmbeddingBag(5, 4, mode="sum"), nn.Linear(4, 3)
+
+        def forward(self, x):
+            shares = torch.ones(x.shape) / 2
+            return self.out(self.bag(input=x, per_sample_weights=shares))
+
+    batch = torch.randint(5, (6, 2)), torch.arange(6) % 3
+    with pytest.raises(TypeError, match="EmbeddingBag that was called with 2 tensors"):
+        kfac(Weighted(), LOSS, batch)

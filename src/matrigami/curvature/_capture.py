@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
 from matrigami.curvature._kfac import assembled
-from matrigami.curvature._likelihood import terms
+from matrigami.curvature._likelihood import as_module, term_count
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Loss, sums
 from matrigami.curvature._passes import Key, SharedInputs, by_block, finite
-from matrigami.curvature._record import Record, Site, find_sites, unwrapped
+from matrigami.curvature._record import Record, Site, find_sites, is_observed, read_input, unwrapped
 from matrigami.operators import LinearOperator, operator, scale as scaled
 
 
@@ -64,7 +64,8 @@ class Capture:
         dtype: torch.dtype | None,
         scale: Callable[[], float] | None,
     ) -> None:
-        self.model, self.loss, self.dtype, self.scale = unwrapped(model), loss, dtype, scale
+        self.model, self.loss = unwrapped(model), as_module(loss)
+        self.dtype, self.scale = dtype, scale
         self.sites = find_sites(self.model, joint=joint)
         self.rejected: dict[str, int] = {}
         self._factors: dict[Key, dict[bool, Factors]] = {}
@@ -78,7 +79,8 @@ class Capture:
     def __enter__(self) -> "Capture":
         """Start to watch."""
         for site in self.sites:
-            self._handles.append(site.layer.register_forward_hook(self._hook(site)))
+            hook = self._hook(site)
+            self._handles.append(site.layer.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(self.model.register_forward_pre_hook(self._forget))
         if self.loss is not None:
             self._handles.append(self.model.register_forward_hook(self._note_terms))
@@ -151,15 +153,17 @@ class Capture:
 
     def _note_terms(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """How many terms the loss of this batch averages."""
-        self._terms = terms(self.loss, output)
+        self._terms = term_count(self.loss, output)
 
     def _hook(self, site: Site) -> Callable[..., None]:
         """The forward hook of one layer."""
         calls = self._calls[id(site)]
 
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
             """Count a call without gradients now, any other when they have come."""
-            record = Record(site, inputs[0].detach(), None)
+            if not is_observed():
+                return
+            record = Record(site, read_input(site, args, kwargs).detach(), None)
             if not output.requires_grad:
                 self._count(site, [record])
                 return
@@ -181,7 +185,7 @@ class Capture:
     @torch.no_grad()
     def _count(self, site: Site, records: list[Record]) -> None:
         """Add the calls of one layer in one batch, unless they hold NaN."""
-        found = by_block(records, self._seen)
+        found = by_block([(record, None) for record in records], self._seen)
         if not all(finite(use) for parts in found.values() for use in parts):
             self.rejected[site.name] = self.rejected.get(site.name, 0) + 1
             return

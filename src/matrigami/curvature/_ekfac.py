@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from matrigami.curvature._kfac import assembled, merged, sums
 from matrigami.curvature._matrix import CurvatureMatrix
-from matrigami.curvature._moments import squares
+from matrigami.curvature._moments import examples, squares, squares_together
 from matrigami.curvature._objective import Batch, Loss, trainable
 from matrigami.curvature._passes import Key, Labels, Repeated, Setting, passes
 from matrigami.curvature._uses import Use
@@ -89,9 +89,8 @@ def _corrected(
     for blocks in every:
         _refuse_other(blocks, frames)
         for key, parts in blocks.items():
-            for use in parts:
-                more = _squares(use, frames[key]).to(dtype or frames[key].dtype)
-                totals[key] = totals[key] + more if key in totals else more
+            more = _squares(parts, frames[key]).to(dtype or frames[key].dtype)
+            totals[key] = totals[key] + more if key in totals else more
     return totals
 
 
@@ -107,10 +106,16 @@ def _frame(key: Key, block: LinearOperator) -> KroneckerMatrix:
     return KroneckerMatrix(*[eigh(F).vectors for F in block.factors])
 
 
-def _squares(use: Use, frame: KroneckerMatrix) -> Tensor:
+def _squares(parts: list[Use], frame: KroneckerMatrix) -> Tensor:
     """The curvature along each pair of eigenvectors, as `(b, l, r)`."""
     left, right = frame.factors
-    return squares(use, right, left).mT if use.transposed else squares(use, left, right)
+    if len(parts) > 1 and len({examples(use) for use in parts}) == 1:
+        return squares_together(parts, left, right)
+    found = [
+        squares(use, right, left).mT if use.transposed else squares(use, left, right)
+        for use in parts
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _refuse_other_sizes(basis: CurvatureMatrix, model: nn.Module) -> None:

@@ -79,7 +79,7 @@ class Factors:
     def add(self, use: Use, adding: Adding, weight: float = 1.0) -> None:
         """Add one use; `weight` counts for the gradients."""
         self.A = adding.plus(self.A, adding.moment(use))
-        self.rows += input_rows(use.inputs)
+        self.rows += input_rows(use.inputs) if use.rows is None else use.rows
         if use.gradients is not None:
             B = adding.cast(gradient_moment(use.gradients), use)
             B = B if weight == 1.0 else scale(B, weight)
@@ -121,11 +121,13 @@ def nearest_product(terms: list[KroneckerMatrix]) -> KroneckerMatrix:
         torch.stack([K.factors[side].dense() for K in terms], 1) for side in (0, 1)
     )  # b terms n n
     P, Q = (F.flatten(2) @ F.flatten(2).mT for F in (lefts, rights))
-    x = P.new_ones(*P.shape[:-1], 1)
+    x, tiny = P.new_ones(*P.shape[:-1], 1), torch.finfo(P.dtype).tiny
     for _ in range(BALANCING):
         x = Q @ P @ x
-        x = x / torch.linalg.vector_norm(x, dim=-2, keepdim=True).clamp_min(1e-300)
-    y = P @ x / (x.mT @ P @ x).clamp_min(torch.finfo(P.dtype).tiny)
+        x = x / torch.linalg.vector_norm(x, dim=-2, keepdim=True).clamp_min(
+            torch.finfo(x.dtype).tiny
+        )
+    y = P @ x / (x.mT @ P @ x).clamp_min(tiny)
     left, right = ((w[..., None] * F).sum(1) for w, F in ((x, lefts), (y, rights)))
     return KroneckerMatrix(left, right)
 

@@ -12,9 +12,9 @@ Shapes: p = parameters in all, k = columns, N = examples of a batch, S = samples
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,8 +31,8 @@ from matrigami.curvature._likelihood import (
 from matrigami.curvature._objective import Batch, Loss, Objective, join, objective, split, trainable
 from matrigami.operators import LinearOperator
 
-OutputCurvature = Callable[[Objective, int, Tensor, Tensor], Tensor]
-"""`H u` for the outputs and the output tangent `u` of one batch, by its index."""
+OutputCurvature = Callable[[Loss, Tensor, Tensor, Tensor], Tensor]
+"""`H u` for the loss, the targets, the outputs and the output tangent `u` of one batch."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,19 +53,19 @@ class GaussNewtonMatrix(LinearOperator):
     def matmat(self, X: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         """Push each column forward, apply the output curvature, pull it back."""
         at = dict(zip(self.names, self.parameters, strict=True))
+        total = torch.zeros_like(X)
+        for inputs, targets, weight in self.objective:
+            model = partial(self.objective.outputs, inputs=inputs)
+            curvature = partial(self.curvature, self.objective.loss, targets)
 
-        def product(v: Tensor) -> Tensor:
-            """One column, over all batches."""
-            total = torch.zeros_like(v)
-            for i, weight in enumerate(self.objective.weights):
-                model = partial(self.objective.outputs, inputs=self.objective.batches[i][0])
+            def product(v: Tensor, model: Any = model, curvature: Any = curvature) -> Tensor:
+                """One column, over one batch."""
                 outputs, tangent = jvp(model, (at,), (split(v, at),))[:2]
                 _, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
-                cotangent = self.curvature(self.objective, i, outputs, tangent)
-                total = total + weight * join(pull(cotangent)[0])
-            return total
+                return join(pull(curvature(outputs, tangent))[0])
 
-        return columnwise(product, X)
+            total = total + weight * columnwise(product, X)
+        return total
 
     @property
     def T(self) -> "GaussNewtonMatrix":
@@ -86,7 +86,7 @@ def ggn(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> GaussNew
     Args:
         model: A model without random layers.
         loss: Of outputs and targets, twice differentiable.
-        data: One batch `(inputs, targets)` or an iterable of batches.
+        data: One batch `(inputs, targets)` or an iterable of batches, read for each product.
 
     Raises:
         ValueError: If nothing is trainable, or the data are empty or hold NaN.
@@ -112,8 +112,9 @@ def fisher(
 
     Args:
         model: A model without random layers.
-        loss: `nn.CrossEntropyLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`.
-        data: One batch `(inputs, targets)` or an iterable of batches.
+        loss: As for `kfac`.
+        data: One batch `(inputs, targets)` or an iterable of batches, read for each product;
+            with drawn labels it is kept.
         labels: `"exact"`: the expectation over the model's labels, equal to the generalised Gauss-
             Newton matrix. A number: as many
             labels drawn for each term, an unbiased estimate. `"empirical"`: the labels of the data,
@@ -123,46 +124,51 @@ def fisher(
     Raises:
         ValueError: If the loss has no known likelihood, or `labels` is none of the above.
     """
-    target = objective(model, loss, data)
-    at = trainable(model)
-    outputs = [target.outputs(at, inputs).detach() for inputs, _ in target.batches]
-    for f in outputs:
-        terms(loss, f)  # refuses a loss without a likelihood before anything is computed
-    if labels == "exact":
-        return _gauss_newton(model, target, _expected)
-    if labels == "empirical":
-        gradients = [
-            empirical_gradient(loss, f, y)[None]
-            for f, (_, y) in zip(outputs, target.batches, strict=True)
-        ]
-        return _gauss_newton(model, target, _Outer(tuple(gradients)))
-    if not isinstance(labels, int) or labels < 1:
+    if labels not in ("exact", "empirical") and (not isinstance(labels, int) or labels < 1):
         raise ValueError(
             f"fisher(labels={labels!r}) was asked for.\n"
             "labels is 'exact', 'empirical' or a number of samples of at least 1."
         )
-    generator = (
-        torch.Generator(outputs[0].device).manual_seed(0) if generator is None else generator
-    )
-    return _gauss_newton(
-        model, target, _Outer(tuple(drawn_gradients(loss, f, labels, generator) for f in outputs))
-    )
+    target = objective(model, loss, data)
+    first = next(iter(target.data))[1]
+    terms(target.loss, first)  # refuses a loss without a likelihood before anything is computed
+    if labels == "exact":
+        return _gauss_newton(model, target, _expected)
+    if labels == "empirical":
+        return _gauss_newton(model, target, _empirical)
+    if generator is None:
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    own = tuple((inputs, targets.clone()) for inputs, targets in target.data)
+    target = replace(target, data=own)  # kept, so that each batch keeps its labels
+    return _gauss_newton(model, target, _Drawn(target, trainable(model), int(labels), generator))
 
 
-@dataclass(frozen=True, eq=False)
-class _Outer:
-    """`H u = mean_s g_s <g_s, u>`, with an inner product for each example.
+class _Drawn:
+    """`H u = mean_s g_s <g_s, u>` with gradients `(S, N, ...)` at labels that are drawn once."""
 
-    Gradients are `(S, N, ...)`, scaled by the root of the number of terms.
-    """
+    def __init__(
+        self,
+        target: Objective,
+        at: dict[str, Tensor],
+        samples: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.gradients: dict[int, Tensor] = {}
+        for inputs, targets, _ in target:
+            f = target.outputs(at, inputs).detach()
+            found = terms(target.loss, targets)
+            self.gradients[id(targets)] = drawn_gradients(target.loss, f, found, samples, generator)
 
-    gradients: tuple[Tensor, ...]
-
-    def __call__(self, _target: Objective, i: int, _outputs: Tensor, tangent: Tensor) -> Tensor:
+    def __call__(self, _loss: Loss, targets: Tensor, _outputs: Tensor, tangent: Tensor) -> Tensor:
         """Apply the outer products of one batch."""
-        g = self.gradients[i].flatten(2)
-        along = (g * tangent.flatten(1)).sum(-1, keepdim=True)
-        return (g * along).mean(0).view_as(tangent)
+        return _outer(self.gradients[id(targets)], tangent)
+
+
+def _outer(gradients: Tensor, tangent: Tensor) -> Tensor:
+    """`mean_s g_s <g_s, u>`, with an inner product for each example."""
+    g = gradients.reshape(*gradients.shape[:2], -1)
+    along = (g * tangent.reshape(len(tangent), -1)).sum(-1, keepdim=True)
+    return (g * along).mean(0).view_as(tangent)
 
 
 def _gauss_newton(
@@ -173,13 +179,20 @@ def _gauss_newton(
     return GaussNewtonMatrix(tuple(at.values()), tuple(at), target, curvature)
 
 
-def _loss_hessian(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -> Tensor:
+def _loss_hessian(loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor) -> Tensor:
     """The Hessian of the loss in the outputs."""
-    targets = target.batches[i][1]
-    _, pull = vjp(grad(lambda f: target.loss(f, targets)), outputs)  # pyright: ignore[reportAssignmentType]
+    _, pull = vjp(grad(lambda f: loss(f, targets)), outputs)  # pyright: ignore[reportAssignmentType]
     return pull(tangent)[0]
 
 
-def _expected(target: Objective, i: int, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001 - one signature for all
+def _expected(loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor) -> Tensor:
     """The closed form of the likelihood."""
-    return output_curvature(target.loss, outputs, tangent)
+    found = terms(loss, targets)
+    weighted = tangent if found.weights is None else found.weights.to(tangent) * tangent
+    return output_curvature(loss, outputs, weighted) / found.divisor
+
+
+def _empirical(loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor) -> Tensor:
+    """The outer products of the gradients at the labels of the data."""
+    g = empirical_gradient(loss, outputs.detach(), targets, terms(loss, targets))
+    return _outer(g[None], tangent)

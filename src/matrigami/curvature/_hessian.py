@@ -8,6 +8,7 @@ Shapes: p = parameters in all, k = columns.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,22 +39,20 @@ class HessianMatrix(LinearOperator):
     def matmat(self, X: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         """Differentiate the gradient along each column."""
         at = dict(zip(self.names, self.parameters, strict=True))
+        total = torch.zeros_like(X)
+        for inputs, targets, weight in self.objective:
 
-        batches = list(zip(self.objective.batches, self.objective.weights, strict=True))
+            def loss(w: dict[str, Tensor], x: Any = inputs, y: Tensor = targets) -> Tensor:
+                """The loss of one batch."""
+                return self.objective.loss(self.objective.outputs(w, x), y)
 
-        def loss(w: dict[str, Tensor]) -> Tensor:
-            """The objective."""
-            parts = [
-                c * self.objective.loss(self.objective.outputs(w, x), y) for (x, y), c in batches
-            ]
-            return torch.stack(parts).sum()
+            def product(v: Tensor, loss: Any = loss) -> Tensor:
+                """One column: the gradient of the gradient along it."""
+                _, pull = vjp(grad(loss), at)  # pyright: ignore[reportAssignmentType]
+                return join(pull(split(v, at))[0])
 
-        def product(v: Tensor) -> Tensor:
-            """One column: the gradient of the gradient along it."""
-            _, pull = vjp(grad(loss), at)  # pyright: ignore[reportAssignmentType]
-            return join(pull(split(v, at))[0])
-
-        return columnwise(product, X)
+            total = total + weight * columnwise(product, X)
+        return total
 
     @property
     def T(self) -> "HessianMatrix":

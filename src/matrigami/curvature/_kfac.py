@@ -43,8 +43,9 @@ def kfac(
 
     Args:
         model: Its trainable parameters count; a data-parallel wrapper adds up all processes.
-        loss: `nn.CrossEntropyLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`; the result is scaled
-            like it.
+        loss: `nn.CrossEntropyLoss`, `nn.NLLLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`, or the
+            function of torch; with its weights, smoothed labels and ignored positions. The result
+            is scaled like it.
         data: One batch `(inputs, targets)` or an iterable of batches.
         labels: `"exact"`: one backward pass for each class, all at once. A number: as many labels
             drawn from the model (1 is the usual choice while training). `"empirical"`: the labels
@@ -70,7 +71,7 @@ def kfac(
         >>> F, F["2.weight"]
         (CurvatureMatrix(21x21, 47 parameters), KroneckerMatrix(1 of 6x6, 13 parameters))
     """
-    found = passes(model, loss, data, Setting(labels, joint, reduce, seed))
+    found = passes(model, loss, data, Setting(labels, joint, reduce, seed, apart=False))
     return assembled(found.objective.model, merged(sums(found, found.distributed, dtype)))
 
 

@@ -1,24 +1,94 @@
 """Losses that are negative log-likelihoods: curvature of their outputs, and drawn labels.
 
+A loss is `sum_t w_t l(f_t, y_t) / n` over its terms: positions that count, with weights of classes
+and smoothed labels. Its expected Hessian in the outputs is `w_t / n` times that of one term.
+
 Shapes: N = examples, C = classes (axis 1, as in torch) or outputs.
 """
 
+import inspect
 from collections.abc import Iterator
-from functools import singledispatch
-from typing import Any
+from functools import partial, singledispatch
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad
+from torch.nn import functional
 
 ROOTS = 256
 """Columns of a root made together."""
 
+MODULES = {
+    functional.cross_entropy: nn.CrossEntropyLoss,
+    functional.mse_loss: nn.MSELoss,
+    functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    functional.nll_loss: nn.NLLLoss,
+}
+"""The module of each loss that is a function."""
+
+
+class Terms(NamedTuple):
+    """What a loss sums, and divides by.
+
+    Args:
+        divisor: The number by which the sum is divided: 1 if it is not.
+        weights: The weight of each term, of a shape that broadcasts with the outputs; None: all
+            count alike.
+    """
+
+    divisor: float
+    weights: Tensor | None = None
+
+    @property
+    def root(self) -> float:
+        """The root of one share of the mean."""
+        return self.divisor**-0.5
+
+    def weighted(self, t: Tensor) -> Tensor:
+        """Each term times the root of its weight."""
+        return t if self.weights is None else t * self.weights.to(t).sqrt()
+
+
+def as_module(loss: Any) -> Any:
+    """The module that a function of torch stands for; anything else as it is.
+
+    Examples:
+        >>> as_module(partial(functional.cross_entropy, label_smoothing=0.1)).label_smoothing
+        0.1
+    """
+    if isinstance(loss, partial) and not loss.args and loss.func in MODULES:
+        known = inspect.signature(MODULES[loss.func]).parameters
+        return MODULES[loss.func](**loss.keywords) if known.keys() >= loss.keywords.keys() else loss
+    if isinstance(loss, type(functional.cross_entropy)) and loss in MODULES:
+        return MODULES[loss]()
+    return loss
+
+
+@singledispatch
+def terms(loss: Any, targets: Tensor) -> Terms:  # noqa: ARG001
+    """The terms of a loss at some targets.
+
+    Raises:
+        ValueError: If the loss is no known likelihood.
+    """
+    raise ValueError(unknown(loss))
+
+
+@singledispatch
+def term_count(loss: Any, outputs: Tensor) -> int:  # noqa: ARG001
+    """How many terms outputs have, if all of them count.
+
+    Raises:
+        ValueError: If the loss is no known likelihood.
+    """
+    raise ValueError(unknown(loss))
+
 
 @singledispatch
 def output_curvature(loss: Any, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001
-    """The expected Hessian of the loss in its outputs, applied to a tangent.
+    """The expected Hessian of one term in its outputs, applied to a tangent, for all of them.
 
     Raises:
         ValueError: If the loss is no known likelihood.
@@ -28,7 +98,7 @@ def output_curvature(loss: Any, outputs: Tensor, tangent: Tensor) -> Tensor:  # 
 
 @singledispatch
 def sampled_gradient(loss: Any, outputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """The gradient of the loss of each term at a label drawn from the model, not averaged.
+    """The gradient of each term at a label drawn from the model, not averaged.
 
     Raises:
         ValueError: If the loss is no known likelihood.
@@ -37,8 +107,8 @@ def sampled_gradient(loss: Any, outputs: Tensor, generator: torch.Generator) -> 
 
 
 @singledispatch
-def terms(loss: Any, outputs: Tensor) -> int:  # noqa: ARG001
-    """Number of terms over which the loss averages: 1 if it sums.
+def sampled_labels(loss: Any, outputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """Labels drawn from the model, as the loss takes them.
 
     Raises:
         ValueError: If the loss is no known likelihood.
@@ -47,7 +117,7 @@ def terms(loss: Any, outputs: Tensor) -> int:  # noqa: ARG001
 
 
 @singledispatch
-def output_root(loss: Any, outputs: Tensor) -> Iterator[Tensor]:  # noqa: ARG001
+def output_root(loss: Any, outputs: Tensor, found: Terms) -> Iterator[Tensor]:  # noqa: ARG001
     """Columns `S_k` with `sum_k S_k S_k.T` the expected Hessian of the loss, some at a time.
 
     Each is a cotangent of the outputs of all examples, `(k, N, ...)`.
@@ -58,115 +128,193 @@ def output_root(loss: Any, outputs: Tensor) -> Iterator[Tensor]:  # noqa: ARG001
     raise ValueError(unknown(loss))
 
 
-def output_columns(
-    loss: Any,
-    outputs: Tensor,
-    targets: Tensor,
-    labels: int | str,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Output gradients `(k, N, ...)` whose outer products sum to a curvature of the loss.
-
-    Args:
-        loss: A loss with a known likelihood.
-        outputs: What the model gave.
-        targets: The labels of the data.
-        labels: `"exact"`, a number of drawn labels, or `"empirical"`.
-        generator: Source of drawn labels.
-    """
-    if labels == "exact":
-        return output_root(loss, outputs)
-    if labels == "empirical":
-        return iter([empirical_gradient(loss, outputs, targets)[None]])
-    return iter([drawn_gradients(loss, outputs, int(labels), generator) * int(labels) ** -0.5])
+def drawn_gradients(
+    loss: Any, outputs: Tensor, found: Terms, samples: int, generator: torch.Generator
+) -> Tensor:
+    """Gradients at drawn labels, `(samples, N, ...)`, scaled by the root of their share."""
+    drawn = [sampled_gradient(loss, outputs, generator) * found.root for _ in range(samples)]
+    return found.weighted(torch.stack(drawn))
 
 
-def drawn_gradients(loss: Any, outputs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Gradients at drawn labels, `(samples, N, ...)`, scaled by the root of the terms."""
-    scale = terms(loss, outputs) ** -0.5
-    return torch.stack([sampled_gradient(loss, outputs, generator) * scale for _ in range(samples)])
-
-
-def empirical_gradient(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Gradients at the labels of the data, one term at a time, scaled by the root of the terms."""
-    n = terms(loss, outputs)
-    return grad(lambda f: loss(f, targets))(outputs) * n**0.5
+def empirical_gradient(loss: Any, outputs: Tensor, targets: Tensor, found: Terms) -> Tensor:
+    """Gradients at the labels of the data, of each term, scaled by the root of their share."""
+    g = grad(lambda f: loss(f, targets))(outputs) * found.divisor**0.5
+    if found.weights is None:
+        return g
+    roots = found.weights.to(g).sqrt()
+    return torch.where(roots > 0, g / roots.clamp_min(torch.finfo(g.dtype).tiny), 0.0)
 
 
 def unknown(loss: Any) -> str:
     """What to say of a loss without a likelihood."""
+    name = getattr(loss, "__name__", type(loss).__name__)
     return (
-        f"a Fisher matrix was asked for the loss {type(loss).__name__}.\n"
+        f"a Fisher matrix was asked for the loss {name}.\n"
         "Its likelihood is not known.\n"
-        "Use nn.CrossEntropyLoss, nn.MSELoss or nn.BCEWithLogitsLoss (unweighted), or ggn(...)."
+        "Use nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss or nn.BCEWithLogitsLoss, averaged or "
+        "summed, or ggn(...)."
     )
 
 
-def _plain(loss: nn.Module) -> None:
-    """Refuse options that change the likelihood."""
-    weighted = (
-        getattr(loss, "weight", None) is not None or getattr(loss, "pos_weight", None) is not None
-    )
-    if weighted or getattr(loss, "label_smoothing", 0.0) or loss.reduction == "none":
+Categorical = nn.CrossEntropyLoss | nn.NLLLoss
+Pointwise = nn.MSELoss | nn.BCEWithLogitsLoss
+
+
+def _known(loss: nn.Module) -> bool:
+    """Whether a loss averages; one that is not reduced, or computes something else, is refused."""
+    runs = type(loss).forward
+    own = all(runs is not kind.forward for kind in MODULES.values())
+    if own or loss.reduction not in ("mean", "sum"):
         raise ValueError(unknown(loss))
+    return loss.reduction == "mean"
+
+
+@term_count.register(nn.CrossEntropyLoss)
+@term_count.register(nn.NLLLoss)
+def _(loss: Categorical, outputs: Tensor) -> int:
+    return outputs.numel() // outputs.shape[1] if _known(loss) else 1
+
+
+@term_count.register(nn.MSELoss)
+@term_count.register(nn.BCEWithLogitsLoss)
+def _(loss: Pointwise, outputs: Tensor) -> int:
+    return outputs.numel() if _known(loss) else 1
+
+
+@terms.register(nn.CrossEntropyLoss)
+@terms.register(nn.NLLLoss)
+def _(loss: Categorical, targets: Tensor) -> Terms:
+    """Ignored positions have no weight; the others that of their class, smoothed as they are."""
+    averages = _known(loss)
+    if targets.is_floating_point():
+        return _of_probabilities(loss, targets, averages)
+    kept = targets != loss.ignore_index
+    plain = loss.weight is None and bool(kept.all())
+    if plain:
+        return Terms(targets.numel() if averages else 1)
+    weights = kept.to(torch.float64)
+    if loss.weight is None:
+        return Terms(float(weights.sum()) if averages else 1, weights.unsqueeze(1))
+    own = loss.weight.to(weights)[targets.where(kept, 0)]
+    count = float((own * weights).sum()) if averages else 1
+    smooth = getattr(loss, "label_smoothing", 0.0)
+    mixed = (1 - smooth) * own + smooth * float(loss.weight.double().mean())
+    return Terms(count, (mixed * weights).unsqueeze(1))
+
+
+def _of_probabilities(loss: Categorical, targets: Tensor, averages: bool) -> Terms:
+    """Targets that are distributions over classes: the weight of a term is that of its classes."""
+    classes = targets.shape[1]
+    smooth = getattr(loss, "label_smoothing", 0.0)
+    mixed = targets.double() * (1 - smooth) + smooth / classes
+    if loss.weight is not None:
+        mixed = mixed * loss.weight.double().view(1, -1, *[1] * (targets.ndim - 2))
+    weights = mixed.sum(1, keepdim=True)
+    return Terms(targets.numel() // classes if averages else 1, weights)
 
 
 @terms.register
-def _(loss: nn.CrossEntropyLoss, outputs: Tensor) -> int:
-    _plain(loss)
-    return outputs.numel() // outputs.shape[1] if loss.reduction == "mean" else 1
+def _(loss: nn.MSELoss, targets: Tensor) -> Terms:
+    return Terms(targets.numel() if _known(loss) else 1)
 
 
-@terms.register(nn.MSELoss)
-@terms.register(nn.BCEWithLogitsLoss)
-def _(loss: nn.MSELoss | nn.BCEWithLogitsLoss, outputs: Tensor) -> int:
-    _plain(loss)
-    return outputs.numel() if loss.reduction == "mean" else 1
+@terms.register
+def _(loss: nn.BCEWithLogitsLoss, targets: Tensor) -> Terms:
+    """Weights of outputs, and of positive labels."""
+    count = targets.numel() if _known(loss) else 1
+    if loss.weight is None and loss.pos_weight is None:
+        return Terms(count)
+    y = targets.double()
+    own = 1.0 if loss.weight is None else loss.weight.double()
+    more = 1.0 if loss.pos_weight is None else loss.pos_weight.double() * y + 1 - y
+    return Terms(count, own * more * torch.ones_like(y))
 
 
 @output_curvature.register
-def _(loss: nn.CrossEntropyLoss, outputs: Float[Tensor, "N C *S"], tangent: Tensor) -> Tensor:
+def _(loss: nn.CrossEntropyLoss, outputs: Float[Tensor, "N C *S"], tangent: Tensor) -> Tensor:  # noqa: ARG001
     p = outputs.softmax(1)
-    return (p * tangent - p * (p * tangent).sum(1, keepdim=True)) / terms(loss, outputs)
+    return p * tangent - p * (p * tangent).sum(1, keepdim=True)
 
 
 @output_curvature.register
-def _(loss: nn.MSELoss, outputs: Tensor, tangent: Tensor) -> Tensor:
-    return 2 * tangent / terms(loss, outputs)
+def _(loss: nn.NLLLoss, outputs: Float[Tensor, "N C *S"], tangent: Tensor) -> Tensor:  # noqa: ARG001
+    return outputs.exp() * tangent
 
 
 @output_curvature.register
-def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, tangent: Tensor) -> Tensor:
+def _(loss: nn.MSELoss, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001
+    return 2 * tangent
+
+
+@output_curvature.register
+def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, tangent: Tensor) -> Tensor:  # noqa: ARG001
     p = outputs.sigmoid()
-    return p * (1 - p) * tangent / terms(loss, outputs)
+    return p * (1 - p) * tangent
 
 
 @output_root.register
-def _(loss: nn.CrossEntropyLoss, outputs: Float[Tensor, "N C *S"]) -> Iterator[Tensor]:
+def _(
+    loss: nn.CrossEntropyLoss,  # noqa: ARG001
+    outputs: Float[Tensor, "N C *S"],
+    found: Terms,
+) -> Iterator[Tensor]:
     """`S[:, k] = sqrt(p_k) (e_k - p)` at one position after the other."""
-    p = outputs.softmax(1).flatten(2) if outputs.ndim > 2 else outputs.softmax(1)[..., None]
-    eye = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None]  # k 1 C
-    for s in range(p.shape[2]):
-        q = p[..., s]
-        columns = p.new_zeros(p.shape[1], *p.shape)
-        columns[..., s] = q.mT[..., None].sqrt() * (eye - q) / terms(loss, outputs) ** 0.5
-        yield columns.view(-1, *outputs.shape)
+    eye = _classes(outputs)
+
+    def columns(p: Float[Tensor, "N C"]) -> Float[Tensor, "C N C"]:
+        """Of one position."""
+        return p.mT[..., None].sqrt() * (eye - p)
+
+    yield from _by_positions(outputs.softmax(1), columns, found)
 
 
 @output_root.register
-def _(loss: nn.MSELoss, outputs: Tensor) -> Iterator[Tensor]:
-    yield from _one_by_one(torch.full_like(outputs, (2 / terms(loss, outputs)) ** 0.5))
+def _(loss: nn.NLLLoss, outputs: Float[Tensor, "N C *S"], found: Terms) -> Iterator[Tensor]:
+    """`S[:, k] = sqrt(p_k) e_k`: the outputs are logarithms of probabilities."""
+    _refuse_scores(loss, outputs)
+    eye = _classes(outputs)
+    yield from _by_positions(outputs.exp(), lambda p: p.mT[..., None].sqrt() * eye, found)
+
+
+def _classes(outputs: Float[Tensor, "N C *S"]) -> Float[Tensor, "C 1 C"]:
+    """The unit vector of each class."""
+    return torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)[:, None]
+
+
+def _by_positions(p: Float[Tensor, "N C *S"], columns: Any, found: Terms) -> Iterator[Tensor]:
+    """The columns of one position after the other, zero at all others."""
+    flat = p.flatten(2) if p.ndim > 2 else p[..., None]
+    for s in range(flat.shape[2]):
+        made = flat.new_zeros(flat.shape[1], *flat.shape)
+        made[..., s] = columns(flat[..., s]) / found.divisor**0.5
+        yield found.weighted(made.view(-1, *p.shape))
+
+
+def _refuse_scores(loss: nn.NLLLoss, outputs: Tensor) -> None:
+    """The likelihood of NLLLoss is known where its outputs are logarithms of probabilities."""
+    mass = outputs.detach().exp().sum(1)
+    if not bool(((mass - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            f"a Fisher matrix was asked for the loss {type(loss).__name__} of outputs that are no "
+            "log-probabilities.\nTheir exponentials do not sum to one.\n"
+            "End the model with nn.LogSoftmax(1), or use nn.CrossEntropyLoss."
+        )
 
 
 @output_root.register
-def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor) -> Iterator[Tensor]:
+def _(loss: nn.MSELoss, outputs: Tensor, found: Terms) -> Iterator[Tensor]:  # noqa: ARG001
+    yield from _one_by_one(torch.full_like(outputs, (2 / found.divisor) ** 0.5))
+
+
+@output_root.register
+def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, found: Terms) -> Iterator[Tensor]:  # noqa: ARG001
     p = outputs.sigmoid()
-    yield from _one_by_one((p * (1 - p) / terms(loss, outputs)).sqrt())
+    yield from _one_by_one(found.weighted((p * (1 - p) / found.divisor).sqrt()))
 
 
 def _one_by_one(roots: Tensor) -> Iterator[Tensor]:
     """Columns of a diagonal root: one output at a time, of all examples together."""
-    flat = roots.flatten(1)
+    flat = roots.reshape(len(roots), -1)
     for first in range(0, flat.shape[1], ROOTS):
         chosen = torch.arange(first, min(first + ROOTS, flat.shape[1]), device=roots.device)
         columns = roots.new_zeros(len(chosen), *flat.shape)
@@ -174,17 +322,61 @@ def _one_by_one(roots: Tensor) -> Iterator[Tensor]:
         yield columns.view(-1, *roots.shape)
 
 
-@sampled_gradient.register
+@sampled_labels.register
 def _(
     loss: nn.CrossEntropyLoss,  # noqa: ARG001
     outputs: Float[Tensor, "N C *S"],
     generator: torch.Generator,
 ) -> Tensor:
-    p = outputs.softmax(1)
+    return _drawn_classes(outputs.softmax(1), generator)
+
+
+@sampled_labels.register
+def _(
+    loss: nn.NLLLoss,
+    outputs: Float[Tensor, "N C *S"],
+    generator: torch.Generator,
+) -> Tensor:
+    _refuse_scores(loss, outputs)
+    return _drawn_classes(outputs.exp(), generator)
+
+
+@sampled_labels.register
+def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return torch.bernoulli(outputs.sigmoid(), generator=generator)
+
+
+@sampled_labels.register
+def _(loss: nn.MSELoss, outputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """With the variance 1/2, of which the square is the likelihood."""
+    noise = torch.randn(
+        outputs.shape, generator=generator, dtype=outputs.dtype, device=outputs.device
+    )
+    return outputs - 2**-0.5 * noise
+
+
+def _drawn_classes(p: Float[Tensor, "N C *S"], generator: torch.Generator) -> Tensor:
+    """A class of each position."""
     flat = p.movedim(1, -1).reshape(-1, p.shape[1])
-    drawn = torch.multinomial(flat, 1, generator=generator)
-    one_hot = torch.zeros_like(flat).scatter_(1, drawn, 1.0)
-    return p - one_hot.view(p.movedim(1, -1).shape).movedim(-1, 1)
+    return torch.multinomial(flat, 1, generator=generator).view(p.movedim(1, -1).shape[:-1])
+
+
+def _one_hot(p: Float[Tensor, "N C *S"], labels: Tensor) -> Float[Tensor, "N C *S"]:
+    """One at the label of each position."""
+    return torch.zeros_like(p).scatter_(1, labels.unsqueeze(1), 1.0)
+
+
+@sampled_gradient.register
+def _(
+    loss: nn.CrossEntropyLoss, outputs: Float[Tensor, "N C *S"], generator: torch.Generator
+) -> Tensor:
+    p = outputs.softmax(1)
+    return p - _one_hot(p, sampled_labels(loss, outputs, generator))
+
+
+@sampled_gradient.register
+def _(loss: nn.NLLLoss, outputs: Float[Tensor, "N C *S"], generator: torch.Generator) -> Tensor:
+    return -_one_hot(outputs, sampled_labels(loss, outputs, generator))
 
 
 @sampled_gradient.register
@@ -196,6 +388,5 @@ def _(loss: nn.MSELoss, outputs: Tensor, generator: torch.Generator) -> Tensor: 
 
 
 @sampled_gradient.register
-def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    p = outputs.sigmoid()
-    return p - torch.bernoulli(p, generator=generator)
+def _(loss: nn.BCEWithLogitsLoss, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    return outputs.sigmoid() - sampled_labels(loss, outputs, generator)

@@ -171,3 +171,41 @@ def squares(use: Use, QB: LinearOperator, QA: LinearOperator) -> Float[Tensor, "
     for g, a in zip(G.split(size, 1), A.split(size, 1), strict=True):
         found += (g.mT @ a[:, :, None]).square().sum((1, 2))
     return found
+
+
+def squares_together(
+    parts: list[Use], QL: LinearOperator, QR: LinearOperator
+) -> Float[Tensor, "b l r"]:
+    """As `squares`, of a tensor that several layers use: their gradients on an example add up."""
+    N, K = examples(parts[0]), known_gradients(parts[0]).shape[2]
+    l, r = QL.shape[-1], QR.shape[-1]
+    widest = max(known_gradients(use).shape[1] / N for use in parts)
+    size = max(1, int(ENTRIES / (K * l * r * widest)))
+    found = known_gradients(parts[0]).new_zeros(*QL.shape[:-2], l, r)
+    for first in range(0, N, size):
+        some = [_turned(use, first, min(first + size, N), QL, QR) for use in parts]
+        found = found + torch.stack(some).sum(0).square().sum((1, 2))
+    return found
+
+
+def examples(use: Use) -> int:
+    """How many examples a use is of."""
+    return use.inputs.number if isinstance(use.inputs, OneHot) else use.inputs.shape[1]
+
+
+def _turned(
+    use: Use, first: int, last: int, QL: LinearOperator, QR: LinearOperator
+) -> Float[Tensor, "b n K l r"]:
+    """`QL.T dW_nk QR` of the examples `first` to `last`."""
+    QB, QA = (QR, QL) if use.transposed else (QL, QR)
+    inputs, g = use.inputs, known_gradients(use)
+    if isinstance(inputs, OneHot):
+        mine = ((inputs.examples >= first) & (inputs.examples < last)).nonzero().flatten()
+        A, G = QA.dense()[:, inputs.indices[mine], None], _rows_times(g[:, mine], QB)
+        each = G.mT @ A[:, :, None].to(G)
+        shape = (len(each), last - first, *each.shape[2:])
+        dW = each.new_zeros(shape).index_add_(1, inputs.examples[mine] - first, each)
+    else:
+        A, G = input_image(inputs[:, first:last], QA), _rows_times(g[:, first:last], QB)
+        dW = G.mT @ A[:, :, None].to(G)
+    return dW.mT if use.transposed else dW

@@ -3,15 +3,21 @@
 Shapes: N = examples of a batch, C = classes or outputs, p = parameters in all.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase  # the base of all batch and instance norms
 from torch.nn.modules.dropout import _DropoutNd
+
+from matrigami.curvature._likelihood import MODULES, as_module, terms
+from matrigami.curvature._record import unobserved
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of outputs and targets, such as `nn.CrossEntropyLoss()`."""
@@ -20,22 +26,46 @@ Batch = tuple[Any, Tensor]
 """Inputs and targets."""
 
 
+class Weighted(NamedTuple):
+    """A batch, and its weight in the loss of all data."""
+
+    inputs: Any
+    targets: Tensor
+    weight: float
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """`sum_b weight_b loss(model(x_b), y_b)`, as a function of the trainable parameters.
 
-    A loss with `reduction="sum"` is summed over the batches, any other is averaged over the
-    examples.
+    A loss with `reduction="sum"` is summed over the batches, any other is averaged: over what
+    counts in the targets where that is known, else over the examples. So it does not matter how
+    the data are cut into batches, which are read one at a time, and again for each pass.
+
+    Args:
+        model: The model.
+        loss: The loss, as a module where it is one of torch's.
+        data: What gives the batches, as often as it is asked.
+        total: What the weights are divided by.
     """
 
     model: nn.Module
     loss: Loss
-    batches: tuple[Batch, ...]
-    weights: tuple[float, ...]
+    data: Iterable[Batch]
+    total: float
+
+    def __iter__(self) -> Iterator[Weighted]:
+        """The batches, one at a time, without those in which nothing counts."""
+        for inputs, targets in self.data:
+            share = _mass(self.loss, targets)
+            if share > 0:
+                weight = 1.0 if sums(self.loss) else share / self.total
+                yield Weighted(inputs, targets, weight)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
         """What the model gives with these parameters; its own are not touched."""
-        return functional_call(self.model, dict(parameters), (inputs,))
+        with unobserved(), differentiable(self.model):
+            return functional_call(self.model, dict(parameters), (inputs,))
 
 
 def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Objective:
@@ -44,7 +74,9 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
     Args:
         model: Its parameters with `requires_grad` count.
         loss: Of outputs and targets.
-        data: One batch `(inputs, targets)`, or an iterable of batches such as a loader.
+        data: One batch `(inputs, targets)`, or an iterable of batches such as a loader. It is read
+            once to count them, and then again for each pass; of an iterator, which can be read
+            only once, the batches are kept.
 
     Raises:
         ValueError: If nothing is trainable, there are no data, or a batch holds NaN.
@@ -55,31 +87,80 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
             "A frozen model has none.\nCall model.requires_grad_() on what should count."
         )
     _refuse_noise(model)
-    single = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
-    every: Iterable[Batch] = (data,) if single else data  # pyright: ignore[reportAssignmentType]
-    batches = tuple((inputs, targets) for inputs, targets in every)
-    if not batches or any(len(targets) == 0 for _, targets in batches):
+    loss = as_module(loss)
+    every = _batches(data)
+    return Objective(model, loss, every, _counted(loss, every))
+
+
+def _batches(data: Iterable[Batch] | Batch) -> Iterable[Batch]:
+    """The data as an iterable of batches that can be read again."""
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
+        return (data,)  # pyright: ignore[reportReturnType]
+    return tuple(data) if isinstance(data, Iterator) else data  # pyright: ignore[reportReturnType]
+
+
+def _counted(loss: Loss, batches: Iterable[Batch]) -> float:
+    """How much there is in all batches, which are looked at one at a time."""
+    found = [_mass_of(loss, i, batch) for i, batch in enumerate(batches)]
+    if not found or not sum(found):
         raise ValueError(
-            "curvature was asked for no data.\nThe loader is empty, or one of its batches is.\n"
+            "curvature was asked for no data.\n"
+            "The loader is empty, one of its batches is, or nothing in the targets counts.\n"
             "Give at least one batch (inputs, targets)."
         )
-    for i, parts in enumerate(batches):
-        if any(
-            t.is_floating_point() and not t.isfinite().all() for t in parts if isinstance(t, Tensor)
-        ):
-            raise ValueError(
-                f"curvature was asked for data whose batch {i} holds NaN or infinite entries.\n"
-                "No curvature can be computed from it.\nRemove the batch."
-            )
-    sizes = [len(targets) for _, targets in batches]
-    total = sum(sizes)
-    weights = tuple(1.0 if sums(loss) else size / total for size in sizes)
-    return Objective(model, loss, batches, weights)
+    return sum(found)
+
+
+def _mass_of(loss: Loss, i: int, batch: Any) -> float:
+    """How much a batch counts, if it is one."""
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not pair or not isinstance(batch[1], Tensor):
+        what = (
+            f"has a {type(batch[1]).__name__} as"
+            if pair
+            else f"is a {type(batch).__name__} without"
+        )
+        raise TypeError(
+            f"curvature was asked for data whose batch {i} {what} targets.\n"
+            "A batch is a pair (inputs, targets), whose targets are a tensor.\n"
+            "Give ((inputs, targets) for ... in loader), or one such pair."
+        )
+    inputs, targets = batch
+    if targets.ndim == 0 or len(targets) == 0:
+        raise ValueError(
+            f"curvature was asked for no data: the targets of batch {i} have the shape "
+            f"{tuple(targets.shape)}.\nTheir first axis should be of examples, at least one.\n"
+            "Give targets (N, ...), also for one example."
+        )
+    given = (inputs, targets)
+    if any(t.is_floating_point() and not t.isfinite().all() for t in given if torch.is_tensor(t)):
+        raise ValueError(
+            f"curvature was asked for data whose batch {i} holds NaN or infinite entries.\n"
+            "No curvature can be computed from it.\nRemove the batch."
+        )
+    return _mass(loss, targets)
+
+
+def _mass(loss: Loss, targets: Tensor) -> float:
+    """How much some targets count in a mean: their terms where they are known, or examples."""
+    likely = type(loss) in MODULES.values() and getattr(loss, "reduction", "") == "mean"
+    return terms(loss, targets).divisor if likely else float(len(targets))
 
 
 def sums(loss: Any) -> bool:
     """Whether a loss sums over its terms, instead of averaging."""
     return isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum"
+
+
+def differentiable(model: nn.Module) -> ExitStack:
+    """A context in which fused kernels without second or forward derivatives stand aside."""
+    stack = ExitStack()
+    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        stack.enter_context(warnings.catch_warnings(action="ignore"))  # of its other flags
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    return stack
 
 
 def _refuse_noise(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ the outputs, so that each block of the Gauss-Newton or Fisher matrix is `sum vec
 Shapes: N = examples of a batch, K = columns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +14,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature._examples import (
+    Examples,
+    Finder,
+    Place,
+    arranged,
+    by_positions,
+    features_of,
+    regrouped,
+)
 from matrigami.curvature._factors import total
-from matrigami.curvature._likelihood import output_columns, terms
+from matrigami.curvature._likelihood import (
+    Terms,
+    drawn_gradients,
+    empirical_gradient,
+    output_root,
+    term_count,
+    terms,
+)
+from matrigami.curvature._masks import counted, is_masked, noise, only, reduced
+from matrigami.curvature._moments import input_rows
 from matrigami.curvature._objective import Batch, Loss, Objective, objective
-from matrigami.curvature._record import Record, Site, find_sites, pull_back, recording, unwrapped
+from matrigami.curvature._record import (
+    Record,
+    Site,
+    find_sites,
+    pull_back,
+    recording,
+    unobserved,
+    unwrapped,
+)
 from matrigami.curvature._uses import OneHot, Use, uses
 from matrigami.nn import runs_as
 
@@ -26,6 +52,9 @@ Labels = int | Literal["exact", "empirical"]
 
 Key = tuple[str, ...]
 """A block: the names of its parameters in the model."""
+
+Blocks = dict[Key, "list[Use]"]
+"""What each block saw in one batch."""
 
 ENTRIES = 2**27
 """Gradients of outputs of layers that are held at once; more columns come in turns."""
@@ -45,6 +74,8 @@ class Passes:
         seed: Of drawn labels; the same in each pass.
         reduce: Average inputs and sum gradients over shared positions first.
         distributed: Whether each process has its own share of the data.
+        apart: Whether it matters which rows of a layer are of one example: not for sums over all
+            rows of gradients at labels that are drawn.
     """
 
     objective: Objective
@@ -53,41 +84,52 @@ class Passes:
     seed: int
     reduce: bool
     distributed: bool
+    apart: bool
 
-    def __iter__(self) -> Iterator[dict[Key, list[Use]]]:
+    def __iter__(self) -> Iterator[Blocks]:
         """Run the model forward and backward over each batch."""
         device = next(self.objective.model.parameters()).device
         generator = torch.Generator(device).manual_seed(self.seed)
-        for i, (inputs, targets) in enumerate(self.objective.batches):
-            weight = self.objective.weights[i] ** 0.5
-            with torch.enable_grad(), recording(self.sites) as records:
+        finder = Finder(alone=isinstance(self.labels, int))
+        for i, (inputs, targets, weight) in enumerate(self.objective):
+            with torch.enable_grad(), unobserved(), recording(self.sites) as records:
                 outputs = one_tensor(self.objective.model(inputs))
-            self._refuse_targets(outputs.detach(), targets)
+            refuse_shapes(self.objective.loss, outputs.detach(), targets)
             self._refuse_unused(records)
             width = sum(r.x[..., 0].numel() * _width(r.site.layer) for r in records)
             turns = max(1, ENTRIES // max(width, 1))
-            every = output_columns(
-                self.objective.loss, outputs.detach(), targets, self.labels, generator
-            )
+            found = finder.find(inputs, outputs, records) if self.apart else None
+            places = [None] * len(records) if found is None else found.inputs
+            counted = terms(self.objective.loss, targets)
+            rows = rows_that_count(outputs, records, places, counted)
+            every = self._columns(outputs.detach(), targets, counted, generator, found)
             for columns in _in_turns(every, turns):
-                pull_back(outputs, records, weight * columns)
-                yield self._blocks(records, i)
+                pull_back(outputs, records, weight**0.5 * columns)
+                _refuse_nan(records, i)
+                calls = with_gradients(records, places)
+                yield by_block(calls, SharedInputs(), rows, reduce=self.reduce)
 
-    def _blocks(self, records: list[Record], batch: int) -> dict[Key, list[Use]]:
-        """The uses of each block; one input that several layers read stays one tensor."""
-        _refuse_nan(records, batch)
-        return by_block([r for r in records if r.g is not None], SharedInputs(), reduce=self.reduce)
-
-    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Let the loss refuse shapes that do not fit; labels that it ignores are not known here."""
-        self.objective.loss(outputs, targets)
-        ignored = getattr(self.objective.loss, "ignore_index", None)
-        if ignored is not None and bool((targets == ignored).any()):
-            raise ValueError(
-                f"curvature was asked for targets that hold ignore_index, {ignored}.\n"
-                "Those positions would count like all others.\n"
-                "Leave them out of the data: flatten the outputs and keep the labelled ones."
-            )
+    def _columns(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        counted: Terms,
+        generator: torch.Generator,
+        found: Examples | None,
+    ) -> Iterator[Tensor]:
+        """Output gradients `(k, N, ...)` whose outer products sum to a curvature of the loss."""
+        loss = self.objective.loss
+        if isinstance(self.labels, int):
+            drawn = drawn_gradients(loss, outputs, counted, self.labels, generator)
+            yield drawn * self.labels**-0.5
+            return
+        if self.labels == "exact":
+            every = output_root(loss, outputs, counted)
+        else:
+            every = iter([empirical_gradient(loss, outputs, targets, counted)[None]])
+        place = Place(len(outputs)) if found is None else found.outputs
+        for columns in every:
+            yield from by_positions(columns, place)
 
     def _refuse_unused(self, records: list[Record]) -> None:
         """A layer that is not called has no curvature."""
@@ -100,6 +142,17 @@ class Passes:
                     "(fused attention calls none of its own).\n"
                     "Freeze it with requires_grad_(False), or use separate layers."
                 )
+
+
+def refuse_shapes(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    """Let the loss refuse shapes that do not fit; where it would broadcast, refuse it here."""
+    if isinstance(loss, nn.MSELoss) and outputs.shape != targets.shape:
+        raise ValueError(
+            f"curvature was asked for outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}.\nThe loss would compare all of them with all others.\n"
+            "Give both one shape: reshape the targets, or end the model with nn.Flatten(0)."
+        )
+    loss(outputs, targets)
 
 
 def one_tensor(outputs: Any) -> Tensor:
@@ -122,20 +175,20 @@ class Repeated:
 
     def __init__(self, passes: Passes) -> None:
         self.passes = passes
-        self.kept: list[dict[Key, list[Use]]] | None = None
+        self.kept: list[Blocks] | None = None
 
-    def load(self) -> list[dict[Key, list[Use]]]:
+    def load(self) -> list[Blocks]:
         """Run the first pass; what was kept of it, which is nothing if it was too much."""
         for _ in self:
             pass
         return self.kept or []
 
-    def __iter__(self) -> Iterator[dict[Key, list[Use]]]:
+    def __iter__(self) -> Iterator[Blocks]:
         """One pass."""
         if self.kept is not None:
             yield from self.kept
             return
-        kept: list[dict[Key, list[Use]]] = []
+        kept: list[Blocks] = []
         room = KEPT
         for found in self.passes:
             yield found
@@ -151,6 +204,7 @@ class Setting(NamedTuple):
     joint: bool
     reduce: bool
     seed: int
+    apart: bool = True
 
 
 def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting: Setting) -> Passes:
@@ -171,8 +225,7 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
     inner, distributed = unwrapped(model), isinstance(model, DistributedDataParallel)
     target = objective(inner, loss, data)
     target = among_all_processes(target) if distributed else target
-    with torch.no_grad():
-        terms(loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
+    term_count(target.loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
     return Passes(
         target,
         find_sites(inner, joint=setting.joint),
@@ -180,16 +233,14 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
         setting.seed,
         setting.reduce,
         distributed,
+        setting.apart or setting.reduce or setting.labels == "exact",
     )
 
 
 def among_all_processes(target: Objective) -> Objective:
     """The same batches with their weights among those of all processes."""
-    if getattr(target.loss, "reduction", "mean") == "sum":
-        return target
-    own = sum(len(targets) for _, targets in target.batches)
-    every = total(own, next(target.model.parameters()).device)
-    return replace(target, weights=tuple(weight * own / every for weight in target.weights))
+    every = total(target.total, next(target.model.parameters()).device)
+    return replace(target, total=every)
 
 
 class SharedInputs:
@@ -207,7 +258,7 @@ class SharedInputs:
         return use._replace(inputs=self.known.setdefault(source, (x, use))[1].inputs)
 
 
-def named_uses(record: Record, seen: SharedInputs) -> dict[Key, Use]:
+def named_uses(record: Record, seen: SharedInputs, place: Place | None = None) -> dict[Key, Use]:
     """The uses of one call, by the model's names of the parameters, without frozen ones."""
     site = record.site
     x, g = (
@@ -217,7 +268,8 @@ def named_uses(record: Record, seen: SharedInputs) -> dict[Key, Use]:
         for t in (record.x, record.g)
     )
     with torch.no_grad(), torch.autocast(record.x.device.type, enabled=False):
-        found = uses(site.layer, x, g, site.joint)  # pyright: ignore[reportArgumentType]
+        x, g = arranged(x, g, place, features_of(site.layer))  # pyright: ignore[reportArgumentType]
+        found = uses(site.layer, x, g, site.joint)
     named = {}
     for i, (keys, use) in enumerate(found.items()):
         free = [key for key in keys if key in site.names]
@@ -227,19 +279,49 @@ def named_uses(record: Record, seen: SharedInputs) -> dict[Key, Use]:
                 f"{', '.join(keys)} share one block.\nTrain or freeze them together."
             )
         if free:
-            named[tuple(site.names[key] for key in keys)] = seen.shared(record, i, len(keys), use)
+            key = tuple(site.names[key] for key in keys)
+            named[key] = seen.shared(record, i, len(keys), regrouped(use, place))
     return named
 
 
 def by_block(
-    records: list[Record], seen: SharedInputs, *, reduce: bool = False
-) -> dict[Key, list[Use]]:
-    """The uses of each block in some calls; those alike as one."""
-    found: dict[Key, list[Use]] = {}
-    for record in records:
-        for key, use in named_uses(record, seen).items():
-            found.setdefault(key, []).append(_reduced(use) if reduce else use)
+    calls: Iterable[tuple[Record, Place | None]],
+    seen: SharedInputs,
+    rows: Mapping[tuple[int, Key], Tensor | None] | None = None,
+    *,
+    reduce: bool = False,
+) -> Blocks:
+    """The uses of each block in some calls, with the places of their examples.
+
+    `rows` tells which inputs count, of each block in each call.
+    """
+    found: Blocks = {}
+    for record, place in calls:
+        for key, use in named_uses(record, seen, place).items():
+            kept = use if rows is None else only(use, rows[id(record), key])
+            found.setdefault(key, []).append(reduced(kept) if reduce else kept)
     return {key: joined(parts) for key, parts in found.items()}
+
+
+def with_gradients(
+    records: list[Record], places: Sequence[Place | None]
+) -> list[tuple[Record, Place | None]]:
+    """The calls that gradients came back to, with the places of their examples."""
+    return [(r, p) for r, p in zip(records, places, strict=True) if r.g is not None]
+
+
+def rows_that_count(
+    outputs: Tensor, records: list[Record], places: Sequence[Place | None], found: Terms
+) -> dict[tuple[int, Key], Tensor | None] | None:
+    """Which inputs of each block in each call have a part in terms that count; None: all."""
+    if not is_masked(found):
+        return None
+    pull_back(outputs, records, noise(outputs.detach(), found))
+    return {
+        (id(record), key): counted(use)
+        for record, place in with_gradients(records, places)
+        for key, use in named_uses(record, SharedInputs(), place).items()
+    }
 
 
 def joined(parts: list[Use]) -> list[Use]:
@@ -255,18 +337,13 @@ def joined(parts: list[Use]) -> list[Use]:
     if not rest or not alike:
         return parts
     inputs = torch.cat([use.inputs for use in parts], 2)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    rows = None
+    if any(use.rows is not None for use in parts):
+        rows = sum(input_rows(use.inputs) if use.rows is None else use.rows for use in parts)
     if first.gradients is None:
-        return [first._replace(inputs=inputs)]
+        return [first._replace(inputs=inputs, rows=rows)]
     gradients = torch.cat([use.gradients for use in parts], 3)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return [Use(inputs, gradients, first.transposed)]
-
-
-def _reduced(use: Use) -> Use:
-    """One position: the mean of the inputs, the sum of the gradients."""
-    if isinstance(use.inputs, OneHot) or use.gradients is None:
-        return use
-    inputs, gradients = use.inputs.mean(2, keepdim=True), use.gradients.sum(3, keepdim=True)
-    return use._replace(inputs=inputs, gradients=gradients)
+    return [Use(inputs, gradients, first.transposed, rows)]
 
 
 def _width(layer: nn.Module) -> int:

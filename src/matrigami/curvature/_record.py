@@ -3,8 +3,10 @@
 Shapes: N = examples of a batch.
 """
 
-from collections.abc import Collection, Iterator
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,24 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.curvature._uses import unseen, unsupported
+
+_OWN: ContextVar[bool] = ContextVar("own", default=False)
+"""Whether the model is run by a pass of the library, in this thread."""
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """A pass of the library itself: watches and captures of training stand aside."""
+    token = _OWN.set(True)
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
+
+
+def is_observed() -> bool:
+    """Whether a call of a layer is one of the user's, and not one of `torch.func`."""
+    return not _OWN.get() and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +61,35 @@ class Record:
     x: Tensor
     edge: GradientEdge | None
     g: Tensor | None = None
+    shape: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, site: Site, x: Tensor, output: Tensor) -> "Record":
         """Note a call; the edge outlives a change of the output in place."""
         edge = get_gradient_edge(output) if output.requires_grad else None
-        return cls(site, x.detach(), edge)
+        return cls(site, x.detach(), edge, shape=tuple(output.shape))
+
+
+def read_input(site: Site, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a call, given by its place or by its name.
+
+    Raises:
+        TypeError: If one of torch's layers was given more tensors, which its rule does not know.
+    """
+    forward = type(site.layer).forward
+    given = [*args, *kwargs.values()]
+    if not args and len(kwargs) > 1:
+        first = next(iter(inspect.signature(site.layer.forward).parameters))
+        given.sort(key=lambda value: value is not kwargs.get(first))
+    more = [value for value in given[1:] if isinstance(value, Tensor)]
+    if more and forward.__module__.startswith("torch.nn."):
+        raise TypeError(
+            f"curvature was asked for {site.name or 'the model itself'}, a "
+            f"{type(site.layer).__name__} that was called with {len(more) + 1} tensors.\n"
+            "How the others enter its parameters (offsets, weights of samples) is not known.\n"
+            "Call it with one tensor, bags of one length (N, L), or freeze its parameters."
+        )
+    return given[0]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -97,13 +140,13 @@ def recording(sites: list[Site]) -> Iterator[list[Record]]:
     def hook_of(site: Site) -> Any:
         """The hook of one layer."""
 
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
             """Note the call."""
-            records.append(Record.of(site, inputs[0], output))
+            records.append(Record.of(site, read_input(site, args, kwargs), output))
 
         return hook
 
-    hooks = [site.layer.register_forward_hook(hook_of(site)) for site in sites]
+    hooks = [site.layer.register_forward_hook(hook_of(site), with_kwargs=True) for site in sites]
     try:
         yield records
     finally:

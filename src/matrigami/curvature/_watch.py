@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.curvature._factors import Adding, Factors
 from matrigami.curvature._kfoc import fitted
-from matrigami.curvature._likelihood import output_columns, terms
+from matrigami.curvature._likelihood import Terms, as_module, drawn_gradients, term_count
 from matrigami.curvature._objective import Loss
 from matrigami.curvature._passes import SharedInputs, by_block, finite, one_tensor
-from matrigami.curvature._record import Record, Site, find_sites, pull_back, unwrapped
+from matrigami.curvature._record import Record, Site, find_sites, is_observed, pull_back, unwrapped
 from matrigami.nn import StructuredLinear
 from matrigami.operators import trace
 
@@ -59,8 +59,11 @@ class Watch:
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
-        terms(loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
-        self.model, self.loss, self.labels, self.optimal = unwrapped(model), loss, labels, optimal
+        term_count(
+            as_module(loss), torch.empty(1, 1)
+        )  # refuses a loss without a likelihood at once
+        self.model, self.loss = unwrapped(model), as_module(loss)
+        self.labels, self.optimal = labels, optimal
         sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
         self.distributed = isinstance(model, DistributedDataParallel) or any(sharded)
         self.sites = find_sites(self.model, joint=False, wanted=wanted)
@@ -98,7 +101,7 @@ class Watch:
     def begin(self, *_: Any) -> None:
         """Before the forward pass of the model."""
         wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
-        self._records, self._inside = [], wanted
+        self._records, self._inside = [], wanted and is_observed()
 
     def note(self, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
         """A call of one layer; only those within a forward pass of the whole model count."""
@@ -120,14 +123,15 @@ class Watch:
         generator = torch.Generator(outputs.device).manual_seed(seed)
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
-        for columns in output_columns(self.loss, f, f, self.labels, generator):
-            pull_back(outputs, records, columns.to(outputs.dtype))
+        found = Terms(term_count(self.loss, f))
+        drawn = drawn_gradients(self.loss, f, found, self.labels, generator)
+        pull_back(outputs, records, (drawn * self.labels**-0.5).to(outputs.dtype))
         self._add(records)
 
     @torch.no_grad()
     def _add(self, records: list[Record]) -> None:
         """The factors of one batch, unless it holds NaN."""
-        blocks = by_block([r for r in records if r.g is not None], SharedInputs())
+        blocks = by_block([(r, None) for r in records if r.g is not None], SharedInputs())
         if not all(finite(use) for parts in blocks.values() for use in parts):
             self.rejected += 1
             return

@@ -42,10 +42,19 @@ class Role(StrEnum):
 
 
 class OneHot(NamedTuple):
-    """Inputs that are unit vectors: row `u` is the unit vector `indices[u]` of `size`."""
+    """Inputs that are unit vectors: row `u` is the unit vector `indices[u]` of `size`.
+
+    Args:
+        indices: Of each row.
+        size: Length of the vectors.
+        examples: The example of each row.
+        number: How many examples there are.
+    """
 
     indices: Tensor
     size: int
+    examples: Tensor
+    number: int
 
 
 class Use(NamedTuple):
@@ -55,11 +64,13 @@ class Use(NamedTuple):
         inputs: What the blocks see.
         gradients: What comes back, or None where there was no backward pass.
         transposed: The parameter stores `(i, o)` matrices instead of `(o, i)`.
+        rows: How many of the inputs of a block count, if not all: the others are zero.
     """
 
     inputs: "Float[Tensor, 'b N S i'] | OneHot"
     gradients: Float[Tensor, "b N K S o"] | None
     transposed: bool = False
+    rows: int | None = None
 
 
 Tap = Callable[[Tensor, Tensor | None], Use]
@@ -96,6 +107,8 @@ class Part:
         tap: How its inputs and gradients are read; None: curvature refuses it.
         column_of: The weight of which it is one more column, whose input is always one: its bias.
         refused: Why there is no tap, after the name of the layer: "with max_norm".
+        features: How many of the last axes of an input of the layer are features; all before are
+            examples and positions, in any order. None: the first axis is of examples.
     """
 
     role: Role
@@ -105,6 +118,7 @@ class Part:
     tap: Tap | None = None
     column_of: str = ""
     refused: str = ""
+    features: int | None = None
 
     @property
     def is_seen(self) -> bool:

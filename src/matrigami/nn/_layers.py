@@ -47,12 +47,14 @@ def affine(weight: Part) -> Parts:
     """A weight, and a bias that is one more column of it."""
     if weight.tap is None:
         return {"weight": weight, "bias": Part(Role.BIAS, refused=weight.refused)}
-    return {"weight": weight, "bias": Part(Role.BIAS, column_of="weight")}
+    bias = Part(Role.BIAS, column_of="weight", features=weight.features)
+    return {"weight": weight, "bias": bias}
 
 
 @parts.register
 def _(layer: nn.Linear) -> Parts:
-    return affine(weight_part(Role.MATRIX, stacked_view(shape_of(layer)), linear_use))
+    view = stacked_view(shape_of(layer))
+    return affine(weight_part(Role.MATRIX, view, linear_use, features=1))
 
 
 @parts.register
@@ -128,7 +130,7 @@ def _(layer: nn.Embedding) -> Parts:
     """Rows of tokens are inputs; the table is stored with inputs first."""
     if layer.scale_grad_by_freq or layer.max_norm is not None:
         return {"weight": Part(Role.EMBEDDING, refused="with max_norm or scale_grad_by_freq")}
-    return {"weight": Part(Role.EMBEDDING, tap=partial(embedding_use, layer))}
+    return {"weight": Part(Role.EMBEDDING, tap=partial(embedding_use, layer), features=0)}
 
 
 @parts.register
@@ -145,6 +147,8 @@ def scale_and_shift(
     normalise: Callable[[Tensor], Tensor],
     features: Callable[[Tensor, int], Tensor],
     role: Role = Role.NORM,
+    *,
+    last: int | None = None,
 ) -> Parts:
     """A `weight`, and perhaps a `bias`, of each feature: both in one block for each.
 
@@ -153,6 +157,7 @@ def scale_and_shift(
         normalise: From the input to what `weight` is multiplied with.
         features: `(..., N, S, d)` from a tensor like the output, with so many axes before `N`.
         role: What the weight does.
+        last: How many of the last axes are features, if all others are alike.
     """
     names = [n for n in ("weight", "bias") if getattr(layer, n, None) is not None]
 
@@ -161,21 +166,23 @@ def scale_and_shift(
         y, back = features(normalise(x), 0), None if g is None else features(g, 1)
         return scaled_use(y, back, scale="weight" in names, shift="bias" in names)
 
-    return {name: Part(role, tap=tap) for name in names}
+    return {name: Part(role, tap=tap, features=last) for name in names}
 
 
 @parts.register
 def _(layer: nn.LayerNorm) -> Parts:
     shape = list(layer.normalized_shape)
     normalise = partial(nn.functional.layer_norm, normalized_shape=shape, eps=layer.eps)
-    return scale_and_shift(layer, normalise, partial(last_features, math.prod(shape)))
+    features = partial(last_features, math.prod(shape))
+    return scale_and_shift(layer, normalise, features, last=len(shape))
 
 
 @parts.register
 def _(layer: nn.RMSNorm) -> Parts:
     shape = list(layer.normalized_shape)
     normalise = partial(nn.functional.rms_norm, normalized_shape=shape, eps=layer.eps)
-    return scale_and_shift(layer, normalise, partial(last_features, math.prod(shape)))
+    features = partial(last_features, math.prod(shape))
+    return scale_and_shift(layer, normalise, features, last=len(shape))
 
 
 @parts.register

@@ -301,10 +301,10 @@ def _(layer: StructuredLinear) -> Parts:
         tap = None if why else _core_tap(layer, i)
         blocks = view if view.two_sided else None
         found[layer.factor_names[i]] = Part(
-            Role.CORE, blocks, layer.fans[i], whole, tap, refused=why
+            Role.CORE, blocks, layer.fans[i], whole, tap, refused=why, features=1
         )
     found |= {f"gain_{name}": Part(Role.GAIN) for name in layer.factor_names if layer.rms_cap}
-    return found | {"bias": Part(Role.BIAS, tap=constant_use)}
+    return found | {"bias": Part(Role.BIAS, tap=constant_use, features=1)}
 
 
 def _why_unseen(layer: StructuredLinear, part: Contraction) -> str:

@@ -139,7 +139,8 @@ def _tokens_use(layer: Any, tokens: Tensor, rows: Tensor | None) -> Use:
         kept = tokens != layer.padding_idx
         pairs = pairs[kept]
     found, place = pairs.flatten().unique(return_inverse=True)
-    inputs = OneHot(found % layer.num_embeddings, layer.num_embeddings)
+    size = layer.num_embeddings
+    inputs = OneHot(found % size, size, found // size, len(tokens))
     if rows is None:
         return Use(inputs, None, transposed=True)
     if kept is not None:

@@ -29,8 +29,8 @@ def _(layer: nn.Module) -> Parts:
     view = transposed_view(shape_of(layer))
     tap = partial(linear_use, transposed=True)
     return {
-        "weight": weight_part(Role.MATRIX, view, tap),
-        "bias": Part(Role.BIAS, tap=constant_use),
+        "weight": weight_part(Role.MATRIX, view, tap, features=1),
+        "bias": Part(Role.BIAS, tap=constant_use, features=1),
     }
 
 
@@ -44,4 +44,4 @@ def _(layer: nn.Module) -> Parts:
         """In single precision at least, as the layer does."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
-    return scale_and_shift(layer, normalise, partial(last_features, d))
+    return scale_and_shift(layer, normalise, partial(last_features, d), last=1)

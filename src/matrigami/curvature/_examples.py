@@ -1,0 +1,242 @@
+"""What an example is: where those of a batch are in the outputs, and in what each layer sees.
+
+Curvature is a sum over examples, so the gradients of two of them must not be added up first. Shapes
+alone do not tell where they are: positions may be folded into the first axis, as `(N T, C)` or
+`(T N, C)`, or come before the examples, as `(T, N, C)`. So it is found out: the gradient of the
+outputs of some examples is zero at all others, in every layer. If no place fits, the batch as a
+whole is one example, which is always right, and costs a column for each of its outputs.
+
+Shapes: M = rows of the outputs, N = examples, T = positions on the axis of the examples, K =
+columns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from matrigami.curvature._record import Record, pull_back
+from matrigami.curvature._uses import OneHot, Use
+from matrigami.nn import parts
+
+
+class Place(NamedTuple):
+    """Where the examples are in one tensor.
+
+    Args:
+        examples: How many there are.
+        axis: Which axis they are on.
+        last: They change fastest on it, `t N + n`, instead of the positions, `n T + t`.
+    """
+
+    examples: int
+    axis: int = 0
+    last: bool = False
+
+    def owners(self, size: int, device: torch.device) -> Tensor:
+        """The example of each entry of the axis."""
+        at = torch.arange(size, device=device)
+        return at % self.examples if self.last else at // (size // self.examples)
+
+    def positions(self, size: int, device: torch.device) -> Tensor:
+        """The position of each entry of the axis."""
+        at = torch.arange(size, device=device)
+        return at // self.examples if self.last else at % (size // self.examples)
+
+    def in_order(self, t: Tensor, before: int = 0) -> Tensor:
+        """`(..., N T, ...)` with so many axes before the examples, each with its own positions."""
+        t = t.movedim(before + self.axis, before)
+        if not self.last or self.examples in (1, t.shape[before]):
+            return t
+        return (
+            t.unflatten(before, (-1, self.examples))
+            .transpose(before, before + 1)
+            .flatten(before, before + 1)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The places of the examples of a batch.
+
+    Args:
+        outputs: In the outputs of the model.
+        inputs: In what each call of a layer sees; None: the call is of no example, or of all.
+    """
+
+    outputs: Place
+    inputs: tuple[Place | None, ...]
+
+
+class Finder:
+    """Finds the examples, once for all batches of one shape.
+
+    Args:
+        alone: Whether a layer that is called once for all examples may be seen as one example:
+            where labels are drawn, for then the gradients of two examples do not correlate.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self.alone = alone
+        self.known: dict[Any, Examples] = {}
+
+    def find(self, inputs: Any, outputs: Tensor, records: list[Record]) -> Examples:
+        """Where the examples of one batch are."""
+        calls = tuple((id(r.site), tuple(r.x.shape), r.shape) for r in records)
+        key = (tuple(outputs.shape), _sizes(inputs), calls)
+        if key not in self.known:
+            self.known[key] = self._search(inputs, outputs, records)
+        return self.known[key]
+
+    def _search(self, inputs: Any, outputs: Tensor, records: list[Record]) -> Examples:
+        """The finest examples that no layer mixes; else each row, or all of them together."""
+        whole = Place(1)
+        rest = tuple(None if _is_single(r) else whole for r in records)
+        partly: list[tuple[Place | None, ...]] = []
+        for place in _candidates(len(outputs), _sizes(inputs)):
+            found = self._places(place, outputs, records)
+            if all(found):
+                return Examples(place, found)
+            partly.append(found)
+        if not self.alone:
+            return Examples(whole, rest)
+        ways = zip(*partly, rest, strict=True)
+        return Examples(whole, tuple(next(filter(None, way), None) for way in ways))
+
+    def _places(
+        self, place: Place, outputs: Tensor, records: list[Record]
+    ) -> tuple[Place | None, ...]:
+        """The places in all calls, if the outputs have theirs there; None where there is none."""
+        options = [list(_options(record, place.examples)) for record in records]
+        if not self.alone and not all(options):
+            return (None,)
+        chosen = _half(place.examples, outputs.device)
+        pull_back(outputs, records, _marks(place, outputs, chosen))
+        return tuple(
+            next((way for way in ways if _is_there(way, record.g, chosen)), None)
+            for record, ways in zip(records, options, strict=True)
+        )
+
+
+def _is_single(record: Record) -> bool:
+    """Whether the input of a call has no axis of examples or positions."""
+    features = features_of(record.site.layer)
+    return features is not None and record.x.ndim == features
+
+
+def features_of(layer: nn.Module) -> int | None:
+    """How many of the last axes of an input are features, if all others are alike."""
+    found = {part.features for part in parts(layer).values() if part.is_seen}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _sizes(inputs: Any) -> tuple[int, ...]:
+    """Sizes of the first two axes of all tensors that a model was given."""
+    if isinstance(inputs, Tensor):
+        return tuple(inputs.shape[:2])
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return tuple(size for part in inputs for size in _sizes(part))
+    return ()
+
+
+def _candidates(rows: int, sizes: tuple[int, ...]) -> Iterator[Place]:
+    """Every row an example; rows that are positions of fewer examples."""
+    if rows > 1:
+        yield Place(rows)
+    for size in sorted(set(sizes), reverse=True):
+        if 1 < size < rows and rows % size == 0:
+            yield Place(size)
+            yield Place(size, last=True)
+
+
+def _options(record: Record, examples: int) -> Iterator[Place]:
+    """Where so many examples may be in a call; nothing if its output is not on the way."""
+    features = features_of(record.site.layer)
+    axes = 1 if features is None else record.x.ndim - features
+    shape = record.shape
+    for axis in range(min(axes, len(shape))):
+        if shape[axis] == record.x.shape[axis] and shape[axis] % examples == 0 and shape[axis]:
+            yield Place(examples, axis)
+            if shape[axis] > examples:
+                yield Place(examples, axis, last=True)
+
+
+def _half(examples: int, device: torch.device) -> Bool[Tensor, " N"]:
+    """About half of the examples, neither none nor all."""
+    generator = torch.Generator().manual_seed(examples)
+    chosen = torch.rand(examples, generator=generator) < 0.5
+    chosen[torch.randint(examples, (1,), generator=generator)] ^= bool(chosen.all() | ~chosen.any())
+    return chosen.to(device)
+
+
+def _marks(place: Place, outputs: Tensor, chosen: Bool[Tensor, " N"]) -> Tensor:
+    """Two columns: of the chosen examples, and of the others."""
+    generator = torch.Generator(outputs.device).manual_seed(1)
+    noise = torch.randn(outputs.shape, generator=generator, device=outputs.device)
+    mine = chosen[place.owners(len(outputs), outputs.device)].view(-1, *[1] * (outputs.ndim - 1))
+    return torch.stack([noise * mine, noise * ~mine]).to(outputs.dtype)
+
+
+def _is_there(place: Place, g: Tensor | None, chosen: Bool[Tensor, " N"]) -> bool:
+    """Whether the gradients of the chosen examples, and those of the others, are at this place."""
+    if g is None:
+        return True
+    g = g.movedim(place.axis + 1, 1)
+    active = g.reshape(2, g.shape[1], -1).ne(0).any(-1)
+    mine = chosen[place.owners(g.shape[1], g.device)]
+    return not bool((active[0] & ~mine).any() | (active[1] & mine).any())
+
+
+def by_positions(columns: Tensor, place: Place) -> Iterator[Tensor]:
+    """Columns `(k, M, ...)`, those of one position of the axis of examples after the other."""
+    M = columns.shape[1]
+    if place.examples == M:
+        yield columns
+        return
+    at = place.positions(M, columns.device).view(-1, *[1] * (columns.ndim - 2))
+    for t in range(M // place.examples):
+        yield columns * (at == t)
+
+
+def arranged(
+    x: Tensor, g: Tensor | None, place: Place | None, features: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The input and gradients of a call with the examples first, if its layer lets them be."""
+    if place is None or (place.axis == 0 and x.shape[0] == place.examples):
+        return x, g
+    x, g = place.in_order(x), None if g is None else place.in_order(g, 1)
+    if features is None:
+        return x, g
+    x = x.unflatten(0, (place.examples, -1))
+    return x, None if g is None else g.unflatten(1, (place.examples, -1))
+
+
+def regrouped(use: Use, place: Place | None) -> Use:
+    """A use whose rows are positions of fewer examples, as further shared positions."""
+    if isinstance(use.inputs, OneHot):
+        return _regrouped_tokens(use, place)
+    inputs, g = use.inputs, use.gradients
+    if place is None or inputs.shape[1] == place.examples:
+        return use
+    inputs = inputs.unflatten(1, (place.examples, -1)).flatten(2, 3)
+    if g is not None:
+        g = g.unflatten(1, (place.examples, -1)).transpose(2, 3).flatten(3, 4)
+    return use._replace(inputs=inputs, gradients=g)
+
+
+def _regrouped_tokens(use: Use, place: Place | None) -> Use:
+    """The same tokens of one example are summed."""
+    inputs, g = use.inputs, use.gradients
+    if place is None or not isinstance(inputs, OneHot) or inputs.number == place.examples:
+        return use
+    owners = inputs.examples // (inputs.number // place.examples)
+    found, at = (owners * inputs.size + inputs.indices).unique(return_inverse=True)
+    merged = OneHot(found % inputs.size, inputs.size, found // inputs.size, place.examples)
+    if g is not None:
+        g = g.new_zeros(1, len(found), *g.shape[2:]).index_add_(1, at, g)
+    return use._replace(inputs=merged, gradients=g)
