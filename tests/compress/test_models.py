@@ -10,7 +10,6 @@ from torch import nn
 from matrigami import Kronecker, LowRank, Monarch
 from matrigami.compress import (
     Grid,
-    chosen,
     prune_,
     quantize_,
     set_weight,
@@ -19,7 +18,7 @@ from matrigami.compress import (
     weight,
 )
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
-from matrigami.nn import StructuredLinear
+from matrigami.nn import StructuredLinear, chosen
 
 
 class Block(nn.Module):
@@ -233,3 +232,30 @@ def test_progress_is_told():
     quantize_(Chain(depth=1), batches(), Grid(4, None), progress=lambda *now: told.append(now))
     assert [done for done, _, _ in told] == [1, 2, 3]
     assert {every for _, every, _ in told} == {3}
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv1d(3, 5, 3, padding=1), torch.randn(20, 3, 9)),
+        (nn.Conv3d(2, 5, 2), torch.randn(20, 2, 3, 4, 3)),
+        (nn.ConvTranspose2d(3, 4, 2, stride=2), torch.randn(20, 3, 4, 4)),
+        (nn.Linear(6, 1), torch.randn(20, 6)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_layer_that_its_anatomy_calls_a_matrix_is_rounded(layer, x):
+    layer, x = layer.double(), x.double()
+    expected = layer(x).detach()
+    report = quantize_(nn.ModuleDict({"only": layer})["only"], [x], Grid(8, None), targets="*")
+    assert report.layers[0].rows > 0
+    assert 0 < (layer(x) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_targets_are_wildcards_or_regular_expressions():
+    model = Chain()
+    assert list(chosen(model, "re:blocks.[01].up")) == ["blocks.0.up", "blocks.1.up"]
+    assert list(chosen(model, "*.up", ignore="re:.*0")) == ["blocks.1.up", "blocks.2.up"]
+    for pattern, message in (("re:up", "matches no layer"), ("re:(", "no regular expression")):
+        with pytest.raises(ValueError, match=message):
+            chosen(model, pattern)

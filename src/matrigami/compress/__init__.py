@@ -3,7 +3,7 @@
 from matrigami.compress._drivers import LayerReport, Report, prune_, quantize_, structure_
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
 from matrigami.compress._grid import Grid, QuantizedMatrix
-from matrigami.compress._layers import chosen, set_weight, weight
+from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._packing import packed, unpacked
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
 from matrigami.compress._rounding import Rounding, round_ldl
@@ -19,7 +19,6 @@ __all__ = [
     "Rounding",
     "Support",
     "Waterfilling",
-    "chosen",
     "entropy",
     "n_of_m",
     "packed",

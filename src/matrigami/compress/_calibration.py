@@ -11,6 +11,7 @@ Shapes: m = outputs, n = inputs.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,17 +140,17 @@ def output_moments(
     def hook(name: str) -> Any:
         """The forward hook of a layer."""
 
-        def note(g: Tensor) -> None:
+        def note(g: Tensor, x: Tensor) -> None:
             """Count the gradients of one call."""
-            part = gradient_rows(layers[name], g.detach())
+            part = gradient_rows(layers[name], x, g.detach())
             part = part if bound is None else _bounded(part, *bound)
             sums[name] = sums.get(name, 0) + (part.mT @ part).double()
             counts[name] += len(part)
 
-        def attach(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def attach(_module: nn.Module, inputs: Any, output: Tensor) -> None:
             """Ask for the gradient of the output."""
             if output.requires_grad:
-                output.register_hook(note)
+                output.register_hook(partial(note, x=inputs[0].detach()))
 
         return attach
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
 from matrigami.compress._grid import Grid, QuantizedMatrix
-from matrigami.compress._layers import chosen, set_weight, weight
+from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import round_ldl
-from matrigami.nn import StructuredLinear
+from matrigami.nn import StructuredLinear, chosen
 from matrigami.operators import Structure, cost, project
 
 DAMPINGS = (0.01, 0.1, 0.001)

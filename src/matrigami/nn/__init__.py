@@ -15,6 +15,7 @@ from matrigami.nn._anatomy import (
     refusal,
     runs_as,
 )
+from matrigami.nn._choice import chosen, matching, matrix_view
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
 from matrigami.nn._scaling import (
@@ -46,9 +47,12 @@ __all__ = [
     "adam_rule",
     "affine",
     "anatomy",
+    "chosen",
     "coordinate_check",
     "coordinate_slope",
     "linear_use",
+    "matching",
+    "matrix_view",
     "param_groups",
     "parts",
     "refusal",

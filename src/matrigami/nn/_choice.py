@@ -1,0 +1,118 @@
+"""Which layers of a model are meant: patterns of names, and what is one matrix.
+
+Everything that changes layers in place (surgery, compression) reads this, and it the anatomy.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from matrigami.nn._anatomy import Role, parts
+from matrigami.operators import BlockView, block_view
+
+KINDS = (Role.MATRIX, Role.CONVOLUTION)
+"""Roles of a weight that is a matrix by itself."""
+
+Patterns = str | Iterable[str]
+"""One pattern of names, or several."""
+
+
+def matrix_view(layer: nn.Module) -> BlockView | None:
+    """How the `weight` of a layer is one matrix, outputs by inputs; None if it is not.
+
+    The weights of a convolution are a matrix of taps.
+
+    Examples:
+        >>> matrix_view(nn.Conv2d(3, 8, 5)).stack, matrix_view(nn.Embedding(3, 8))
+        ((1, 8, 75), None)
+    """
+    part = parts(layer).get("weight")
+    if part is None or part.tap is None or part.fan is None or part.role not in KINDS:
+        return None
+    if part.blocks is not None:
+        return part.blocks if part.blocks.blocks == 1 else None
+    shape, (n, m, *_) = tuple(layer.weight.shape), part.fan  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return block_view(shape, (1, m, n), (0, 1, 2), (1, 1)) if m * n == math.prod(shape) else None
+
+
+def chosen(
+    model: nn.Module,
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
+) -> dict[str, nn.Module]:
+    """The layers of a model that are one matrix, by patterns of names, in the order of the model.
+
+    By default all but the last, which gives the answer. Of layers that share a weight the first
+    counts.
+
+    Args:
+        model: The model.
+        targets: Patterns such as `*.mlp.*`, or regular expressions such as `re:.*mlp.*`, which
+            match from the start; None for the default.
+        ignore: Patterns of names to leave out.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or no layer that is one matrix.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))
+        >>> list(chosen(model)), list(chosen(model, "re:[12]"))
+        (['0'], ['2'])
+    """
+    named = dict(model.named_modules())
+    layers = {name: module for name, module in named.items() if matrix_view(module) is not None}
+    left = matching(ignore, layers, model, "ignore")
+    if targets is None:
+        found = [name for name in list(layers)[:-1] if name not in left]
+    else:
+        matched = matching(targets, named, model, "targets")
+        found = [name for name in layers if name in matched and name not in left]
+        if not found:
+            raise ValueError(
+                f"targets={targets!r}: no layer of one matrix is among what it matches in the "
+                f"{type(model).__name__}.\nKnown are Linear, convolutions of one group, and Conv1D."
+            )
+    seen: dict[int, str] = {}
+    for name in found:
+        seen.setdefault(id(layers[name].weight), name)
+    return {name: layers[name] for name in seen.values()}
+
+
+def matching(
+    patterns: Patterns, named: Iterable[str], model: nn.Module, label: str
+) -> dict[str, str]:
+    """The names that a pattern matches, each with the first pattern that does.
+
+    Raises:
+        ValueError: If a pattern matches nothing; it names the nearest names.
+    """
+    names, every = list(named), {}
+    for pattern in (patterns,) if isinstance(patterns, str) else tuple(patterns):
+        matches = _matcher(pattern, label)
+        found = [name for name in names if matches(name)]
+        if not found:
+            near = get_close_matches(pattern.removeprefix("re:"), filter(None, names), 3, 0.3)
+            raise ValueError(
+                f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n"
+                f"Nearest: {', '.join(near) or 'none'}."
+            )
+        every |= {name: every.get(name, pattern) for name in found}
+    return every
+
+
+def _matcher(pattern: str, label: str) -> Callable[[str], bool]:
+    """Whether a name matches: by wildcards, or by a regular expression."""
+    if not pattern.startswith("re:"):
+        return lambda name: fnmatchcase(name, pattern)
+    try:
+        expression = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise ValueError(
+            f"{label}={pattern!r} is no regular expression: {error}.\n"
+            "Write for example re:.*mlp.*, or a pattern of wildcards such as *.mlp.*."
+        ) from error
+    return lambda name: expression.match(name) is not None
