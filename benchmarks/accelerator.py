@@ -5,7 +5,7 @@ products with a kernel matrix of particles, and training of many small networks 
 are of the device (CUDA events, median over rounds, each of many calls); bytes are what a call must
 read and write once, so that TB/s is a lower bound of the traffic. Writes `OUT/accelerator.json` and
 `OUT/README.md`. `--dry` runs small sizes on the CPU, to see that all parts work; its times mean
-nothing.
+nothing. What `OUT/notes.md` says is added to the page.
 """
 
 import argparse
@@ -292,7 +292,11 @@ def main() -> None:
             found[name].append(row)
             print(name, " ".join(f"{k}={_cell(v)}" for k, v in row.items()), flush=True)
         (options.out / "accelerator.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.out / "README.md").write_text(page(found, "make accelerator"))
+        notes = options.out / "notes.md"
+        text = page(found, "make accelerator") + (
+            f"\n{notes.read_text()}" if notes.exists() else ""
+        )
+        (options.out / "README.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.published runs/cifar100_small docs/results/cifar100_small
 
 copies the results of a finished study, fits and draws them anew and writes `README.md` beside them:
-the command, the machine, the order of the structures at equal compute, ours and the published one.
+the command, the machine, the order of the structures at equal compute, ours and the published one,
+and what `notes.md` beside them says.
 """
 
 import csv
@@ -12,6 +13,7 @@ import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import click
@@ -72,7 +74,8 @@ def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]
         lines.append(
             f"| {row['rank']} {row['letters'] or ''} | `{row['structure']}` "
             f"| {_interval(row)} | {_interval(test)} {test['letters']} "
-            f"| {_law(law['train_error'])} | {_law(law['test_error'])} "
+            f"| {_law(law['train_error'])} | {_slope(curves[name], records, row['structure'])} "
+            f"| {_law(law['test_error'])} "
             f"| {law['train_error']['sizes']} | {_seeds(law['train_error'])} "
             f"| {order.index(name) + 1 if name in order else '–'} "
             f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
@@ -94,7 +97,18 @@ def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]
         machine=f"{env['cpu']}, {env['cores']} cores, {env['device']}, {env['workers']} workers",
         versions=", ".join(f"{k} {v}" for k, v in env["versions"].items() if v),
         method=fit["method"],
+        seconds="[seconds](fig/time.png), " if any(r.get("seconds") for r in records) else "",
     )
+
+
+def _slope(curve: list[tuple[float, float]], records: list[dict[str, Any]], structure: str) -> str:
+    """Exponent of the published points in the range of our runs, from the plain law."""
+    ours = [float(r["macs"]) for r in records if r["structure"] == structure]
+    inside = [(x, y) for x, y in curve if 0.8 * min(ours) <= x <= 1.25 * max(ours)]
+    if len(inside) < 2:
+        return "–"
+    x, y = ([math.log(point[i]) for point in inside] for i in range(2))
+    return f"{-linear_regression(x, y).slope:.3f} ({len(inside)})"
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -120,27 +134,28 @@ def _seeds(law: dict[str, Any]) -> str:
 
 
 HEADER = (
-    "| rank | structure | train error % | test error % | train exponent | test exponent "
-    "| sizes | seeds | rank | % |"
+    "| rank | structure | train error % | test error % | train exponent | published "
+    "| test exponent | sizes | seeds | rank | % |"
 )
 PAGE = """# CIFAR-100, MLP, {epochs} epochs
 
 ![Train and test error against multiply-adds](fig/scaling.png)
 
 Data: [results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/scaling.svg),
-[seconds](fig/time.png), [exponents](fig/exponents.png),
+{seconds}[exponents](fig/exponents.png),
 [with the published points](fig/published.png), which are of 500 epochs.
 
 ## Order at equal compute
 
 Errors at {macs} multiply-adds, lower is better; train error on augmented data; 95 % intervals in
-brackets; in the last two columns the published rank and train error at the same compute. Structures
-that share a letter are not told apart, in train error by the letters of the rank, in test error by
+brackets; in the last two columns the published rank and train error at the same compute, and behind
+our exponents that of the published train errors in the range of our sizes (number of points).
+Structures that share a letter are not told apart, in train error by the letters of the rank, in test error by
 those behind it. Where AICc prefers a law with an offset, E is what it expects of infinite compute
 *in this training*.
 
 {header}
-|---|---|---|---|---|---|---|---|---|---|
+|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 Ours: {ours}. Published, at the same compute: {theirs}.
@@ -170,6 +185,7 @@ def main(study: Path, out: Path) -> None:
     fit = fit_results(read_results(study / "results.csv"))
     write_fit(out / "fit.json", fit)
     command = f"python -m benchmarks.published {study} {out}"
+    shutil.rmtree(study / "fig", ignore_errors=True)
     plot_study(study, command=command, reference=REFERENCE)
     (out / "fig").mkdir(exist_ok=True)
     shutil.copy(study / "fig" / "scaling.png", out / "fig" / "published.png")
@@ -179,6 +195,8 @@ def main(study: Path, out: Path) -> None:
     with (study / "results.csv").open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
     text = page(fit, env, records).replace("{study}", str(study)).replace("{out}", str(out))
+    notes = out / "notes.md"
+    text += "\n" + notes.read_text("utf-8") if notes.exists() else ""
     (out / "README.md").write_text(text, "utf-8")
     click.echo(f"{out / 'README.md'}")
 
