@@ -150,9 +150,9 @@ Data: [results.csv](results.csv), [fit.json](fit.json); figures: [scaling](fig/s
 Errors at {macs} multiply-adds, lower is better; train error on augmented data; 95 % intervals in
 brackets; in the last two columns the published rank and train error at the same compute, and behind
 our exponents that of the published train errors in the range of our sizes (number of points).
-Structures that share a letter are not told apart, in train error by the letters of the rank, in test error by
-those behind it. Where AICc prefers a law with an offset, E is what it expects of infinite compute
-*in this training*.
+Structures that share a letter are not told apart, in train error by the letters of the rank, in
+test error by those behind it. Where AICc prefers a law with an offset, E is what it expects of
+infinite compute *in this training*.
 
 {header}
 |---|---|---|---|---|---|---|---|---|---|---|
