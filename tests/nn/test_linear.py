@@ -251,7 +251,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> StructuredLinear:
     """A layer in eval mode that found the dense weight faster for up to 4 vectors."""
     layer = StructuredLinear(16, 16, Monarch(blocks=4)).eval()
     timings = iter([2.0, 1.0])
-    monkeypatch.setattr(_linear(), "_fastest", lambda *_: next(timings))
+    monkeypatch.setattr(_linear(), "fastest", lambda *_: next(timings))
     assert layer.materialize(tokens=4)
     return layer
 
@@ -284,7 +284,7 @@ def test_weight_is_held_for_few_vectors_only(held):
 def test_weight_is_held_only_where_it_is_faster(monkeypatch):
     layer = StructuredLinear(16, 16, Monarch(blocks=4)).eval()
     timings = iter([1.0, 2.0])
-    monkeypatch.setattr(_linear(), "_fastest", lambda *_: next(timings))
+    monkeypatch.setattr(_linear(), "fastest", lambda *_: next(timings))
     assert not layer.materialize()
     assert not uses_dense_weight(layer, tokens=1)
 

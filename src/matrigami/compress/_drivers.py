@@ -6,7 +6,6 @@ Shapes: m = outputs, n = inputs of a layer.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import round_ldl
-from matrigami.nn import StructuredLinear, chosen
+from matrigami.nn import chosen, stand_in, swap
 from matrigami.operators import Structure, cost, project
 
 DAMPINGS = (0.01, 0.1, 0.001)
@@ -191,7 +190,7 @@ def structure_(
     """Replace linear layers of a model by structured ones, in place, nearest in the moments.
 
     Args:
-        model: Any model; by default all its `nn.Linear`s but the last.
+        model: Any model; by default all its linear layers but the last, and convolutions.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
         structure: The structure of the new weights, e.g. `LowRank(rank=0.25)`.
         targets: Patterns of layer names such as `*.mlp.*`.
@@ -201,16 +200,11 @@ def structure_(
         progress: Told after every layer.
 
     Raises:
-        ValueError: If a pattern matches nothing, a layer does not fit the structure or is no
-            `nn.Linear`, or there are no batches; the model is as it was.
+        ValueError: If a pattern matches nothing, no structured layer is known for a layer or its
+            size does not fit, or there are no batches; the model is as it was.
     """
-    for name, layer in chosen(model, targets, ignore).items():
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(
-                f"structure_: {name} is a {type(layer).__name__}; an nn.Linear alone can be "
-                "replaced.\nLeave it out by ignore=."
-            )
-        structure.blank(layer.out_features, layer.in_features, partial(torch.empty, device="meta"))
+    for layer in chosen(model, targets, ignore).values():
+        stand_in(layer, structure)  # refused before anything is changed
 
     def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
         """Project one matrix."""
@@ -231,7 +225,7 @@ def structure_(
             value, found = plain, simple
         size = 8 * W.element_size() * cost(value).params / W.numel()
         note = UNREACHED if seen is None else ""
-        new = StructuredLinear.in_place_of(layer, structure, value)  # pyright: ignore[reportArgumentType]
+        new = stand_in(layer, structure, value)
         return _Outcome(new, value, damping, found, simple, size, note)
 
     return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
@@ -300,6 +294,5 @@ def _put(model: nn.Module, name: str, new: Tensor | nn.Module) -> None:
     old = model.get_submodule(name)
     if isinstance(new, Tensor):
         set_weight(old, new)
-        return
-    parent, _, key = name.rpartition(".")
-    setattr(model.get_submodule(parent), key, new)
+    else:
+        swap(model, {old: new})

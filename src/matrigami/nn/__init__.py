@@ -28,17 +28,22 @@ from matrigami.nn._scaling import (
     sgd_rule,
     spectral_rule,
 )
+from matrigami.nn._stand_in import StructuredConv, stand_in, swap
+from matrigami.nn._surgery import Exchange, Exchanges, replace_, to_dense_
 from matrigami.nn._taps import linear_use
 from matrigami.nn._uses import Uses, uses
 
 __all__ = [
     "Entry",
+    "Exchange",
+    "Exchanges",
     "Norm",
     "OneHot",
     "Part",
     "Parts",
     "Role",
     "Rule",
+    "StructuredConv",
     "StructuredLinear",
     "Tap",
     "Use",
@@ -56,10 +61,14 @@ __all__ = [
     "param_groups",
     "parts",
     "refusal",
+    "replace_",
     "runs_as",
     "scale_and_shift",
     "sgd_rule",
     "spectral_rule",
+    "stand_in",
+    "swap",
+    "to_dense_",
     "uses",
     "weight_part",
 ]

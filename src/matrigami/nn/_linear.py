@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from matrigami.nn._anatomy import Part, Parts, Role, Tap, Use, Whole, parts
+from matrigami.nn._choice import matrix_view
 from matrigami.nn._taps import batched, constant_use
 from matrigami.operators import (
     Contraction,
@@ -114,17 +115,27 @@ class StructuredLinear(nn.Module):
 
     @classmethod
     def in_place_of(
-        cls, linear: nn.Linear, structure: Structure, A: LinearOperator
+        cls, layer: nn.Module, structure: Structure, A: LinearOperator | None = None
     ) -> "StructuredLinear":
-        """The layer with the matrix `A` of a structure, and all else as in a dense one."""
-        weight, biased = linear.weight, linear.bias is not None
+        """The layer with the matrix `A` of a structure, and all else as in a dense one.
+
+        Args:
+            layer: An `nn.Linear`, or another layer whose weight is one matrix.
+            structure: The structure of `A`.
+            A: The matrix; None draws one.
+        """
+        view, weight, bias = matrix_view(layer), layer.weight, layer.bias
+        if view is None:
+            raise ValueError(f"in_place_of({layer}): its weight is not one matrix.")
         kind: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        layer = cls(linear.in_features, linear.out_features, structure, bias=biased, **kind)
-        layer.load_matrix(A)
-        if layer.bias is not None:
-            layer.bias.data.copy_(linear.bias.detach())
-        layer.requires_grad_(weight.requires_grad)
-        return layer.train(linear.training)
+        new = cls(view.columns, view.rows, structure, bias=bias is not None, **kind)
+        if A is not None:
+            new.load_matrix(A)
+        new.requires_grad_(weight.requires_grad)  # pyright: ignore[reportArgumentType]
+        if new.bias is not None:
+            new.bias.data.copy_(bias.detach())  # pyright: ignore[reportCallIssue]
+            new.bias.requires_grad_(bias.requires_grad)  # pyright: ignore[reportArgumentType]
+        return new.train(layer.training)
 
     def load_matrix(self, A: LinearOperator) -> None:
         """Take over the tensors of a value of this layer's structure and size.
@@ -217,8 +228,8 @@ class StructuredLinear(nn.Module):
         with torch.no_grad():
             weight = self.matrix().dense()
             x = torch.ones(tokens, self.in_features, dtype=weight.dtype, device=weight.device)
-            structured = _fastest(lambda: self(x), repeats, x.device)
-            dense = _fastest(lambda: nn.functional.linear(x, weight, self.bias), repeats, x.device)
+            structured = fastest(lambda: self(x), repeats, x.device)
+            dense = fastest(lambda: nn.functional.linear(x, weight, self.bias), repeats, x.device)
         if dense < structured:
             self._materialized = (tokens, weight, self._versions())
         return self._materialized is not None
@@ -346,7 +357,7 @@ def _excess(t: Tensor, fan: Fan) -> Tensor:
     return (torch.sqrt(t.square().mean() + 1e-16) / fan.std).clamp_min(1.0)
 
 
-def _fastest(product: Any, repeats: int, device: torch.device) -> float:
+def fastest(product: Any, repeats: int, device: torch.device) -> float:
     """Least seconds of a call, after one to warm up."""
     seconds = []
     for _ in range(repeats + 1):
