@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matrigami.compress import load, save
     from matrigami.operators import (
         Cost,
         DenseMatrix,
@@ -98,6 +99,9 @@ PACKAGES = (
     "testing",
 )
 
+FILES = ("load", "save")
+"""Names of the package of compression, which reads and writes models."""
+
 
 def __getattr__(name: str) -> Any:
     """Load a name or a package when it is first used."""
@@ -105,9 +109,9 @@ def __getattr__(name: str) -> Any:
         return import_module(f"matrigami.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
-    structures = import_module("matrigami.structures")
-    home = structures if name in structures.__all__ else import_module("matrigami.operators")
-    globals()[name] = getattr(home, name)
+    packages = ("compress",) if name in FILES else ("structures", "operators")
+    homes = (import_module(f"matrigami.{package}") for package in packages)
+    globals()[name] = getattr(next(home for home in homes if name in home.__all__), name)
     return globals()[name]
 
 
@@ -167,6 +171,7 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "khatri_rao",
     "kron",
     "kron_sum",
+    "load",
     "logdet",
     "lstsq",
     "norm",
@@ -175,6 +180,7 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "pinv",
     "power",
     "project",
+    "save",
     "shift",
     "slogdet",
     "solve",

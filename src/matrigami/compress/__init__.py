@@ -7,6 +7,7 @@ from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._packing import packed, unpacked
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
 from matrigami.compress._rounding import Rounding, round_ldl
+from matrigami.compress._store import load, quantized_values, save
 from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
 __all__ = [
@@ -20,13 +21,16 @@ __all__ = [
     "Support",
     "Waterfilling",
     "entropy",
+    "load",
     "n_of_m",
     "packed",
     "prune_",
     "quantize_",
+    "quantized_values",
     "remove",
     "round_ldl",
     "round_waterfill",
+    "save",
     "save_compressed_tensors",
     "save_dense",
     "save_gptq",

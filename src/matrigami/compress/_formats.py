@@ -7,9 +7,6 @@ Shapes: m = outputs, n = inputs, g = groups of a row, w = words of a row.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from matrigami.compress._folder import WEIGHTS, configuration, new_folder, own_tensors
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._packing import packed
-
-COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges.txt")
-"""Files beside the weights that a loader of the model wants."""
 
 
 def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None = None) -> Path:
@@ -36,7 +31,7 @@ def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None =
     Raises:
         ValueError: If the folder exists.
     """
-    return _saved(folder, _tensors(model), _config(model), source)
+    return _saved(folder, own_tensors(model)[0], configuration(model), source)
 
 
 def save_compressed_tensors(
@@ -59,7 +54,7 @@ def save_compressed_tensors(
         ValueError: If the folder exists, or a layer is not an `nn.Linear`.
     """
     modules = dict(model.named_modules())
-    tensors = _tensors(model)
+    tensors = own_tensors(model)[0]
     for name, value in values.items():
         if not isinstance(modules[name], nn.Linear):
             raise ValueError(
@@ -69,7 +64,7 @@ def save_compressed_tensors(
         kind = tensors.pop(f"{name}.weight").dtype
         tensors |= _packed(name, value, kind)
     known = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-    config = _config(model)
+    config = configuration(model)
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -108,11 +103,11 @@ def save_gptq(
             "Use save_compressed_tensors."
         )
     ((bits, group, symmetric),) = grids
-    tensors = _tensors(model)
+    tensors = own_tensors(model)[0]
     for name, value in values.items():
         del tensors[f"{name}.weight"]
         tensors |= _gptq(name, value)
-    config = _config(model)
+    config = configuration(model)
     config["quantization_config"] = {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -175,54 +170,15 @@ def _groups(values: Mapping[str, QuantizedMatrix]) -> dict[str, Any]:
     }
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model, of tensors that share memory the first alone."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    found = {}
-    for name, t in model.state_dict().items():
-        key = (t.data_ptr(), tuple(t.shape))
-        if t.numel() and key in seen:
-            continue
-        seen.add(key)
-        found[name] = t.detach().contiguous()
-    return found
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """The configuration of a model of transformers, or an empty one."""
-    config = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else {}  # pyright: ignore[reportOptionalMemberAccess]
-
-
 def _saved(
     folder: str | Path,
     tensors: dict[str, Tensor],
     config: dict[str, Any],
     source: str | Path | None,
 ) -> Path:
-    """Write a folder at once or not at all."""
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists.\nGive the name of a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
+    """Write tensors and their configuration."""
+    with new_folder(folder, source) as work:
+        save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
         if config:
             (work / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-        for pattern in COPIED if source is not None else ():
-            for path in Path(source).glob(pattern):  # pyright: ignore[reportArgumentType]
-                shutil.copy2(path, work / path.name)
-        work.chmod(0o777 & ~_umask())
-        work.rename(folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return folder
-
-
-def _umask() -> int:
-    """The mask of new files; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return Path(folder)
