@@ -74,6 +74,7 @@ class Capture:
         self._calls = {id(site): _Calls() for site in self.sites}
         self._handles: list[Any] = []
         self._terms: int | None = None
+        self._trains = False
         self._forget()
 
     def __enter__(self) -> "Capture":
@@ -82,6 +83,7 @@ class Capture:
             hook = self._hook(site)
             self._handles.append(site.layer.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(self.model.register_forward_pre_hook(self._forget))
+        self._handles.append(self.model.register_forward_hook(self._end))
         if self.loss is not None:
             self._handles.append(self.model.register_forward_hook(self._note_terms))
         return self
@@ -95,6 +97,10 @@ class Capture:
         """Stop watching; the moments stay."""
         while self._handles:
             self._handles.pop().remove()
+        for site in self.sites:  # within the forward pass of a training step, but never again
+            for record in self._calls[id(site)].hidden:
+                self._count(site, [record])
+            self._calls[id(site)].hidden = []
 
     def __iter__(self) -> Iterator[str]:
         """Names of the parameters that were seen."""
@@ -150,6 +156,11 @@ class Capture:
     def _forget(self, *_: Any) -> None:
         """A new batch: forget which inputs the layers of the last one shared."""
         self._adding, self._seen = Adding(self.dtype), SharedInputs()
+        self._trains = torch.is_grad_enabled()
+
+    def _end(self, *_: Any) -> None:
+        """The forward pass is over."""
+        self._trains = False
 
     def _note_terms(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """How many terms the loss of this batch averages."""
@@ -163,9 +174,14 @@ class Capture:
             """Count a call without gradients now, any other when they have come."""
             if not is_observed():
                 return
+            again = torch._C._current_graph_task_id() >= 0  # a checkpoint computes it once more
+            if again and not calls.hidden:
+                return  # its first call was seen
             record = Record(site, read_input(site, args, kwargs).detach(), None)
+            if again:
+                calls.hidden.pop(0)
             if not output.requires_grad:
-                self._count(site, [record])
+                self._count_or_wait(site, record)
                 return
             calls.waiting.add(record)
 
@@ -181,6 +197,13 @@ class Capture:
             output.register_hook(arrive)
 
         return hook
+
+    def _count_or_wait(self, site: Site, record: Record) -> None:
+        """Count a call without gradients, unless a checkpoint in a training step may repeat it."""
+        if self._trains and not torch.is_grad_enabled():
+            self._calls[id(site)].hidden.append(record)
+        else:
+            self._count(site, [record])
 
     @torch.no_grad()
     def _count(self, site: Site, records: list[Record]) -> None:
@@ -207,13 +230,15 @@ class Capture:
 
 @dataclass(eq=False)
 class _Calls:
-    """Calls of one layer whose gradient is still to come, and those where it has.
+    """Calls of one layer whose gradient is still to come, those where it has, and hidden ones.
 
-    A call whose graph is thrown away takes itself off the list.
+    A call whose graph is thrown away takes itself off the list. Reentrant checkpoints hide a call:
+    it has no gradient, and is made again in the backward pass.
     """
 
     waiting: "WeakSet[Record]" = field(default_factory=WeakSet)
     arrived: list[Record] = field(default_factory=list)
+    hidden: list[Record] = field(default_factory=list)
 
 
 def capture(

@@ -139,8 +139,9 @@ class Passes:
                 raise ValueError(
                     f"curvature was asked for the parameters of {site.name}.\n"
                     "The model did not call this layer on the way to its outputs "
-                    "(fused attention calls none of its own).\n"
-                    "Freeze it with requires_grad_(False), or use separate layers."
+                    "(fused attention calls none of its own, reentrant checkpoints hide theirs).\n"
+                    "Freeze it with requires_grad_(False), use separate layers, or checkpoint with "
+                    "use_reentrant=False."
                 )
 
 

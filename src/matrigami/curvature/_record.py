@@ -191,11 +191,20 @@ def _one(
     outputs: Tensor, edges: Any, cotangent: Tensor, *, batched: bool = False
 ) -> tuple[Tensor | None, ...]:
     """Gradients at the edges, keeping the graph for more."""
-    return torch.autograd.grad(
-        outputs,
-        edges,
-        cotangent,
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=batched,
-    )
+    try:
+        return torch.autograd.grad(
+            outputs,
+            edges,
+            cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "curvature was asked of a model with reentrant checkpoints.\n"
+            "Gradients of chosen layers cannot pass through them.\n"
+            "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        ) from error

@@ -1,14 +1,20 @@
 """Watch a model while it trains: second moments at labels that the model itself draws.
 
-A hook on the whole model draws labels for its outputs and pulls their gradients back to the layers,
-before the training loss is even computed: one more backward pass, without gradients of parameters,
-in the batches in which it is wanted. Nothing changes in the training loop.
+When the loss is called, labels are drawn for the outputs that it is given, and their gradients are
+pulled back to the layers: one more backward pass, without gradients of parameters, in the batches
+in which it is wanted. The targets tell which positions count. Where another loss is called, this
+happens as the backward pass of training reaches the outputs (or after the forward pass, where
+weights are sharded), and all positions count. Only what is
+differentiated enters. Nothing changes in the training loop.
 
 Shapes: N = examples, b = blocks, i = inputs and o = outputs of a block.
 """
 
+import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +25,39 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.curvature._factors import Adding, Factors
 from matrigami.curvature._kfoc import fitted
-from matrigami.curvature._likelihood import Terms, as_module, drawn_gradients, term_count
-from matrigami.curvature._objective import Loss
-from matrigami.curvature._passes import SharedInputs, by_block, finite, one_tensor
-from matrigami.curvature._record import Record, Site, find_sites, is_observed, pull_back, unwrapped
+from matrigami.curvature._likelihood import (
+    Terms,
+    as_module,
+    drawn_gradients,
+    sampled_labels,
+    term_count,
+    terms,
+)
+from matrigami.curvature._objective import Loss, sums
+from matrigami.curvature._passes import (
+    SharedInputs,
+    by_block,
+    finite,
+    rows_that_count,
+    with_gradients,
+)
+from matrigami.curvature._record import (
+    Record,
+    Site,
+    find_sites,
+    is_observed,
+    pull_back,
+    read_input,
+    unwrapped,
+)
 from matrigami.nn import StructuredLinear
 from matrigami.operators import trace
+
+WAITING = 16
+"""Forward passes that may wait for their loss; an older one is not looked at any more."""
+
+WEIGHTS = ("weight", "pos_weight")
+"""Options of losses by which terms have weights of their own."""
 
 
 class Sides(NamedTuple):
@@ -34,13 +67,35 @@ class Sides(NamedTuple):
     B: Float[Tensor, "b o o"]
 
 
+@dataclass(eq=False)
+class Forward:
+    """A forward pass that waits for its loss, or for its backward pass.
+
+    Args:
+        outputs: What the model gave, if that is a tensor.
+        records: The calls of its layers.
+    """
+
+    outputs: Tensor | None
+    records: list[Record]
+
+
+class Running(NamedTuple):
+    """The factors of one weight, and how much was averaged in them."""
+
+    sides: Sides
+    rows: float
+    terms: float
+
+
 class Watch:
     """Hooks on a model that estimate the Kronecker factors of some of its weights.
 
     Args:
         model: The model; of a data-parallel or sharded one the factors are averaged over all
             processes, each of which has its own data.
-        loss: Its loss, which has a known likelihood.
+        loss: Its loss, which has a known likelihood. Of a module whose call is a part of the
+            training loop the targets are seen, too.
         wanted: The weights. Those of embeddings and norms are not for this.
         labels: How many labels to draw for each output.
         optimal: The nearest Kronecker product to the block (KFOC) instead of K-FAC's.
@@ -59,38 +114,64 @@ class Watch:
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
-        term_count(
-            as_module(loss), torch.empty(1, 1)
-        )  # refuses a loss without a likelihood at once
         self.model, self.loss = unwrapped(model), as_module(loss)
+        term_count(self.loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
         self.labels, self.optimal = labels, optimal
-        sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
-        self.distributed = isinstance(model, DistributedDataParallel) or any(sharded)
-        self.sites = find_sites(self.model, joint=False, wanted=wanted)
-        if any(sharded):
-            _refuse_structured(self.sites)
+        self.distributed, self.sharded = isinstance(model, DistributedDataParallel), False
         self.clock: int | None = None
         self.rejected = self.passes = self.seen = 0
-        self._inside, self._records = False, list[Record]()
-        self._found: dict[str, tuple[int, Sides]] = {}
-        layers = [(site.layer, _Hook(self, Watch.note, site)) for site in self.sites]
-        self._handles = [layer.register_forward_hook(hook) for layer, hook in layers]
-        self._handles.append(self.model.register_forward_pre_hook(_Hook(self, Watch.begin)))
-        self._handles.append(self.model.register_forward_hook(_Hook(self, Watch.end)))
+        self._within = threading.local()
+        self._waiting: list[Forward] = []
+        self._found: dict[str, Running] = {}
+        self._ever: set[str] = set()
+        self._handles: list[Any] = []
+        weakref.finalize(self, _remove, self._handles)
+        self.sites: list[Site] = []
+        self.extend(wanted)
+        hook = _Hook(self, Watch.begin)
+        self._handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
+        hook = _Hook(self, Watch.end)
+        self._handles.append(self.model.register_forward_hook(hook, with_kwargs=True))
+        if isinstance(loss, nn.Module):
+            hook = _Hook(self, Watch.told)
+            self._handles.append(loss.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def extend(self, wanted: Collection[Tensor]) -> None:
+        """Watch some more weights of the model."""
+        sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
+        self.sharded |= any(sharded)
+        self.distributed |= self.sharded
+        sites = find_sites(self.model, joint=False, wanted=wanted) if wanted else []
+        if any(sharded):
+            _refuse_structured(sites)
+        for site in sites:
+            hook = _Hook(self, Watch.note, site)
+            layer = site.layer  # of a model that is one layer, before the hook of its end
+            handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            self._handles.append(handle)
+        self.sites += sites
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        while self._handles:
-            self._handles.pop().remove()
+        _remove(self._handles)
 
     def open(self, clock: int | None) -> None:
         """Look at the batches from now on, or with None at none; the clock seeds the labels."""
         self.clock, self.passes = clock, 0
 
+    @property
+    def names(self) -> set[str]:
+        """The weights that were ever seen."""
+        return self._ever
+
+    def forget(self) -> None:
+        """Drop what was seen since the last call of `take`: its gradients are dropped, too."""
+        self._found = {}
+
     def take(self) -> dict[str, Sides]:
         """The factors since the last call, by parameter name; looks at no more batches."""
-        self.clock = None
-        found = {name: sides for name, (_, sides) in self._found.items()}
+        self.clock, self._waiting = None, []
+        found = {name: known.sides for name, known in self._found.items()}
         self._found = {}
         if self.distributed:
             for t in [t for sides in found.values() for t in sides]:
@@ -101,50 +182,142 @@ class Watch:
     def begin(self, *_: Any) -> None:
         """Before the forward pass of the model."""
         wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
-        self._records, self._inside = [], wanted and is_observed()
+        self._within.records = [] if wanted and is_observed() else None
 
-    def note(self, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def note(self, site: Site, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
         """A call of one layer; only those within a forward pass of the whole model count."""
-        if self._inside and output.requires_grad:
-            self._records.append(Record.of(site, inputs[0], output))
+        records = getattr(self._within, "records", None)
+        if records is not None and output.requires_grad:
+            records.append(Record.of(site, read_input(site, args, kwargs), output))
 
-    def end(self, _inputs: Any, outputs: Any) -> None:
-        """After the forward pass: draw labels, pull back, and add to the factors."""
-        records, self._records, self._inside = self._records, [], False
-        if not records or self.clock is None or not one_tensor(outputs).numel():
+    def end(self, _args: Any, _kwargs: Any, outputs: Any) -> None:
+        """After the forward pass: wait for the loss, or for the gradients of the outputs."""
+        records, self._within.records = getattr(self._within, "records", None), None
+        if not records:
             return
-        _refuse_last_axis(self.loss, outputs, records)
-        seed = 1_000_003 * self.clock + self.passes
-        self.passes += 1
         self.seen += 1
-        if not bool(outputs.isfinite().all()):
-            self.rejected += 1
+        passed = Forward(outputs if isinstance(outputs, Tensor) else None, records)
+        if passed.outputs is None or not passed.outputs.requires_grad:
+            self._wait(passed)
+        elif self.sharded:  # weights are whole now, and not any more at the loss
+            passed.outputs.register_hook(_Commit(self, self._without_targets(passed)))
+        else:
+            self._wait(passed)
+            passed.outputs.register_hook(_Late(self, passed))
+
+    def _wait(self, passed: Forward) -> None:
+        """Keep a forward pass until its loss is called or differentiated, if not too many wait."""
+        self._waiting = [*self._waiting[1 - WAITING :], passed]
+
+    def told(self, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Before the loss: its outputs and targets."""
+        given = [*args, *kwargs.values()] if args else [kwargs.get("input"), kwargs.get("target")]
+        if len(given) < 2 or not is_observed() or not torch.is_grad_enabled():
             return
-        generator = torch.Generator(outputs.device).manual_seed(seed)
+        outputs, targets = given[:2]
+        if isinstance(outputs, Tensor) and outputs.requires_grad and self._waiting:
+            found = self._estimate(outputs, terms(self.loss, targets), self._waiting)
+            outputs.register_hook(_Commit(self, found))
+
+    def late(self, passed: Forward) -> None:
+        """Gradients of outputs arrive that no known loss was called with."""
+        own = getattr(self._within, "pulling", False)
+        if not own and passed in self._waiting:
+            self.commit(self._without_targets(passed))
+
+    def _without_targets(self, passed: Forward) -> dict[str, Running]:
+        """The factors of a forward pass, all of whose outputs count."""
+        outputs: Any = passed.outputs
+        _refuse_last_axis(self.loss, outputs, passed.records)
+        with torch.enable_grad():
+            return self._estimate(outputs, self._all_terms(outputs.detach()), [passed])
+
+    def commit(self, found: dict[str, Running]) -> None:
+        """The backward pass of training has begun: the factors of its batch count."""
+        self._ever |= found.keys()
+        for name, new in found.items():
+            self._found[name] = self._averaged(self._found.get(name), new)
+
+    def _all_terms(self, outputs: Tensor) -> Terms:
+        """The terms of a loss whose targets are not known: those of labels that are drawn."""
+        weighted = any(getattr(self.loss, name, None) is not None for name in WEIGHTS)
+        if not weighted:
+            return Terms(term_count(self.loss, outputs))
+        generator = torch.Generator(outputs.device).manual_seed(self._seed() + 1)
+        return terms(self.loss, sampled_labels(self.loss, outputs, generator))
+
+    def _seed(self) -> int:
+        """Of the labels of this pass."""
+        return 1_000_003 * (self.clock or 0) + self.passes
+
+    def _estimate(
+        self, outputs: Tensor, counted: Terms, passes: list[Forward]
+    ) -> dict[str, Running]:
+        """The factors of those forward passes that some outputs come from."""
+        records = [record for passed in passes for record in passed.records]
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
-        found = Terms(term_count(self.loss, f))
-        drawn = drawn_gradients(self.loss, f, found, self.labels, generator)
-        pull_back(outputs, records, (drawn * self.labels**-0.5).to(outputs.dtype))
-        self._add(records)
+        generator = torch.Generator(outputs.device).manual_seed(self._seed())
+        if not outputs.numel() or not bool(f.isfinite().all()):
+            self._reject(outputs, passes)
+            return {}
+        places = [None] * len(records)
+        drawn = drawn_gradients(self.loss, f, counted, self.labels, generator)
+        with self._pulling():
+            rows = rows_that_count(outputs, records, places, counted)
+            pull_back(outputs, records, (drawn * self.labels**-0.5).to(outputs.dtype))
+        used = [p for p in passes if any(r.g is not None for r in p.records)]
+        if not used:
+            return {}
+        self._waiting = [p for p in self._waiting if p not in used]
+        self.passes += 1
+        return self._factors(with_gradients(records, places), rows, counted)
+
+    @contextmanager
+    def _pulling(self) -> Iterator[None]:
+        """While the gradients at drawn labels are pulled back: they are not those of training."""
+        self._within.pulling = True
+        try:
+            yield
+        finally:
+            self._within.pulling = False
+
+    def _reject(self, outputs: Tensor, passes: list[Forward]) -> None:
+        """Leave out outputs that are not finite, or empty."""
+        self.passes += 1
+        self.rejected += outputs.numel() > 0
+        self._waiting = [p for p in self._waiting if p not in passes]
 
     @torch.no_grad()
-    def _add(self, records: list[Record]) -> None:
+    def _factors(self, calls: Any, rows: Any, counted: Terms) -> dict[str, Running]:
         """The factors of one batch, unless it holds NaN."""
-        blocks = by_block([(r, None) for r in records if r.g is not None], SharedInputs())
+        blocks = by_block(calls, SharedInputs(), rows)
         if not all(finite(use) for parts in blocks.values() for use in parts):
             self.rejected += 1
-            return
-        adding = Adding(None)
+            return {}
+        adding, made = Adding(None), {}
         best = fitted([blocks], 1) if self.optimal else {}
         for key, parts in blocks.items():
             known = Factors(parts[0].transposed)
             for use in parts:
                 known.add(use, adding)
+            if not known.rows:
+                continue
             sides = _sides(known)
             if key in best:
                 sides = _balanced(best[key].factors, sides, transposed=known.transposed)
-            self._found[key[0]] = _averaged(self._found.get(key[0]), sides)
+            made[key[0]] = Running(sides, known.rows, counted.divisor)
+        return made
+
+    def _averaged(self, old: Running | None, new: Running) -> Running:
+        """The mean over inputs, and over terms; of a loss that sums, the sum over terms."""
+        if old is None:
+            return new
+        rows, number = old.rows + new.rows, old.terms + new.terms
+        A = old.sides.A.lerp(new.sides.A, new.rows / rows)
+        if sums(self.loss):
+            return Running(Sides(A, old.sides.B + new.sides.B), rows, number)
+        return Running(Sides(A, old.sides.B.lerp(new.sides.B, new.terms / number)), rows, number)
 
 
 def _refuse_structured(sites: list[Site]) -> None:
@@ -176,18 +349,16 @@ def _balanced(factors: Any, plain: Sides, *, transposed: bool) -> Sides:
     )
 
 
-def _averaged(known: tuple[int, Sides] | None, new: Sides) -> tuple[int, Sides]:
-    """The mean with one more batch, and how many there are."""
-    if known is None:
-        return 1, new
-    k, old = known[0] + 1, known[1]
-    return k, Sides(old.A.lerp(new.A, 1 / k), old.B.lerp(new.B, 1 / k))
+def _remove(handles: list[Any]) -> None:
+    """Take hooks off."""
+    while handles:
+        handles.pop().remove()
 
 
 def _refuse_last_axis(loss: Loss, outputs: Tensor, records: list[Record]) -> None:
     """Classes are axis 1, as the loss takes them; a model of sequences may have them last."""
     last = getattr(records[-1].site.layer, "out_features", None)
-    sequence = isinstance(loss, nn.CrossEntropyLoss) and outputs.ndim > 2
+    sequence = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and outputs.ndim > 2
     if sequence and outputs.shape[-1] == last != outputs.shape[1]:
         raise ValueError(
             f"a watch was asked for outputs of shape {tuple(outputs.shape)} and cross-entropy.\n"
@@ -216,3 +387,29 @@ class _Hook:
     def __reduce__(self) -> tuple[Any, ...]:
         """Nor is a saved one."""
         return _Hook, (None,)
+
+
+class _Late:
+    """A hook on outputs, for a backward pass without a loss that is known."""
+
+    def __init__(self, watch: Watch, passed: Forward) -> None:
+        self.watch, self.passed = weakref.ref(watch), weakref.ref(passed)
+
+    def __call__(self, _gradient: Tensor) -> None:
+        """Tell the watch, if it still waits."""
+        watch, passed = self.watch(), self.passed()
+        if watch is not None and passed is not None:
+            watch.late(passed)
+
+
+class _Commit:
+    """A hook on what a loss was given: its factors count once it is differentiated."""
+
+    def __init__(self, watch: Watch, found: dict[str, Running]) -> None:
+        self.watch, self.found = weakref.ref(watch), found
+
+    def __call__(self, _gradient: Tensor) -> None:
+        """Hand the factors over, once."""
+        watch, found, self.found = self.watch(), self.found, {}
+        if watch is not None:
+            watch.commit(found)

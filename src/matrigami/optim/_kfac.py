@@ -10,7 +10,7 @@ Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from matrigami.curvature import Sides, Watch
 from matrigami.nn import Part, Role
 from matrigami.operators import BlockView
 from matrigami.optim._adam import over
-from matrigami.optim._base import MatrixOptimizer, Source
+from matrigami.optim._base import MatrixOptimizer, Source, listed
 from matrigami.optim._exchange import Update
 from matrigami.optim._kronecker_factors import average, refresh
 from matrigami.optim._method import Options, State
+from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
 from matrigami.optim._products import two_sided
 from matrigami.optim._schedule import due
@@ -46,9 +47,11 @@ class KFAC(MatrixOptimizer):
     Args:
         source: The model, or a plan of it. Bare parameters are never watched: `attach` a model, or
             tell their curvature with `observe`.
-        loss: The loss of the training loop: `nn.CrossEntropyLoss`, `nn.MSELoss` or
-            `nn.BCEWithLogitsLoss`. Needed with a model. It is not told the targets: the model must
-            return its outputs as the loss takes them (classes on axis 1), all of them labelled.
+        loss: The loss of the training loop: `nn.CrossEntropyLoss`, `nn.NLLLoss`, `nn.MSELoss` or
+            `nn.BCEWithLogitsLoss`. Needed with a model. Where its own call is a part of the loop,
+            positions that it ignores do not count, classes and positive labels have its weights,
+            and the model may return its outputs in any form. Where another loss is called, all
+            outputs count, with classes on axis 1.
         lr: Learning rate of the natural gradient.
         adam_lr: Learning rate of all other parameters, where a model or plan tells them apart.
         damping: Added to the eigenvalues of the curvature; see `adapt_damping`.
@@ -65,6 +68,7 @@ class KFAC(MatrixOptimizer):
             `pi` of `curvature.damped`). Otherwise their eigenpairs, for the exact damped inverse at
             twice the work of a step.
         stagger: Give each factor its own turn within the cycle.
+        max_dim: A matrix with a side larger than this takes Adam, such as a head of many classes.
         adam_betas: Decay of the moments of parameters that take Adam.
         adam_eps: Added to the square root of their second moment.
 
@@ -101,15 +105,16 @@ class KFAC(MatrixOptimizer):
         optimal: bool = False,
         inverse: bool = True,
         stagger: bool = True,
+        max_dim: int = 10_000,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
     ) -> None:
         options: dict[str, Any] = {"lr": lr, "damping": damping, "momentum": momentum}
         options |= {"decay": decay, "kl_clip": kl_clip, "weight_decay": weight_decay}
         options |= {"frequency": frequency, "statistics_every": statistics_every}
-        options |= {"stagger": stagger, "inverse": inverse}
+        options |= {"stagger": stagger, "inverse": inverse, "max_dim": max_dim}
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps}
-        _check(options, labels)
+        check_options("KFAC", options | {"labels": labels})
         self.watch: Watch | None = None
         self._warned = False
         self._names: dict[str, Tensor] = {}
@@ -152,9 +157,9 @@ class KFAC(MatrixOptimizer):
                 "Give KFAC(model, loss), or KFAC(groups) and then attach(model, loss)."
             )
         chosen = [p for p, view in self._matrices() if view is not None]
-        self.watch = Watch(model, loss, chosen, labels=labels, optimal=optimal)
-        names = {id(p): name for name, p in self.watch.model.named_parameters()}
-        self._names = {names[id(p)]: p for p in chosen}
+        self.watch = Watch(model, loss, (), labels=labels, optimal=optimal)
+        self._names = {}
+        self._watch_more(self.watch, chosen)
         self.defaults["watching"] = True
         self._look(self.param_groups[0]["clock"])
 
@@ -264,6 +269,11 @@ class KFAC(MatrixOptimizer):
         return 13.0 * m**3, 13.0 * n**3
 
     @staticmethod
+    def viewed(view: BlockView, options: Options) -> BlockView | None:
+        """None for matrices that are too large."""
+        return view if max(view.stack[1:]) <= options["max_dim"] else None
+
+    @staticmethod
     def takes(part: Part) -> bool:
         """Whatever has inputs and outputs of its own, if they can be seen."""
         return part.role in MATRICES and part.tap is not None
@@ -276,13 +286,45 @@ class KFAC(MatrixOptimizer):
             for pair in zip(group["params"], group["views"], strict=True)
         ]
 
-    def _expect_a_pass(self, watch: Watch) -> None:
-        """Say so, once, if the model is trained without being seen."""
-        if watch.clock is not None and watch.seen == 0 and not self._warned:
-            self._warned = True
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch does; weights of the model that is watched are watched from now on."""
+        model = None if self.watch is None else self.watch.model
+        if model is not None and "views" not in param_group:
+            known = {row.parameter: row.view for row in planned(model, KFAC, self.defaults).rows}
+            given = [p[1] if isinstance(p, tuple) else p for p in listed(param_group["params"])]
+            if all(p in known for p in given):
+                param_group["views"] = [known[p] for p in given]
+        super().add_param_group(param_group)
+        if self.watch is not None:
+            group = self.param_groups[-1]
+            pairs = zip(group["params"], group["views"], strict=True)
+            self._watch_more(self.watch, [p for p, view in pairs if view is not None])
+
+    def _watch_more(self, watch: Watch, chosen: list[Tensor]) -> None:
+        """Watch some more weights, and know their names."""
+        names = {id(p): name for name, p in watch.model.named_parameters()}
+        chosen = [p for p in chosen if id(p) in names]
+        watch.extend(chosen)
+        self._names |= {names[id(p)]: p for p in chosen}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch does; what was seen of the gradients that are dropped does not count."""
+        super().zero_grad(set_to_none)
+        if self.watch is not None:
+            self.watch.forget()
+
+    def _expect_a_pass(self, watch: Watch, gradients: Collection[Tensor]) -> None:
+        """Say so, once, if the model, or some of its weights, are trained without being seen."""
+        if watch.clock is None or self._warned or watch.rejected:
+            return
+        unseen = [n for n, p in self._names.items() if p in gradients and n not in watch.names]
+        self._warned = bool(unseen)
+        if unseen:
+            what = f"{', '.join(unseen[:8])} in any call of a layer"
             warnings.warn(
-                "KFAC saw no forward pass of its model in training mode before this step: its "
-                "curvature stays as it is. Call the model itself, not a part of it.",
+                f"KFAC saw {what if watch.seen else 'no forward pass of its model'} in training "
+                "mode before this step: its curvature stays as it is. Call the model itself, not a "
+                "part of it, and its layers as modules.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -313,7 +355,7 @@ class KFAC(MatrixOptimizer):
         """Average what was seen into the factors, and refresh those that are due."""
         told, self._told = self._told, {}
         if self.watch is not None:
-            self._expect_a_pass(self.watch)
+            self._expect_a_pass(self.watch, gradients)
             told |= {self._names[name]: sides for name, sides in self.watch.take().items()}
         self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
         clock = self.param_groups[0]["clock"]
@@ -355,15 +397,3 @@ def shortened(size: float, groups: list[dict[str, Any]]) -> float:
     """The factor that brings a step to its largest length."""
     clip = groups[0]["kl_clip"]
     return min(1.0, (clip / size) ** 0.5) if size > 0 else 1.0
-
-
-def _check(options: dict[str, Any], labels: int) -> None:
-    """Refuse numbers out of range."""
-    positive = {"damping": options["damping"], "kl_clip": options["kl_clip"], "labels": labels}
-    for name, value in positive.items():
-        if not value > 0:
-            raise ValueError(f"KFAC was asked for with {name}={value}.\nIt should be above 0.")
-    if not 0 <= options["decay"] < 1:
-        raise ValueError(
-            f"KFAC was asked for with decay={options['decay']}.\nIt should be at least 0, below 1."
-        )
