@@ -28,7 +28,7 @@ class Adam:
     ) -> tuple[Float[Tensor, "b *n"], State]:
         """The bias-corrected ratio of the moments."""
         (b1, b2), epsilon = options["adam_betas"], options["adam_eps"]
-        epsilon = max(epsilon, torch.finfo(G.dtype).tiny)  # 0 / 0 is no step
+        epsilon = max(epsilon, torch.finfo(G.dtype).tiny ** 0.5)  # where squares underflow
         t = over(state["step"] + 1, G)
         M = state["M"].lerp(G, 1 - b1)
         V = (state["V"] * b2).addcmul_(G, G, value=1 - b2)

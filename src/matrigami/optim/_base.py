@@ -18,7 +18,9 @@ from matrigami.operators import BlockView, stacked_view
 from matrigami.optim._bucket import ON_HOST, working_dtype
 from matrigami.optim._exchange import Exchange, Local, Update, exchange_between, local
 from matrigami.optim._layout import Layout
+from matrigami.optim._loading import checked
 from matrigami.optim._method import Options, State
+from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
 
 Source = nn.Module | Plan | Iterable[Any]
@@ -74,8 +76,8 @@ class MatrixOptimizer(Optimizer, ABC):
         return ()
 
     @staticmethod
-    def viewed(view: BlockView, options: Options) -> BlockView:  # noqa: ARG004
-        """The view that this method uses, such as one cut into tiles."""
+    def viewed(view: BlockView, options: Options) -> BlockView | None:  # noqa: ARG004
+        """The view that this method uses, such as one cut into tiles; None: Adam takes it."""
         return view
 
     @staticmethod
@@ -137,7 +139,7 @@ class MatrixOptimizer(Optimizer, ABC):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does; `views` holds the view of each parameter, if the group has it."""
-        super().add_param_group(param_group)
+        super().add_param_group(self._named(param_group))
         group = self.param_groups[-1]
         try:
             check_options(type(self).__name__, group)
@@ -150,6 +152,15 @@ class MatrixOptimizer(Optimizer, ABC):
         group.setdefault("clock", self.param_groups[0].get("clock", 0))
         if isinstance(self.exchange, Local):
             self.exchange = exchange_between(group["params"], None, type(self))
+
+    def _named(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group with names for its parameters, if all others have them, as torch wants it."""
+        given = listed(group["params"])
+        if not self.param_groups or "param_names" not in self.param_groups[0]:
+            return group | {"params": given}
+        i = len(self.param_groups)
+        named = [p if isinstance(p, tuple) else (f"{i}.{k}", p) for k, p in enumerate(given)]
+        return group | {"params": named}
 
     def state_dict(self) -> dict[str, Any]:
         """As torch does, with plain data only: views and functions belong to the constructor.
@@ -164,8 +175,15 @@ class MatrixOptimizer(Optimizer, ABC):
         return state | {"param_groups": groups, "state": ordered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does, but the state keeps its precision whatever that of the parameters is."""
-        _refuse_foreign(type(self).__name__, state_dict["state"])
+        """As torch does, but the state keeps its precision whatever that of the parameters is.
+
+        Named parameters are matched by their names, whatever their order.
+
+        Raises:
+            ValueError: If it is that of another method or model; nothing has changed then.
+        """
+        whole = isinstance(self.exchange, Local)
+        state_dict = checked(type(self), self.param_groups, state_dict, whole=whole)
         before = [dict(group) for group in self.param_groups]
         loaded: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
@@ -224,38 +242,9 @@ class MatrixOptimizer(Optimizer, ABC):
                 p.copy_(p.to(update.direction.dtype) * keep - lr * update.direction)  # rounds once
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise unless the numbers that every method has, or may have, are in range."""
-    ranges: dict[str, Callable[[Any], Any]] = {
-        "lr": lambda x: x >= 0,
-        "weight_decay": lambda x: x >= 0,
-        "betas": lambda x: len(x) == 2 and min(x) >= 0 and x[0] < 1 and x[1] <= 1,
-        "adam_betas": lambda x: len(x) == 2 and min(x) >= 0 and max(x) < 1,
-        "eps": lambda x: x >= 0,
-        "adam_eps": lambda x: x >= 0,
-        "frequency": lambda x: x >= 1 and x == int(x),
-        "statistics_every": lambda x: x >= 1 and x == int(x),
-        "momentum": lambda x: 0 <= x < 1,
-        "max_dim": lambda x: x >= 1,
-        "block_size": lambda x: x >= 1 and x == int(x),
-    }
-    for key, fits in ranges.items():
-        if key in options and not fits(options[key]):
-            raise ValueError(
-                f"{name} was asked for with {key}={options[key]}.\n"
-                "That is out of range: rates and eps are at least 0, betas and momentum below 1.\n"
-                "Intervals are whole numbers, at least 1."
-            )
-
-
-def _refuse_foreign(name: str, entries: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Raise if a state is that of another kind of optimiser."""
-    for entry in entries.values():
-        if entry and "seeded" not in entry:
-            raise ValueError(
-                f"{name}.load_state_dict was given a state with {', '.join(map(str, entry))}.\n"
-                "It comes from another optimiser.\nLoad the state that this class has saved."
-            )
+def listed(parameters: Any) -> list[Any]:
+    """One parameter, or several."""
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
 def _refuse_complex(parameters: Iterable[Tensor]) -> None:

@@ -99,7 +99,16 @@ class Bucket:
         stops = counts.cumsum(0).tolist()
         self.ranges = [slice(b - slot.blocks, b) for slot, b in zip(slots, stops, strict=True)]
         self.state = {name: self._stack(name, entries) for name in (entries[0] if entries else ())}
+        self.shared: list[State] = [{} for _ in entries]
         self._share(self.state)
+
+    def is_current(self, state: Mapping[Tensor, State]) -> bool:
+        """Whether the state of all its parameters is what the stacks hold: views of them."""
+        return all(
+            state.get(slot.parameter) is entry
+            and all(entry.get(name) is S for name, S in shared.items())
+            for slot, entry, shared in zip(self.slots, self.entries, self.shared, strict=True)
+        )
 
     def part(self, name: str, S: Tensor, i: int) -> Tensor:
         """What a stack holds for the i-th parameter."""
@@ -170,7 +179,7 @@ class Bucket:
         """Let the parameters' states be views of the stacks."""
         for i, entry in enumerate(self.entries):
             for name in names:
-                entry[name] = self.part(name, self.state[name], i)
+                entry[name] = self.shared[i][name] = self.part(name, self.state[name], i)
 
     def _updates(
         self, U: Float[Tensor, "b *item"], keep: Bool[Tensor, " p"] | None, present: list[bool]
@@ -199,6 +208,9 @@ class Bucket:
     def _stack(self, name: str, entries: list[State]) -> Tensor:
         """One tensor of all parameters."""
         parts = [entry[name] for entry in entries]
+        if not all(isinstance(S, Tensor) and S.device == parts[0].device for S in parts):
+            device = "cpu" if name in ON_HOST else self.owner.device
+            parts = [torch.as_tensor(S, device=device) for S in parts]
         if name in COUNTERS:
             return torch.stack(parts)
         flat = self.slots[0].view is None

@@ -55,7 +55,8 @@ def _adam_size(
     G: Float[Tensor, "b m n"], M: Float[Tensor, "b m n"], state: State, options: Options
 ) -> Size:
     """The norm of the momentum over the root of the second moment."""
-    b2, epsilon = options["adam_betas"][1], options["adam_eps"]
+    b2, least = options["adam_betas"][1], torch.finfo(G.dtype).tiny ** 0.5
+    epsilon = max(options["adam_eps"], least)  # where squares underflow
     V = (state["V"] * b2).addcmul_(G, G, value=1 - b2)
     D = (V / (1 - b2 ** over(state["step"] + 1, G))).sqrt_().add_(epsilon)
     return torch.linalg.vector_norm(M / D, dim=(-2, -1), keepdim=True), {"V": V}

@@ -34,13 +34,16 @@ class Layout:
     ) -> list[Bucket]:
         """The buckets of all parameters that have a state or a gradient.
 
-        Every parameter with a gradient is given an entry in the state, if an empty one where
-        another process updates it: refreshes are spread over those of all processes.
+        They are made anew where an entry of the state is no longer what it was: whoever moves or
+        replaces a tensor there is obeyed, as in torch. Every parameter with a gradient is given an
+        entry, if an empty one where another process updates it: refreshes are spread over those of
+        all processes.
         """
         signature = tuple(options_key(group) for group in groups)
         fresh = {p for p in gradients if not state.get(p)}
         new = {p for g in groups for p in g["params"] if p.grad is not None and p not in state}
-        if fresh or new or signature != self.signature:
+        same = signature == self.signature and all(b.is_current(state) for b in self.buckets)
+        if fresh or new or not same:
             places = _places(groups, signature, state, gradients)
             for options, slots in places.values():
                 self._adopt([s for s in slots if s.parameter in fresh], state, gradients, options)

@@ -63,8 +63,8 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
-    def viewed(view: BlockView, options: Options) -> BlockView:
-        """The view that this method uses, such as one cut into tiles."""
+    def viewed(view: BlockView, options: Options) -> BlockView | None:
+        """The view that this method uses, such as one cut into tiles; None: Adam takes it."""
         ...
 
     @staticmethod

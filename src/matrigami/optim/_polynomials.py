@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.optim._products import of_moderate_size
+
 
 class Polynomial(NamedTuple):
     """`a x + b x^3 + c x^5`."""
@@ -73,8 +75,9 @@ def orthogonalised(
         >>> orthogonalised(G, CANS, torch.float32)[0].diagonal()
         tensor([1.0015, 0.9989, 1.0020])
     """
-    size = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True)
-    X = (G / size.clamp_min(torch.finfo(G.dtype).tiny)).to(dtype)
+    X = of_moderate_size(G)
+    size = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
+    X = (X / size.clamp_min(torch.finfo(G.dtype).tiny)).to(dtype)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     for a, b, c in polynomials:

@@ -70,3 +70,17 @@ def with_items(
     if len(where) == len(S):
         return new
     return S.index_copy(0, torch.tensor(where, device=S.device), new)
+
+
+def of_moderate_size(G: Float[Tensor, "b m n"]) -> Float[Tensor, "b m n"]:
+    """Each matrix times a power of 2 that brings its largest entry to between 1/2 and 1.
+
+    So no square of an entry under- or overflows, and nothing is rounded. Zero stays zero.
+
+    Examples:
+        >>> of_moderate_size(torch.tensor([[[3e-30, 0.0]]])).amax()
+        tensor(0.9508)
+    """
+    exponent = torch.frexp(G.abs().amax((-2, -1), keepdim=True)).exponent
+    lowest = torch.frexp(torch.tensor(torch.finfo(G.dtype).tiny)).exponent.item()
+    return torch.ldexp(G, -exponent.clamp_min(int(lowest)))

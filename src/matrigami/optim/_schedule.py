@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+STEPS = 1024
+"""Steps of a cycle that are told apart; a longer one has refreshes at every so many of them."""
+
 
 def spread(costs: Sequence[float], frequency: int) -> list[int]:
     """For each refresh the step of the cycle at which it is due, so that the worst is cheap.
@@ -21,14 +24,15 @@ def spread(costs: Sequence[float], frequency: int) -> list[int]:
         >>> spread([8.0, 8.0, 1.0, 1.0], frequency=4)
         [0, 2, 1, 3]
     """
-    load = [0.0] * frequency
+    steps = min(frequency, max(STEPS, len(costs)))
+    load = [0.0] * steps
     offsets = [0] * len(costs)
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
         taken = [step for step, work in enumerate(load) if work]
-        step = min(range(frequency), key=lambda s: (load[s], -_distance(s, taken, frequency)))
+        step = min(range(steps), key=lambda s: (load[s], -_distance(s, taken, steps)))
         offsets[i] = step
         load[step] += costs[i]
-    return offsets
+    return [step * frequency // steps for step in offsets]
 
 
 def due(offset: Int64[Tensor, " b"], clock: int, frequency: int) -> list[int]:

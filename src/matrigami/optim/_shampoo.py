@@ -108,10 +108,10 @@ class Shampoo(MatrixOptimizer):
         first = eigh_root if G.device.type == "meta" else None
         for name, power, S in (("L", "P", G @ G.mT), ("R", "Q", G.mT @ G)):
             if left if name == "L" else right:
-                state |= {
-                    name: torch.zeros_like(S),
-                    power: powered(_scaled(S, name, options), options, first),
-                }
+                root = powered(_scaled(S, name, options), options, first)
+                eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+                finite = torch.linalg.vector_norm(root, dim=(-2, -1), keepdim=True).isfinite()
+                state |= {name: torch.zeros_like(S), power: root.where(finite, eye)}
         return state
 
     @staticmethod

@@ -159,7 +159,8 @@ def _adam(
     (b1, b2), t = options["betas"], over(state["step"] + 1, H)
     M = state["M"].lerp(H, 1 - b1)
     V = (state["V"] * b2).addcmul_(H, H, value=1 - b2)
-    N = torch.div(M, V.sqrt().add_(max(options["eps"], torch.finfo(V.dtype).tiny)))
+    epsilon = max(options["eps"], torch.finfo(V.dtype).tiny ** 0.5)  # where squares underflow
+    N = torch.div(M, V.sqrt().add_(epsilon))
     return N.mul_((1 - b2**t).sqrt() / (1 - b1**t)), {"M": M, "V": V}
 
 
