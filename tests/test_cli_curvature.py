@@ -93,4 +93,4 @@ def test_what_it_refuses(file, model, message, capsys):
 
 def test_an_unknown_kind_of_labels(file, capsys):
     assert run(["curvature", f"{file}:made", "--labels", "type2"]) == 2
-    assert "labels is 'exact', 'empirical' or a number" in capsys.readouterr().err
+    assert "labels is 'exact', 'empirical', 'examples' or a number" in capsys.readouterr().err

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from matrigami.curvature import BlockErrors, CurvatureMatrix
 
-APPROXIMATIONS = ("kfac", "ekfac", "kfoc", "kfoc+ec")
 SECONDS = 2.0
 """Time between two lines of progress."""
 
@@ -37,7 +36,7 @@ SECONDS = 2.0
     "--labels",
     default="exact",
     show_default=True,
-    metavar="exact|empirical|NUMBER",
+    metavar="exact|empirical|examples|NUMBER",
     help="Labels of the model in expectation, of the data, or so many drawn from the model.",
 )
 @click.option(
@@ -75,8 +74,8 @@ def curvature(
 
     MODEL is the folder of a run (OUT/runs/ID of a study), or a function that returns a model, a
     loss and data: package.module:function or path/to/file.py:function. Columns: parameters, trace,
-    largest eigenvalues, and the relative Frobenius error of K-FAC, EKFAC, KFOC and KFOC with
-    corrected eigenvalues.
+    largest eigenvalues, and the relative Frobenius error of each approximation: K-FAC, EKFAC, KFOC
+    and KFOC with corrected eigenvalues.
 
     \b
     Examples:
@@ -99,13 +98,13 @@ def curvature(
 
 def _labels(text: str) -> Any:
     """Labels as the library takes them."""
-    if text in ("exact", "empirical"):
+    if text in ("exact", "empirical", "examples"):
         return text
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise ValueError(
         f"--labels {text} was asked for.\n"
-        "labels is 'exact', 'empirical' or a number of samples of at least 1."
+        "labels is 'exact', 'empirical', 'examples' or a number of samples of at least 1."
     )
 
 
@@ -150,14 +149,11 @@ def _measure(
 ) -> dict[str, Any]:
     """Everything that is shown."""
     from matrigami import trace
-    from matrigami.curvature import compare, ekfac, fisher, kfac, kfoc
+    from matrigami.curvature import APPROXIMATIONS, compare, fisher
     from matrigami.krylov import largest_eigenpairs
 
-    options = {"labels": labels, "reduce": reduce}
-    found: dict[str, CurvatureMatrix] = {"kfac": kfac(model, loss, data, **options)}
-    found["ekfac"] = ekfac(model, loss, data, basis=found["kfac"], **options)
-    found["kfoc"] = kfoc(model, loss, data, **options)
-    found["kfoc+ec"] = ekfac(model, loss, data, basis=found["kfoc"], **options)
+    task, options = (model, loss, data), {"labels": labels, "reduce": reduce}
+    found = {name: known.make(*task, **options) for name, known in APPROXIMATIONS.items()}
     exact = fisher(model, loss, data, labels=labels)
     errors = compare(exact, found, largest=largest, progress=_progress())
     values, _ = largest_eigenpairs(exact, min(top, exact.shape[-1]))
@@ -195,6 +191,8 @@ def _block(
 
 def _echo(found: dict[str, Any]) -> None:
     """The table."""
+    from matrigami.curvature import APPROXIMATIONS
+
     header = ["block", "parameters", "of", "trace", "largest eigenvalues", *APPROXIMATIONS]
     rows = []
     for block in found["blocks"]:

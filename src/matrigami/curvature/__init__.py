@@ -1,6 +1,7 @@
 """Curvature of training losses as matrices of the same algebra."""
 
 from matrigami.curvature._analysis import BlockErrors, compare, dense_block, positions
+from matrigami.curvature._approximations import APPROXIMATIONS, Approximation
 from matrigami.curvature._capture import Capture, Moments, capture
 from matrigami.curvature._damping import damped
 from matrigami.curvature._ekfac import ekfac
@@ -13,6 +14,8 @@ from matrigami.curvature._objective import Objective
 from matrigami.curvature._watch import Sides, Watch
 
 __all__ = [
+    "APPROXIMATIONS",
+    "Approximation",
     "BlockErrors",
     "Capture",
     "CurvatureMatrix",

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from matrigami.curvature._blocks import Key, SharedInputs, by_block, finite
 from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
 from matrigami.curvature._kfac import assembled
 from matrigami.curvature._likelihood import as_module, term_count
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Loss, sums
-from matrigami.curvature._passes import Key, SharedInputs, by_block, finite
 from matrigami.curvature._record import Record, Site, find_sites, is_observed, read_input, unwrapped
 from matrigami.operators import LinearOperator, operator, scale as scaled
 

@@ -8,17 +8,18 @@ arXiv:1806.03884). Any other basis may be given, that of KFOC for one.
 Shapes: b = blocks, l = rows and r = columns of a parameter's matrix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from matrigami.curvature._blocks import Key
 from matrigami.curvature._kfac import assembled, merged, sums
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._moments import examples, squares, squares_together
-from matrigami.curvature._objective import Batch, Loss, trainable
-from matrigami.curvature._passes import Key, Labels, Repeated, Setting, passes
+from matrigami.curvature._objective import Batch, Loss, readable_again, trainable
+from matrigami.curvature._passes import Labels, Repeated, Setting, passes
 from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator, SpectralMatrix, eigh
 from matrigami.structures import KroneckerMatrix
@@ -30,7 +31,7 @@ def ekfac(
     data: Iterable[Batch] | Batch,
     *,
     labels: Labels = "exact",
-    basis: CurvatureMatrix | None = None,
+    basis: CurvatureMatrix | Callable[..., CurvatureMatrix] | None = None,
     reduce: bool = False,
     joint: bool = True,
     dtype: torch.dtype | None = None,
@@ -46,7 +47,8 @@ def ekfac(
         loss: As for `kfac`.
         data: As for `kfac`; passed over twice (once if it fits in memory).
         labels: As for `kfac`; the same labels are drawn in each pass.
-        basis: A result of `kfac` or `kfoc` for this model; by default that of `kfac`.
+        basis: A result of `kfac` or `kfoc` for this model, or one of these functions, which is
+            called with the same arguments; by default that of `kfac`.
         reduce: As for `kfac`.
         joint: As for `kfac`; of a given basis, as there.
         dtype: As for `kfac`.
@@ -65,8 +67,11 @@ def ekfac(
         >>> ekfac(model, nn.CrossEntropyLoss(), batch)["weight"]
         SpectralMatrix(1 of 15x15, 49 parameters)
     """
+    data = readable_again(data)
     found = passes(model, loss, data, Setting(labels, joint, reduce, seed))
     every = Repeated(found)
+    if callable(basis):
+        basis = basis(model, loss, data, labels=labels, reduce=reduce, joint=joint, seed=seed)
     if basis is None:
         products: dict[Key, LinearOperator] = dict(merged(sums(every, found.distributed, dtype)))
     else:

@@ -203,6 +203,21 @@ def by_positions(columns: Tensor, place: Place) -> Iterator[Tensor]:
         yield columns * (at == t)
 
 
+def by_terms(g: Tensor, axis: int) -> Iterator[Tensor]:
+    """A gradient `(N, ...)` as columns `(1, N, ...)`, each of one term of every example.
+
+    Args:
+        g: The gradient.
+        axis: That of the outputs of one term; all others but the first are of terms.
+    """
+    first = torch.zeros_like(g[:1]).movedim(axis, -1)[..., 0] if g.ndim > 1 else g[:1]
+    for place in range(first[0].numel()):
+        mask = torch.zeros_like(first).flatten()
+        mask[place] = 1
+        mask = mask.view(first.shape)
+        yield (g * (mask.unsqueeze(axis) if g.ndim > 1 else mask))[None]
+
+
 def arranged(
     x: Tensor, g: Tensor | None, place: Place | None, features: int | None
 ) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ Shapes: p = parameters in all, k = columns, N = examples of a batch, S = samples
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,9 +26,11 @@ from matrigami.curvature._likelihood import (
     drawn_gradients,
     empirical_gradient,
     output_curvature,
+    term_axis,
     terms,
 )
 from matrigami.curvature._objective import Batch, Loss, Objective, join, objective, split, trainable
+from matrigami.curvature._passes import Labels, refuse_labels
 from matrigami.operators import LinearOperator
 
 OutputCurvature = Callable[[Loss, Tensor, Tensor, Tensor], Tensor]
@@ -105,7 +107,7 @@ def fisher(
     loss: Loss,
     data: Iterable[Batch] | Batch,
     *,
-    labels: int | Literal["exact", "empirical"] = "exact",
+    labels: Labels = "exact",
     generator: torch.Generator | None = None,
 ) -> GaussNewtonMatrix:
     """The Fisher matrix of the likelihood that the loss stands for, scaled like the loss.
@@ -116,26 +118,23 @@ def fisher(
         data: One batch `(inputs, targets)` or an iterable of batches, read for each product;
             with drawn labels it is kept.
         labels: `"exact"`: the expectation over the model's labels, equal to the generalised Gauss-
-            Newton matrix. A number: as many
-            labels drawn for each term, an unbiased estimate. `"empirical"`: the labels of the data,
-            which is neither.
+            Newton matrix. A number: as many labels drawn for each term, an unbiased estimate. The
+            labels of the data, which is neither: `"empirical"` with the gradient of each term of
+            the loss, such as a position of a sequence; `"examples"` with that of all terms of an
+            example together.
         generator: Source of drawn labels.
 
     Raises:
         ValueError: If the loss has no known likelihood, or `labels` is none of the above.
     """
-    if labels not in ("exact", "empirical") and (not isinstance(labels, int) or labels < 1):
-        raise ValueError(
-            f"fisher(labels={labels!r}) was asked for.\n"
-            "labels is 'exact', 'empirical' or a number of samples of at least 1."
-        )
+    refuse_labels("fisher with ", labels)
     target = objective(model, loss, data)
     first = next(iter(target.data))[1]
     terms(target.loss, first)  # refuses a loss without a likelihood before anything is computed
     if labels == "exact":
         return _gauss_newton(model, target, _expected)
-    if labels == "empirical":
-        return _gauss_newton(model, target, _empirical)
+    if labels in ("empirical", "examples"):
+        return _gauss_newton(model, target, partial(_empirical, labels == "empirical"))
     if generator is None:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     own = tuple((inputs, targets.clone()) for inputs, targets in target.data)
@@ -192,7 +191,12 @@ def _expected(loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor) -> 
     return output_curvature(loss, outputs, weighted) / found.divisor
 
 
-def _empirical(loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor) -> Tensor:
-    """The outer products of the gradients at the labels of the data."""
+def _empirical(
+    apart: bool, loss: Loss, targets: Tensor, outputs: Tensor, tangent: Tensor
+) -> Tensor:
+    """The outer products of the gradients at the labels of the data, of terms or of examples."""
     g = empirical_gradient(loss, outputs.detach(), targets, terms(loss, targets))
-    return _outer(g[None], tangent)
+    if not apart:
+        return _outer(g[None], tangent)
+    axis = term_axis(loss, g.ndim)
+    return g * (g * tangent if axis == 0 else (g * tangent).sum(axis, keepdim=True))

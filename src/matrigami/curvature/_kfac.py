@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from matrigami.curvature._blocks import Key
 from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Batch, Loss, trainable
-from matrigami.curvature._passes import Key, Labels, Setting, passes
+from matrigami.curvature._passes import Labels, Setting, passes
 from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator
 from matrigami.structures import KroneckerMatrix
@@ -49,7 +50,8 @@ def kfac(
         data: One batch `(inputs, targets)` or an iterable of batches.
         labels: `"exact"`: one backward pass for each class, all at once. A number: as many labels
             drawn from the model (1 is the usual choice while training). `"empirical"`: the labels
-            of the data.
+            of the data, with the gradient of each term of the loss (a position of a sequence), or
+            `"examples"`, of all terms of an example together; K-FAC itself reads both alike.
         reduce: Average inputs and sum gradients over shared positions, instead of counting every
             position. Cheaper, and exact where the loss is of the average.
         joint: Treat a bias as one more column of its weight. Otherwise it is a block of its own.

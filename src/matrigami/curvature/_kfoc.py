@@ -21,12 +21,13 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from matrigami.curvature._blocks import Key
 from matrigami.curvature._factors import Adding, plain
 from matrigami.curvature._kfac import assembled, merged, sums
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._moments import gram, side_forms, side_moment
 from matrigami.curvature._objective import Batch, Loss
-from matrigami.curvature._passes import Key, Labels, Repeated, Setting, passes
+from matrigami.curvature._passes import Labels, Repeated, Setting, passes
 from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator, named_tensors, norm, scale, trace
 from matrigami.structures import KroneckerMatrix

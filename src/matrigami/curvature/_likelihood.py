@@ -145,6 +145,11 @@ def empirical_gradient(loss: Any, outputs: Tensor, targets: Tensor, found: Terms
     return torch.where(roots > 0, g / roots.clamp_min(torch.finfo(g.dtype).tiny), 0.0)
 
 
+def term_axis(loss: Any, axes: int) -> int:
+    """The axis of the outputs of one term: classes, or the last, which may be the first, too."""
+    return 1 if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) else axes - 1
+
+
 def unknown(loss: Any) -> str:
     """What to say of a loss without a likelihood."""
     name = getattr(loss, "__name__", type(loss).__name__)

@@ -88,11 +88,11 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
         )
     _refuse_noise(model)
     loss = as_module(loss)
-    every = _batches(data)
+    every = readable_again(data)
     return Objective(model, loss, every, _counted(loss, every))
 
 
-def _batches(data: Iterable[Batch] | Batch) -> Iterable[Batch]:
+def readable_again(data: Iterable[Batch] | Batch) -> Iterable[Batch]:
     """The data as an iterable of batches that can be read again."""
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
         return (data,)  # pyright: ignore[reportReturnType]

@@ -6,7 +6,7 @@ the outputs, so that each block of the Gauss-Newton or Fisher matrix is `sum vec
 Shapes: N = examples of a batch, K = columns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -14,14 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature._blocks import (
+    Blocks,
+    SharedInputs,
+    by_block,
+    is_finite,
+    rows_that_count,
+    with_gradients,
+)
 from matrigami.curvature._examples import (
     Examples,
     Finder,
     Place,
-    arranged,
     by_positions,
-    features_of,
-    regrouped,
+    by_terms,
 )
 from matrigami.curvature._factors import total
 from matrigami.curvature._likelihood import (
@@ -29,11 +35,10 @@ from matrigami.curvature._likelihood import (
     drawn_gradients,
     empirical_gradient,
     output_root,
+    term_axis,
     term_count,
     terms,
 )
-from matrigami.curvature._masks import counted, is_masked, noise, only, reduced
-from matrigami.curvature._moments import input_rows
 from matrigami.curvature._objective import Batch, Loss, Objective, objective
 from matrigami.curvature._record import (
     Record,
@@ -44,17 +49,15 @@ from matrigami.curvature._record import (
     unobserved,
     unwrapped,
 )
-from matrigami.curvature._uses import OneHot, Use, uses
-from matrigami.nn import runs_as
+from matrigami.curvature._uses import OneHot, Use
 
-Labels = int | Literal["exact", "empirical"]
-"""Which labels: those of the model in expectation, so many drawn from it, or those of the data."""
+Labels = int | Literal["exact", "empirical", "examples"]
+"""Which labels: those of the model in expectation, so many drawn from it, or those of the data.
 
-Key = tuple[str, ...]
-"""A block: the names of its parameters in the model."""
+`"empirical"` takes the gradient of each term of the loss, such as one position of a sequence;
+`"examples"` that of all terms of an example together.
+"""
 
-Blocks = dict[Key, "list[Use]"]
-"""What each block saw in one batch."""
 
 ENTRIES = 2**27
 """Gradients of outputs of layers that are held at once; more columns come in turns."""
@@ -126,10 +129,13 @@ class Passes:
         if self.labels == "exact":
             every = output_root(loss, outputs, counted)
         else:
-            every = iter([empirical_gradient(loss, outputs, targets, counted)[None]])
+            g = empirical_gradient(loss, outputs, targets, counted)
+            each = self.labels == "empirical" and self.apart
+            every = by_terms(g, term_axis(loss, g.ndim)) if each else iter([g[None]])
         place = Place(len(outputs)) if found is None else found.outputs
+        whole = self.labels == "examples" and place.examples > 1
         for columns in every:
-            yield from by_positions(columns, place)
+            yield from iter([columns]) if whole else by_positions(columns, place)
 
     def _refuse_unused(self, records: list[Record]) -> None:
         """A layer that is not called has no curvature."""
@@ -216,13 +222,7 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
             likelihood, or the labels are of no known kind.
         TypeError: If a trainable parameter belongs to a module without a rule.
     """
-    if setting.labels not in ("exact", "empirical") and (
-        not isinstance(setting.labels, int) or setting.labels < 1
-    ):
-        raise ValueError(
-            f"labels={setting.labels!r} was asked for.\n"
-            "labels is 'exact', 'empirical' or a number of samples of at least 1."
-        )
+    refuse_labels("", setting.labels)
     inner, distributed = unwrapped(model), isinstance(model, DistributedDataParallel)
     target = objective(inner, loss, data)
     target = among_all_processes(target) if distributed else target
@@ -238,113 +238,20 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
     )
 
 
+def refuse_labels(name: str, labels: Any) -> None:
+    """Raise unless labels are of a known kind."""
+    known = labels in ("exact", "empirical", "examples")
+    if not known and (not isinstance(labels, int) or labels < 1):
+        raise ValueError(
+            f"{name}labels={labels!r} was asked for.\nThere are no such labels.\n"
+            "labels is 'exact', 'empirical', 'examples' or a number of samples of at least 1."
+        )
+
+
 def among_all_processes(target: Objective) -> Objective:
     """The same batches with their weights among those of all processes."""
     every = total(target.total, next(target.model.parameters()).device)
     return replace(target, total=every)
-
-
-class SharedInputs:
-    """The inputs that linear layers of one batch have in common, each made once."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], tuple[Tensor, Use]] = {}
-
-    def shared(self, record: Record, place: int, parts: int, use: Use) -> Use:
-        """The use with the inputs of an earlier layer that read the same tensor."""
-        if not runs_as(record.site.layer, nn.Linear):
-            return use
-        x = record.x  # held below, so that its memory is not given to another tensor
-        source = (x.data_ptr(), x._version, tuple(x.shape), x.stride(), place, parts)
-        return use._replace(inputs=self.known.setdefault(source, (x, use))[1].inputs)
-
-
-def named_uses(record: Record, seen: SharedInputs, place: Place | None = None) -> dict[Key, Use]:
-    """The uses of one call, by the model's names of the parameters, without frozen ones."""
-    site = record.site
-    x, g = (
-        t.to(torch.promote_types(t.dtype, torch.float32))
-        if t is not None and t.is_floating_point()
-        else t
-        for t in (record.x, record.g)
-    )
-    with torch.no_grad(), torch.autocast(record.x.device.type, enabled=False):
-        x, g = arranged(x, g, place, features_of(site.layer))  # pyright: ignore[reportArgumentType]
-        found = uses(site.layer, x, g, site.joint)
-    named = {}
-    for i, (keys, use) in enumerate(found.items()):
-        free = [key for key in keys if key in site.names]
-        if free and len(free) < len(keys):
-            raise TypeError(
-                f"curvature was asked for {site.name} with {', '.join(free)} trainable alone.\n"
-                f"{', '.join(keys)} share one block.\nTrain or freeze them together."
-            )
-        if free:
-            key = tuple(site.names[key] for key in keys)
-            named[key] = seen.shared(record, i, len(keys), regrouped(use, place))
-    return named
-
-
-def by_block(
-    calls: Iterable[tuple[Record, Place | None]],
-    seen: SharedInputs,
-    rows: Mapping[tuple[int, Key], Tensor | None] | None = None,
-    *,
-    reduce: bool = False,
-) -> Blocks:
-    """The uses of each block in some calls, with the places of their examples.
-
-    `rows` tells which inputs count, of each block in each call.
-    """
-    found: Blocks = {}
-    for record, place in calls:
-        for key, use in named_uses(record, seen, place).items():
-            kept = use if rows is None else only(use, rows[id(record), key])
-            found.setdefault(key, []).append(reduced(kept) if reduce else kept)
-    return {key: joined(parts) for key, parts in found.items()}
-
-
-def with_gradients(
-    records: list[Record], places: Sequence[Place | None]
-) -> list[tuple[Record, Place | None]]:
-    """The calls that gradients came back to, with the places of their examples."""
-    return [(r, p) for r, p in zip(records, places, strict=True) if r.g is not None]
-
-
-def rows_that_count(
-    outputs: Tensor, records: list[Record], places: Sequence[Place | None], found: Terms
-) -> dict[tuple[int, Key], Tensor | None] | None:
-    """Which inputs of each block in each call have a part in terms that count; None: all."""
-    if not is_masked(found):
-        return None
-    pull_back(outputs, records, noise(outputs.detach(), found))
-    return {
-        (id(record), key): counted(use)
-        for record, place in with_gradients(records, places)
-        for key, use in named_uses(record, SharedInputs(), place).items()
-    }
-
-
-def joined(parts: list[Use]) -> list[Use]:
-    """Uses of one block in one batch: those alike become further shared positions."""
-    first, *rest = parts
-    alike = all(
-        isinstance(use.inputs, Tensor)
-        and isinstance(first.inputs, Tensor)
-        and use.transposed == first.transposed
-        and use.inputs.shape[:2] == first.inputs.shape[:2]
-        for use in rest
-    )
-    if not rest or not alike:
-        return parts
-    inputs = torch.cat([use.inputs for use in parts], 2)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    rows = None
-    if any(use.rows is not None for use in parts):
-        rows = sum(input_rows(use.inputs) if use.rows is None else use.rows for use in parts)
-    if first.gradients is None:
-        return [first._replace(inputs=inputs, rows=rows)]
-    gradients = torch.cat([use.gradients for use in parts], 3)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return [Use(inputs, gradients, first.transposed, rows)]
 
 
 def _width(layer: nn.Module) -> int:
@@ -365,22 +272,12 @@ def _numbers(use: Use) -> int:
     return inputs.numel() + (0 if use.gradients is None else use.gradients.numel())
 
 
-def finite(use: Use) -> bool:
-    """Whether no entry is NaN or infinite."""
-    return all(_finite(t) for t in (use.inputs, use.gradients) if isinstance(t, Tensor))
-
-
-def _finite(t: Tensor) -> bool:
-    """Whether no entry is NaN or infinite: then neither is the sum, which takes one pass."""
-    return bool(t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite())
-
-
 def _refuse_nan(records: list[Record], batch: int) -> None:
     """Refuse what is not finite before it reaches a factor, where it arises first."""
     seen = [(record, record.x, "activations") for record in records]
     seen += [(record, record.g, "gradients") for record in reversed(records)]
     for record, t, what in seen:
-        if t is not None and not _finite(t):
+        if t is not None and not is_finite(t):
             layer = record.site.name or type(record.site.layer).__name__
             raise ValueError(
                 f"curvature was asked for a batch (number {batch}) whose {what} at the layer "

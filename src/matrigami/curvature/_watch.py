@@ -23,7 +23,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature._blocks import (
+    SharedInputs,
+    by_block,
+    finite,
+    rows_that_count,
+    with_gradients,
+)
 from matrigami.curvature._factors import Adding, Factors
+from matrigami.curvature._hooks import Commit, Hook, Late
 from matrigami.curvature._kfoc import fitted
 from matrigami.curvature._likelihood import (
     Terms,
@@ -34,13 +42,6 @@ from matrigami.curvature._likelihood import (
     terms,
 )
 from matrigami.curvature._objective import Loss, sums
-from matrigami.curvature._passes import (
-    SharedInputs,
-    by_block,
-    finite,
-    rows_that_count,
-    with_gradients,
-)
 from matrigami.curvature._record import (
     Record,
     Site,
@@ -128,12 +129,12 @@ class Watch:
         weakref.finalize(self, _remove, self._handles)
         self.sites: list[Site] = []
         self.extend(wanted)
-        hook = _Hook(self, Watch.begin)
+        hook = Hook(self, Watch.begin)
         self._handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
-        hook = _Hook(self, Watch.end)
+        hook = Hook(self, Watch.end)
         self._handles.append(self.model.register_forward_hook(hook, with_kwargs=True))
         if isinstance(loss, nn.Module):
-            hook = _Hook(self, Watch.told)
+            hook = Hook(self, Watch.told)
             self._handles.append(loss.register_forward_pre_hook(hook, with_kwargs=True))
 
     def extend(self, wanted: Collection[Tensor]) -> None:
@@ -145,7 +146,7 @@ class Watch:
         if any(sharded):
             _refuse_structured(sites)
         for site in sites:
-            hook = _Hook(self, Watch.note, site)
+            hook = Hook(self, Watch.note, site)
             layer = site.layer  # of a model that is one layer, before the hook of its end
             handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
             self._handles.append(handle)
@@ -200,10 +201,10 @@ class Watch:
         if passed.outputs is None or not passed.outputs.requires_grad:
             self._wait(passed)
         elif self.sharded:  # weights are whole now, and not any more at the loss
-            passed.outputs.register_hook(_Commit(self, self._without_targets(passed)))
+            passed.outputs.register_hook(Commit(self, self._without_targets(passed)))
         else:
             self._wait(passed)
-            passed.outputs.register_hook(_Late(self, passed))
+            passed.outputs.register_hook(Late(self, passed))
 
     def _wait(self, passed: Forward) -> None:
         """Keep a forward pass until its loss is called or differentiated, if not too many wait."""
@@ -217,7 +218,7 @@ class Watch:
         outputs, targets = given[:2]
         if isinstance(outputs, Tensor) and outputs.requires_grad and self._waiting:
             found = self._estimate(outputs, terms(self.loss, targets), self._waiting)
-            outputs.register_hook(_Commit(self, found))
+            outputs.register_hook(Commit(self, found))
 
     def late(self, passed: Forward) -> None:
         """Gradients of outputs arrive that no known loss was called with."""
@@ -365,51 +366,3 @@ def _refuse_last_axis(loss: Loss, outputs: Tensor, records: list[Record]) -> Non
             "The classes seem to be the last axis; the loss has them on axis 1.\n"
             "Let the model return its outputs as the loss takes them: transposed, or flattened."
         )
-
-
-class _Hook:
-    """A hook that does not keep the watch alive, and does nothing in a copy of the model."""
-
-    def __init__(self, watch: "Watch | None", method: Any = None, *first: Any) -> None:
-        self.watch = (lambda: None) if watch is None else weakref.ref(watch)
-        self.method, self.first = method, first
-
-    def __call__(self, _module: nn.Module, *arguments: Any) -> None:
-        """Tell the watch, if there still is one."""
-        watch = self.watch()
-        if watch is not None:
-            self.method(watch, *self.first, *arguments)
-
-    def __deepcopy__(self, _memo: Any) -> "_Hook":
-        """A copy of the model is not watched."""
-        return _Hook(None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nor is a saved one."""
-        return _Hook, (None,)
-
-
-class _Late:
-    """A hook on outputs, for a backward pass without a loss that is known."""
-
-    def __init__(self, watch: Watch, passed: Forward) -> None:
-        self.watch, self.passed = weakref.ref(watch), weakref.ref(passed)
-
-    def __call__(self, _gradient: Tensor) -> None:
-        """Tell the watch, if it still waits."""
-        watch, passed = self.watch(), self.passed()
-        if watch is not None and passed is not None:
-            watch.late(passed)
-
-
-class _Commit:
-    """A hook on what a loss was given: its factors count once it is differentiated."""
-
-    def __init__(self, watch: Watch, found: dict[str, Running]) -> None:
-        self.watch, self.found = weakref.ref(watch), found
-
-    def __call__(self, _gradient: Tensor) -> None:
-        """Hand the factors over, once."""
-        watch, found, self.found = self.watch(), self.found, {}
-        if watch is not None:
-            watch.commit(found)

@@ -1,5 +1,6 @@
-"""The law suites: what a matrix, a structure, a layer, an optimiser has to obey, ours and yours."""
+"""The law suites: what matrices, structures, layers, approximations and optimisers have to obey."""
 
+from matrigami.testing._curvature_laws import CURVATURE_LAWS, check_curvature
 from matrigami.testing._layer_laws import LAYER_LAWS, check_layer
 from matrigami.testing._optimizer_suite import OPTIMIZER_LAWS, check_optimizer
 from matrigami.testing._structure_laws import STRUCTURE_LAWS
@@ -13,6 +14,7 @@ from matrigami.testing._suite import (
 )
 
 __all__ = [
+    "CURVATURE_LAWS",
     "LAWS",
     "LAYER_LAWS",
     "OPERATOR_LAWS",
@@ -20,6 +22,7 @@ __all__ = [
     "SIZES",
     "STRUCTURE_LAWS",
     "Size",
+    "check_curvature",
     "check_layer",
     "check_operator",
     "check_optimizer",

@@ -93,6 +93,18 @@ def taps_read_inputs_alone(layer: nn.Module, inputs: Inputs) -> None:
         expect_close(_moment(first), _moment(second), f"the inputs of {names} alone", 1e-5)
 
 
+def features_are_the_last_axes(layer: nn.Module, inputs: Inputs) -> None:
+    """If it is said how many axes are features, examples and positions may be any of the others."""
+    layer, inputs = doubled(layer, inputs)
+    said = {part.features for part in parts(layer).values() if part.is_seen} - {None}
+    if said and isinstance(inputs[0], torch.Tensor):
+        x = inputs[0]
+        (features,) = said
+        expect(0 <= features < x.ndim, f"{features} axes of {x.ndim} are features")
+        found = layer(x[:, None], *inputs[1:])
+        expect_close(found, layer(x, *inputs[1:])[:, None], "the output with one more axis")
+
+
 def another_forward_is_another_layer(layer: nn.Module, _inputs: Inputs) -> None:
     """A subclass is its parent, unless it computes something else: then nothing is known."""
     same, other = copy.deepcopy(layer), copy.deepcopy(layer)
@@ -113,6 +125,7 @@ LAYER_LAWS = (
     taps_make_the_gradient_of_each_example,
     taps_are_the_sides_of_the_blocks,
     taps_read_inputs_alone,
+    features_are_the_last_axes,
     another_forward_is_another_layer,
 )
 """Every law of a layer."""
