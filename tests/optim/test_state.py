@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from matrigami.optim import KFAC, OPTIMIZERS, SGD_SIZE, SOAP, Muon, Shampoo, newton_root
+from matrigami.optim import KFAC, OPTIMIZERS, SGD_SIZE, SOAP, Muon, Shampoo, newton_root, plan
 from matrigami.optim._options import check_options
 
 every = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -211,3 +211,24 @@ def test_a_cycle_may_be_long():
     offsets = torch.cat([offset.flatten() for offset in entries]).tolist()
     assert len(set(offsets)) == 4
     assert max(offsets) < 10**7
+
+
+@every
+def test_going_up_is_going_down_the_negative(name):
+    models = network(), network()
+    x = torch.linspace(-1, 1, 72).view(12, 6)
+    up = made(name, models[0], maximize=True)
+    down = made(name, models[1])
+    for _ in range(4):
+        for model, optimizer, sign in ((models[0], up, -1), (models[1], down, 1)):
+            optimizer.zero_grad()
+            (sign * LOSS(model(x), x)).backward()
+            optimizer.step()
+    assert same(*models)
+    assert up.state_dict()["param_groups"][0]["maximize"] is True
+
+
+@every
+def test_a_plan_says_where_to_start(name):
+    rate = OPTIMIZERS[name].starting_rate()
+    assert repr(plan(network(), OPTIMIZERS[name])).endswith(f"start with lr={rate:g}")

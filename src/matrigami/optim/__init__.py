@@ -63,6 +63,7 @@ def plan(
         2.weight   output head    SOAP    1 of 2x4          232           290
         2.bias     bias           Adam    2                  16            24
         total                                               584           854
+        start with lr=0.01
     """
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:

@@ -56,14 +56,14 @@ class MatrixOptimizer(Optimizer, ABC):
     @staticmethod
     @abstractmethod
     def init(G: Float[Tensor, "b m n"], options: Options) -> State:
-        """The state before the first update; see `Method`."""
+        """The state before the first update; see `MatrixMethod`."""
 
     @staticmethod
     @abstractmethod
     def direction(
         G: Float[Tensor, "b m n"], state: State, options: Options
     ) -> tuple[Float[Tensor, "b m n"], State]:
-        """The update and the next state; see `Method`."""
+        """The update and the next state; see `MatrixMethod`."""
 
     @staticmethod
     @abstractmethod
@@ -96,6 +96,11 @@ class MatrixOptimizer(Optimizer, ABC):
         return (m * n) ** 0.5  # entries of one size, as Adam's
 
     @staticmethod
+    def starting_rate() -> float | None:
+        """The learning rate to start a search from, if there is one: see `MatrixMethod`."""
+        return None
+
+    @staticmethod
     def takes(part: Part) -> bool:  # noqa: ARG004
         """Whether it is meant for such a stack of matrices; the others are given to Adam."""
         return True
@@ -123,7 +128,7 @@ class MatrixOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = self.exchange.collect(self.param_groups)
+        gradients = self._downhill(self.exchange.collect(self.param_groups))
         if self._is_rehearsal(gradients):
             self._layout.arrange(self.param_groups, self.state, gradients)
             return loss
@@ -136,6 +141,11 @@ class MatrixOptimizer(Optimizer, ABC):
         )
         self._apply(self.exchange.deliver(updates))
         return loss
+
+    def _downhill(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The gradients, turned around where a group maximizes."""
+        up = [p for group in self.param_groups if group.get("maximize") for p in group["params"]]
+        return gradients | {p: -gradients[p] for p in up if p in gradients}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does; `views` holds the view of each parameter, if the group has it."""

@@ -3,6 +3,9 @@
 Shapes: b = blocks, k = some of them, m = size of a factor.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,3 +46,22 @@ def _balance(entry: State, factor: str) -> Float[Tensor, " b"]:
     """`pi` for `A`, `1 / pi` for `B`: the ratio of the mean eigenvalues, square root."""
     a, b = (entry[name].diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) for name in "AB")
     return (a / b).sqrt() if factor == "A" else (b / a).sqrt()
+
+
+def natural(groups: list[dict[str, Any]], state: Mapping[Tensor, State]) -> tuple[float, float]:
+    """`lr <U, G>` and `lr^2 U' (F + damping) U` of the last step, over all matrices."""
+    gain = size = 0.0
+    for group in groups:
+        lr = float(group["lr"])
+        for p in group["params"]:
+            entry = state.get(p, {})
+            if "norm" in entry:
+                gain += lr * float(entry["gain"].sum())
+                size += lr * lr * float(entry["norm"].sum())
+    return gain, size
+
+
+def shortened(size: float, groups: list[dict[str, Any]]) -> float:
+    """The factor that brings a step to its largest length."""
+    clip = groups[0]["kl_clip"]
+    return min(1.0, (clip / size) ** 0.5) if size > 0 else 1.0

@@ -13,7 +13,9 @@ from matrigami.optim._exchange import Groups
 from matrigami.optim._method import MatrixMethod, Method, State
 from matrigami.optim._schedule import spread
 
-OUTSIDE = frozenset({"params", "param_names", "views", "clock", "lr", "weight_decay", "initial_lr"})
+OUTSIDE = frozenset(
+    {"params", "param_names", "views", "clock", "lr", "weight_decay", "initial_lr", "maximize"}
+)
 """Keys of a group that the mathematics does not see: groups that differ only there share stacks."""
 
 

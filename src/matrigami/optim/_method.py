@@ -83,6 +83,15 @@ class MatrixMethod(Method, Protocol):
         ...
 
     @staticmethod
+    def starting_rate() -> float | None:
+        """The learning rate to start a search from.
+
+        The best or next to best of most runs of `docs/results/optimizers`, where 1e-3 to 1e-1
+        (K-FAC: ten times as much) were tried; None: nobody has measured.
+        """
+        ...
+
+    @staticmethod
     def takes(part: Part) -> bool:
         """Whether it is meant for such a stack of matrices; the others are given to Adam."""
         ...

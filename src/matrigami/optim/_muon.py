@@ -9,6 +9,7 @@ Shapes: b = blocks, m = rows, n = columns.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,10 +36,12 @@ class Muon(MatrixOptimizer):
 
     Args:
         source: A model, a `Plan`, parameters, named parameters or groups.
-        lr: Learning rate; a number or a tensor. With `rms_match` that of AdamW suits.
+        lr: Learning rate; a number or a tensor. Start at 1e-2, and try a third and three times it;
+            with `rms_match` that of AdamW suits.
         momentum: Decay of the mean of the gradients.
         nesterov: Look one step ahead.
         weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
+        maximize: Go up instead of down.
         polynomials: `QUINTIC`, `POLAR_EXPRESS`, `CANS`, or steps of your own.
         scale: Size of the update by rows and columns, such as `rms_match` or `spectral`.
         dtype: Precision of the products; None measures once whether bfloat16 is the faster. Double
@@ -65,15 +68,27 @@ class Muon(MatrixOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.1,
+        maximize: bool = False,
         polynomials: tuple[Polynomial, ...] = QUINTIC,
         scale: Callable[[float, float], float] = rms_match,
         dtype: torch.dtype | None = None,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "scale": scale}
+        options: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "scale": scale,
+        }
         options |= {"weight_decay": weight_decay, "polynomials": polynomials, "dtype": dtype}
-        super().__init__(source, options | {"adam_betas": adam_betas, "adam_eps": adam_eps})
+        options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
+        super().__init__(source, options)
+
+    @staticmethod
+    def starting_rate() -> float:
+        """As measured in `docs/results/optimizers`."""
+        return 0.01
 
     @staticmethod
     def init(G: Float[Tensor, "b m n"], options: Options) -> State:  # noqa: ARG004

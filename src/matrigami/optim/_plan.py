@@ -134,7 +134,7 @@ class Plan:
         return [known[p] for p in plain]
 
     def __repr__(self) -> str:
-        """One line for each parameter, and the totals."""
+        """One line for each parameter, the totals, and the learning rate to start with."""
         head = ["parameter", "role", "method", "blocks", "state bytes", "FLOPs a step"]
         lines = [
             [r.name, r.role.value, r.method, r.blocks, f"{r.bytes:,}", f"{r.flops:,.0f}"]
@@ -154,6 +154,8 @@ class Plan:
             )
             for line in (head, *lines)
         ]
+        start = self.method.starting_rate()
+        text += [] if start is None else [f"start with lr={start:g}"]
         return "\n".join(line.rstrip() for line in text)
 
 

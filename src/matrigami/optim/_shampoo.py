@@ -29,12 +29,13 @@ class Shampoo(MatrixOptimizer):
 
     Args:
         source: A model, a `Plan`, parameters, named parameters or groups.
-        lr: Learning rate; a number or a tensor.
+        lr: Learning rate; a number or a tensor. Start at 1e-2, and try a third and three times it.
         betas: Decay of the mean of the gradients and of `L` and `R`; 1 for sums.
         epsilon: Smallest eigenvalue of `L` and `R` relative to the mean one; 0 takes the
             pseudo-inverse. None: 1e-6, and 1e-2 with `kl`, where each factor divides by the other
             and directions that the first gradients lack would grow without bound.
         weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
+        maximize: Go up instead of down.
         frequency: Steps between two computations of a power.
         exponent: Of each side. None: -1/4, which is -1/(2 order) for a matrix; with `one_sided` or
             `kl` -1/2, so that one side alone turns a single gradient into the same step.
@@ -72,6 +73,7 @@ class Shampoo(MatrixOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         epsilon: float | None = None,
         weight_decay: float = 0.0,
+        maximize: bool = False,
         frequency: int = 10,
         exponent: float | None = None,
         one_sided: bool = False,
@@ -95,7 +97,13 @@ class Shampoo(MatrixOptimizer):
         options |= {"weight_decay": weight_decay, "frequency": frequency, "stagger": stagger}
         options |= {"exponent": power, "one_sided": one_sided, "graft": graft, "kl": kl}
         options |= {"block_size": block_size, "adam_betas": adam_betas, "adam_eps": adam_eps}
+        options |= {"maximize": maximize}
         super().__init__(source, options)
+
+    @staticmethod
+    def starting_rate() -> float:
+        """As measured in `docs/results/optimizers`."""
+        return 0.01
 
     @staticmethod
     def init(G: Float[Tensor, "b m n"], options: Options) -> State:

@@ -31,10 +31,11 @@ class SOAP(MatrixOptimizer):
 
     Args:
         source: A model, a `Plan`, parameters, named parameters or groups.
-        lr: Learning rate; a number or a tensor.
+        lr: Learning rate; a number or a tensor. Start at 1e-2, and try a third and three times it.
         betas: Decay of the momentum and of the second moments; that of `L` and `R` is the second.
         eps: Added to the square root of the second moment.
         weight_decay: Decoupled: `p <- p (1 - lr weight_decay)`.
+        maximize: Go up instead of down.
         frequency: Steps between two refreshes of a basis.
         statistics_every: Steps between two updates of `L` and `R`, which are a third of the work.
         max_dim: A side larger than this keeps its coordinates.
@@ -65,6 +66,7 @@ class SOAP(MatrixOptimizer):
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        maximize: bool = False,
         frequency: int = 10,
         statistics_every: int = 1,
         max_dim: int = 10_000,
@@ -78,7 +80,13 @@ class SOAP(MatrixOptimizer):
         options |= {"weight_decay": weight_decay, "frequency": frequency, "stagger": stagger}
         options |= {"statistics_every": statistics_every, "max_dim": max_dim}
         options |= {"one_sided": one_sided, "rotate_second_moment": rotate_second_moment}
-        super().__init__(source, options | {"adam_betas": adam_betas, "adam_eps": adam_eps})
+        options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
+        super().__init__(source, options)
+
+    @staticmethod
+    def starting_rate() -> float:
+        """As measured in `docs/results/optimizers`."""
+        return 0.01
 
     @staticmethod
     def init(G: Float[Tensor, "b m n"], options: Options) -> State:
