@@ -79,7 +79,7 @@ def of_moderate_size(G: Float[Tensor, "b m n"]) -> Float[Tensor, "b m n"]:
 
     Examples:
         >>> of_moderate_size(torch.tensor([[[3e-30, 0.0]]])).amax()
-        tensor(0.9508)
+        tensor(0.9507)
     """
     exponent = torch.frexp(G.abs().amax((-2, -1), keepdim=True)).exponent
     lowest = torch.frexp(torch.tensor(torch.finfo(G.dtype).tiny)).exponent.item()
