@@ -130,11 +130,13 @@ def output_moments(
         data: Batches.
         samples: Draws for each batch.
         bound: Gradients are scaled to norms within these multiples of the mean norm of their batch,
-            so that a few do not outweigh all others; None leaves them.
+            so that a few do not outweigh all others; the trace of the moment is that of the
+            gradients themselves. None leaves them.
         seed: Of the draws.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     sums: dict[str, Tensor] = {}
+    whole: dict[str, float] = {}
     counts = dict.fromkeys(layers, 0)
 
     def hook(name: str) -> Any:
@@ -143,6 +145,7 @@ def output_moments(
         def note(g: Tensor, x: Tensor) -> None:
             """Count the gradients of one call."""
             part = gradient_rows(layers[name], x, g.detach())
+            whole[name] = whole.get(name, 0.0) + float(part.square().sum())
             part = part if bound is None else _bounded(part, *bound)
             sums[name] = sums.get(name, 0) + (part.mT @ part).double()
             counts[name] += len(part)
@@ -159,7 +162,8 @@ def output_moments(
         for batch in data:
             for _ in range(samples):
                 _pull_drawn_labels(model, batch, generator)
-    return {name: total / counts[name] for name, total in sums.items()}
+    sizes = {name: whole[name] / max(float(total.trace()), 1e-300) for name, total in sums.items()}
+    return {name: sizes[name] * total / counts[name] for name, total in sums.items()}
 
 
 def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, "N m"]:

@@ -3,82 +3,27 @@
 Shapes: m = outputs, n = inputs of a layer.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import Seen, block_by_block, output_moments
-from matrigami.compress._grid import Grid, QuantizedMatrix
+from matrigami.compress._grid import Grid
+from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, weight
-from matrigami.compress._moments import damped, row_losses
-from matrigami.compress._removal import Support, remove
-from matrigami.compress._rounding import round_ldl
-from matrigami.nn import chosen, stand_in, swap
-from matrigami.operators import Structure, cost, project
-
-DAMPINGS = (0.01, 0.1, 0.001)
-"""Tried on the vectors that are held out; the best is taken."""
-
-UNREACHED = "not reached by the calibration: the simple method"
-"""The note on a layer that has seen nothing."""
-
-NAN = float("nan")
-
-Progress = Callable[[int, int, str], None]
-"""Told the number of layers that are done, of all, and the name of the last one."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What was done with one layer.
-
-    Attributes:
-        name: The layer.
-        rows: Vectors in its calibration; 0 if none has reached it.
-        rejected: Vectors that were left out because they were not finite.
-        damping: Of the moments, relative to their mean diagonal.
-        loss: Relative loss of the layer on held-out vectors.
-        simple: The same of the simple method: rounding to nearest, removal by magnitude, or the
-            projection without a metric.
-        bits: Stored bits of a weight, scales counted.
-        note: What a reader should know, or nothing.
-    """
-
-    name: str
-    rows: int
-    rejected: int
-    damping: float
-    loss: float
-    simple: float
-    bits: float
-    note: str = ""
-
-
-@dataclass
-class Report:
-    """What was done with a model, layer by layer; `values` holds the compressed matrices."""
-
-    layers: list[LayerReport] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The layers as a JSON list."""
-        return json.dumps([asdict(layer) for layer in self.layers], indent=1)
-
-    def __str__(self) -> str:
-        """A table."""
-        width = max((len(layer.name) for layer in self.layers), default=5)
-        lines = [f"{'layer':{width}}  {'rows':>8}  {'loss':>9}  {'simple':>9}  {'bits':>5}  note"]
-        lines += [
-            f"{r.name:{width}}  {r.rows:>8}  {r.loss:>9.2e}  {r.simple:>9.2e}  {r.bits:>5.2f}  "
-            f"{r.note}"
-            for r in self.layers
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+from matrigami.compress._methods import (
+    Method,
+    Progress,
+    described,
+    outcome,
+    refuse_misfits,
+)
+from matrigami.compress._removal import Support
+from matrigami.compress._report import LayerReport, Report
+from matrigami.nn import Patterns, chosen, matching, matrix_view, parsed_budget, swap, under_budget
+from matrigami.operators import Structure
 
 
 def quantize_(
@@ -86,11 +31,12 @@ def quantize_(
     calibration: Iterable[Any],
     grid: Grid | None = None,
     *,
-    targets: str | Iterable[str] | None = None,
-    ignore: str | Iterable[str] = (),
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
     two_sided: bool = False,
-    damping: float | tuple[float, ...] = DAMPINGS,
+    damping: float | tuple[float, ...] | None = None,
     progress: Progress | None = None,
+    journal: str | Path | None = None,
 ) -> Report:
     """Round the weights of a model onto integer grids, in place.
 
@@ -105,29 +51,15 @@ def quantize_(
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too: one backward pass for each batch
             and draw, of a model whose outputs are logits.
-        damping: Of several the best on held-out vectors is taken, layer by layer.
+        damping: Of several the best on held-out vectors is taken, layer by layer; None for three.
         progress: Told after every layer.
+        journal: A folder for finished blocks: a call that was killed goes on where it was.
 
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
-    grid = Grid() if grid is None else grid
-
-    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
-        """Round one matrix."""
-        W = weight(layer).float()
-        if seen is None:
-            value = grid.round(W)
-            return _Outcome(value.dense(), value, 0.0, NAN, NAN, bits(value), UNREACHED)
-        A, holdout = seen.moments()
-        found = round_ldl(W, A, B, grid=grid, damping=damping, holdout=holdout)
-        note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
-        losses = float(found.loss), float(found.nearest)
-        return _Outcome(
-            found.value.dense(), found.value, found.damping, *losses, bits(found.value), note
-        )
-
-    return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
+    options = (targets, ignore, two_sided, damping, progress, journal)
+    return _compressed(model, calibration, Grid() if grid is None else grid, *options)
 
 
 def prune_(
@@ -135,11 +67,12 @@ def prune_(
     calibration: Iterable[Any],
     support: Support,
     *,
-    targets: str | Iterable[str] | None = None,
-    ignore: str | Iterable[str] = (),
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
     two_sided: bool = False,
-    damping: float = 0.01,
+    damping: float | None = None,
     progress: Progress | None = None,
+    journal: str | Path | None = None,
 ) -> Report:
     """Set weights of a model to zero, in place, and fit the others.
 
@@ -150,42 +83,29 @@ def prune_(
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too.
-        damping: Of the moments, relative to their mean diagonal.
+        damping: Of the moments, relative to their mean diagonal; None for 0.01.
         progress: Told after every layer.
+        journal: A folder for finished blocks: a call that was killed goes on where it was.
 
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
-
-    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
-        """Prune one matrix."""
-        W = weight(layer).float()
-        plain = remove(W, support)
-        size = sparse_bits(plain.mask, W)
-        if seen is None:
-            return _Outcome(plain.W, plain.mask, 0.0, NAN, NAN, size, UNREACHED)
-        A, holdout = seen.moments()
-        found = remove(W, support, A, B, damping=damping, holdout=holdout)
-        whole = row_losses(W.double(), holdout, B).sum()
-        simple = float(row_losses((W - plain.W).double(), holdout, B).sum() / whole)
-        if simple < found.loss:
-            note = "by magnitude: nothing better was found"
-            return _Outcome(plain.W, plain.mask, damping, simple, simple, size, note)
-        return _Outcome(found.W, found.mask, damping, found.loss, simple, size, "")
-
-    return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
+    options = (targets, ignore, two_sided, damping, progress, journal)
+    return _compressed(model, calibration, support, *options)
 
 
 def structure_(
     model: nn.Module,
     calibration: Iterable[Any],
-    structure: Structure,
+    structure: Structure | None = None,
     *,
-    targets: str | Iterable[str] | None = None,
-    ignore: str | Iterable[str] = (),
+    budget: str | None = None,
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
     two_sided: bool = False,
-    damping: float = 0.01,
+    damping: float | None = None,
     progress: Progress | None = None,
+    journal: str | Path | None = None,
 ) -> Report:
     """Replace linear layers of a model by structured ones, in place, nearest in the moments.
 
@@ -193,99 +113,143 @@ def structure_(
         model: Any model; by default all its linear layers but the last, and convolutions.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
         structure: The structure of the new weights, e.g. `LowRank(rank=0.25)`.
+        budget: In its place a share such as `0.5x macs`: the nearest structure below it for each
+            layer, of full rank without shared weights.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too.
-        damping: Of the moments, relative to their mean diagonal.
+        damping: Of the moments, relative to their mean diagonal; None for 0.01.
         progress: Told after every layer.
+        journal: A folder for finished blocks: a call that was killed goes on where it was.
 
     Raises:
         ValueError: If a pattern matches nothing, no structured layer is known for a layer or its
             size does not fit, or there are no batches; the model is as it was.
     """
-    for layer in chosen(model, targets, ignore).values():
-        stand_in(layer, structure)  # refused before anything is changed
-
-    def one(layer: nn.Module, seen: Seen | None, B: Tensor | None) -> _Outcome:
-        """Project one matrix."""
-        W = weight(layer).float()
-        A, holdout = (None, None) if seen is None else seen.moments()
-        plain = project(structure, W)
-        value = plain
-        if A is not None:
-            left = None if B is None else damped(B, damping)
-            value = project(structure, W, left=left, right=damped(A, damping))
-        judge = torch.eye(W.shape[-1]).double() if holdout is None else holdout
-        whole = row_losses(W.double(), judge, B).sum()
-        found, simple = (
-            float(row_losses((W - V.dense()).double(), judge, B).sum() / whole)
-            for V in (value, plain)
+    if (structure is None) == (budget is None):
+        raise ValueError(
+            "structure_: one of structure= and budget= must be given.\n"
+            "Write structure_(model, data, LowRank(rank=0.25)) or budget='0.5x macs'."
         )
-        if simple < found:
-            value, found = plain, simple
-        size = 8 * W.element_size() * cost(value).params / W.numel()
-        note = UNREACHED if seen is None else ""
-        new = stand_in(layer, structure, value)
-        return _Outcome(new, value, damping, found, simple, size, note)
-
-    return _compressed(model, calibration, one, targets, ignore, two_sided, progress)
+    layers = chosen(model, targets, ignore)
+    methods: Any = structure if budget is None else budgeted(layers, budget)
+    options = (targets, ignore, two_sided, damping, progress, journal)
+    return _compressed(model, calibration, methods, *options)
 
 
-def bits(value: QuantizedMatrix) -> float:
-    """Stored bits of a weight, scales of 16 bits and zeros counted."""
-    groups = value.scale.numel() * (16 + (0 if value.zero is None else value.bits))
-    return value.bits + groups / value.codes.numel()
+def compress_(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    methods: Method | Mapping[str, Method],
+    *,
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
+    two_sided: bool = False,
+    damping: float | tuple[float, ...] | None = None,
+    progress: Progress | None = None,
+    journal: str | Path | None = None,
+) -> Report:
+    """Compress the layers of a model, each in its own way, in place.
+
+    Args:
+        model: Any model.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        methods: A `Grid`, a support, a structure or a tuple of structures; or one for each pattern
+            of names, of which the first that matches counts.
+        targets: Patterns of layer names; not with a mapping, whose patterns these are.
+        ignore: Patterns of layers to leave as they are.
+        two_sided: Whether the gradients of the outputs count, too.
+        damping: Of the moments; None for the defaults of the methods.
+        progress: Told after every layer.
+        journal: A folder for finished blocks: a call that was killed goes on where it was.
+
+    Raises:
+        ValueError: If a pattern matches nothing, a method does not fit, or there are no batches.
+    """
+    targets = list(methods) if isinstance(methods, Mapping) else targets
+    options = (targets, ignore, two_sided, damping, progress, journal)
+    return _compressed(model, calibration, methods, *options)
 
 
-def sparse_bits(mask: Tensor, W: Tensor) -> float:
-    """Stored bits of a weight: those that stay, and one to say which."""
-    return 1 + 8 * W.element_size() * float(mask.sum()) / mask.numel()
+def budgeted(layers: Mapping[str, nn.Module], budget: str) -> dict[str, Method]:
+    """For every layer the structures that are tried under a budget."""
+    share, unit = parsed_budget(budget)
+    found: dict[str, Method] = {}
+    for name, layer in layers.items():
+        view: Any = matrix_view(layer)
+        found[name] = tuple(under_budget(view.rows, view.columns, share, unit))
+    return found
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of one layer: new weights or a value, what is kept, and what is told."""
+def by_layer(
+    model: nn.Module, layers: Mapping[str, nn.Module], methods: Method | Mapping[str, Method]
+) -> dict[str, Method]:
+    """The method of each layer, which must fit it."""
+    if isinstance(methods, Mapping):
+        patterns = matching(list(methods), layers, model, "methods")
+        found = {name: methods[patterns[name]] for name in layers}
+    else:
+        found = dict.fromkeys(layers, methods)
+    for name, method in found.items():
+        refuse_misfits(method, name, layers[name])
+    return found
 
-    new: Tensor | nn.Module
-    kept: Any
-    damping: float
-    loss: float
-    simple: float
-    bits: float
-    note: str
+
+def batches_of(calibration: Iterable[Any]) -> list[Any]:
+    """All batches.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    data = list(calibration)
+    if not data:
+        raise ValueError(
+            "the calibration has no batches.\nGive some: a few hundred vectors are enough."
+        )
+    return data
 
 
 def _compressed(
     model: nn.Module,
     calibration: Iterable[Any],
-    one: Callable[[nn.Module, Seen | None, Tensor | None], _Outcome],
-    targets: str | Iterable[str] | None,
-    ignore: str | Iterable[str],
+    methods: Method | Mapping[str, Method],
+    targets: Patterns | None,
+    ignore: Patterns,
     two_sided: bool,
+    damping: float | tuple[float, ...] | None,
     progress: Progress | None,
+    journal: str | Path | None,
 ) -> Report:
-    """Compress the chosen layers by a function of one layer and what it has seen."""
-    layers, data = chosen(model, targets, ignore), list(calibration)
-    if not data:
-        raise ValueError(
-            "the calibration has no batches.\nGive some: a few hundred vectors are enough."
-        )
+    """Compress the chosen layers block by block, each behind those that are compressed."""
+    layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    ways = by_layer(model, layers, methods)
+    told = {name: described(method) for name, method in ways.items()}
+    book = None
+    if journal is not None:
+        book = Journal(journal, fingerprint(model, data, told, two_sided, damping))
     gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
-    report = Report()
+    done = {} if book is None else book.restore_(model)
+    report = Report([r for r, _ in done.values()], {name: v for name, (_, v) in done.items()})
 
     def compress(seen: Mapping[str, Seen | None]) -> None:
         """Compress the layers that were just seen."""
+        finished: list[tuple[LayerReport, Any]] = []
         for name, what in seen.items():
-            made = one(layers[name], what, gradients.get(name))
-            _put(model, name, made.new)
-            report.values[name] = made.kept
+            made = outcome(ways[name], layers[name], what, gradients.get(name), damping)
             counts = (0, 0) if what is None else (what.rows, what.rejected)
-            told = (made.damping, made.loss, made.simple, made.bits, made.note)
-            report.layers.append(LayerReport(name, *counts, *told))
+            size = weight(layers[name]).numel()
+            finished.append((LayerReport.of(name, ways[name], made, size, counts), made.value))
+            _put(model, name, made.new)
+            report.layers.append(finished[-1][0])
+            report.values[name] = made.value
             if progress is not None:
                 progress(len(report.layers), len(layers), name)
+        if book is not None and finished:
+            book.write(model, finished)
 
-    block_by_block(model, layers, data, compress)
+    rest = {name: layer for name, layer in layers.items() if name not in done}
+    if rest:
+        block_by_block(model, rest, data, compress)
     return report
 
 

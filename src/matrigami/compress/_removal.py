@@ -74,6 +74,7 @@ def unstructured(sparsity: float) -> Support:
         mask[flat.topk(kept, sorted=False).indices] = True
         return mask.reshape(importance.shape)
 
+    chosen.__name__ = f"unstructured({sparsity})"
     return chosen
 
 
@@ -98,6 +99,7 @@ def n_of_m(n: int, m: int) -> Support:
         best = groups.topk(n, dim=-1, sorted=False).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter(-1, best, True).flatten(-2)
 
+    chosen.__name__ = f"n_of_m({n}, {m})"
     return chosen
 
 

@@ -15,7 +15,8 @@ from matrigami.nn._anatomy import (
     refusal,
     runs_as,
 )
-from matrigami.nn._choice import chosen, matching, matrix_view
+from matrigami.nn._budget import cost_of, parsed_budget, under_budget
+from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
 from matrigami.nn._scaling import (
@@ -41,6 +42,7 @@ __all__ = [
     "OneHot",
     "Part",
     "Parts",
+    "Patterns",
     "Role",
     "Rule",
     "StructuredConv",
@@ -55,10 +57,12 @@ __all__ = [
     "chosen",
     "coordinate_check",
     "coordinate_slope",
+    "cost_of",
     "linear_use",
     "matching",
     "matrix_view",
     "param_groups",
+    "parsed_budget",
     "parts",
     "refusal",
     "replace_",
@@ -69,6 +73,7 @@ __all__ = [
     "stand_in",
     "swap",
     "to_dense_",
+    "under_budget",
     "uses",
     "weight_part",
 ]

@@ -1,0 +1,213 @@
+"""What can be done with one layer: its type says which of the three ways is meant.
+
+    Grid                       rounded
+    function of importances    pruned
+    structures                 the nearest of them in its place
+
+Shapes: m = outputs, n = inputs of a layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matrigami.compress._calibration import Seen
+from matrigami.compress._grid import Grid, QuantizedMatrix
+from matrigami.compress._layers import weight
+from matrigami.compress._moments import damped, row_losses
+from matrigami.compress._removal import Support, remove
+from matrigami.compress._rounding import round_ldl
+from matrigami.nn import matrix_view, stand_in
+from matrigami.operators import Structure, cost, project
+
+Method = Grid | Structure | tuple[Structure, ...] | Support
+"""A grid rounds, a support (`unstructured(0.5)`) prunes, of structures the nearest is taken."""
+
+DAMPINGS = (0.01, 0.1, 0.001)
+"""Tried on the vectors that are held out when weights are rounded; the best is taken."""
+
+DAMPING = 0.01
+"""Of the other methods."""
+
+UNREACHED = "not reached by the calibration: the simple method"
+"""The note on a layer that has seen nothing."""
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of one layer.
+
+    Attributes:
+        new: New weights, or a layer to be put in its place.
+        value: What is kept in the report: a quantised matrix, a mask, a structured matrix.
+        damping: Of the moments, relative to their mean diagonal.
+        loss: Relative loss of the layer on held-out vectors.
+        simple: The same of the simple method.
+        absolute: `tr(B E A E.T) / 2` on held-out vectors: with `B` the rise of the loss.
+        nbytes: Stored bytes of the weight.
+        macs: Multiply-adds for one input vector, zeros not counted.
+        note: What a reader should know, or nothing.
+    """
+
+    new: Tensor | nn.Module
+    value: Any
+    damping: float
+    loss: float
+    simple: float
+    absolute: float
+    nbytes: float
+    macs: int
+    note: str
+
+
+def outcome(
+    method: Method,
+    layer: nn.Module,
+    seen: Seen | None,
+    B: Tensor | None,
+    damping: float | tuple[float, ...] | None = None,
+) -> Outcome:
+    """What a method makes of one layer; nothing is changed yet.
+
+    Args:
+        method: The method.
+        layer: The layer.
+        seen: What it has seen; None if nothing.
+        B: Second moment of its output gradients, or None.
+        damping: Of the moments; None for the default of the method.
+    """
+    W = weight(layer).float()
+    if isinstance(method, Grid):
+        made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
+    elif isinstance(method, Structure | tuple):
+        recipes = method if isinstance(method, tuple) else (method,)
+        made = _structured(recipes, layer, W, seen, B, _one(damping))
+    else:
+        made = _pruned(method, W, seen, B, _one(damping))
+    return made
+
+
+def described(method: Method) -> str:
+    """The method in words.
+
+    Examples:
+        >>> from matrigami.compress import unstructured
+        >>> described(Grid(4)), described(unstructured(0.5))
+        ('Grid(bits=4, group=128, symmetric=True, fitted=False)', 'unstructured(0.5)')
+    """
+    if isinstance(method, tuple):
+        return " | ".join(map(str, method))
+    return str(method) if isinstance(method, Grid | Structure) else method.__name__
+
+
+def refuse_misfits(method: Method, name: str, layer: nn.Module) -> None:
+    """Refuse a method that does not fit the size of a layer, before anything is changed.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    view: Any = matrix_view(layer)
+    try:
+        if isinstance(method, Structure | tuple):
+            for recipe in method if isinstance(method, tuple) else (method,):
+                stand_in(layer, recipe)
+        elif not isinstance(method, Grid):
+            method(torch.ones(view.rows, view.columns))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _one(damping: float | tuple[float, ...] | None) -> float:
+    """The only damping, or the first."""
+    first = damping[0] if isinstance(damping, tuple) else damping
+    return DAMPING if first is None else first
+
+
+def _rounded(
+    grid: Grid, W: Tensor, seen: Seen | None, B: Tensor | None, damping: float | tuple[float, ...]
+) -> Outcome:
+    """Round one matrix."""
+    if seen is None:
+        value = grid.round(W)
+        told = (0.0, NAN, NAN, NAN, quantized_bytes(value), W.numel(), UNREACHED)
+        return Outcome(value.dense(), value, *told)
+    A, holdout = seen.moments()
+    found = round_ldl(W, A, B, grid=grid, damping=damping, holdout=holdout)
+    note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
+    new = found.value.dense()
+    absolute = _half_loss(W - new, holdout, B)
+    told = (found.damping, float(found.loss), float(found.nearest), absolute)
+    return Outcome(new, found.value, *told, quantized_bytes(found.value), W.numel(), note)
+
+
+def _pruned(
+    support: Support, W: Tensor, seen: Seen | None, B: Tensor | None, damping: float
+) -> Outcome:
+    """Prune one matrix."""
+    plain = remove(W, support)
+    kept = int(plain.mask.sum())
+    size = (kept * W.element_size() + W.numel() / 8, kept)
+    if seen is None:
+        return Outcome(plain.W, plain.mask, 0.0, NAN, NAN, NAN, *size, UNREACHED)
+    A, holdout = seen.moments()
+    found = remove(W, support, A, B, damping=damping, holdout=holdout)
+    simple = _relative(W - plain.W, W, holdout, B)
+    if simple < found.loss:
+        told = (simple, simple, _half_loss(W - plain.W, holdout, B))
+        note = "by magnitude: nothing better was found"
+        return Outcome(plain.W, plain.mask, damping, *told, *size, note)
+    told = (found.loss, simple, _half_loss(W - found.W, holdout, B))
+    return Outcome(found.W, found.mask, damping, *told, *size, "")
+
+
+def _structured(
+    recipes: tuple[Structure, ...],
+    layer: nn.Module,
+    W: Tensor,
+    seen: Seen | None,
+    B: Tensor | None,
+    damping: float,
+) -> Outcome:
+    """Project one matrix onto each structure, with and without the moments; take the nearest."""
+    A, holdout = (None, None) if seen is None else seen.moments()
+    judge = torch.eye(W.shape[-1]).double() if holdout is None else holdout
+    left = None if B is None else damped(B, damping)
+    plain = [(recipe, project(recipe, W)) for recipe in recipes]
+    tried = list(plain)
+    if A is not None:
+        right = damped(A, damping)
+        tried += [(recipe, project(recipe, W, left=left, right=right)) for recipe in recipes]
+    errors = [_relative(W - value.dense(), W, judge, B) for _, value in tried]
+    best = min(range(len(tried)), key=errors.__getitem__)
+    recipe, value = tried[best]
+    price, note = cost(value), UNREACHED if seen is None else ""
+    absolute = NAN if seen is None else _half_loss(W - value.dense(), judge, B)
+    told = (errors[best], min(errors[: len(plain)]), absolute)
+    size = (W.element_size() * price.params, price.macs)
+    return Outcome(stand_in(layer, recipe, value), value, damping, *told, *size, note)
+
+
+def _relative(E: Tensor, W: Tensor, A: Tensor, B: Tensor | None) -> float:
+    """The loss of an error, relative to that of removing everything."""
+    whole = _half_loss(W, A, B)
+    return _half_loss(E, A, B) / whole if whole > 0 else 0.0
+
+
+def _half_loss(E: Tensor, A: Tensor, B: Tensor | None) -> float:
+    """`tr(B E A E.T) / 2`."""
+    return float(row_losses(E.double(), A, None if B is None else B.double()).sum() / 2)
+
+
+def quantized_bytes(value: QuantizedMatrix) -> float:
+    """Stored bytes of a matrix, scales of 16 bits and zeros counted."""
+    groups = value.scale.numel() * (16 + (0 if value.zero is None else value.bits))
+    return (value.bits * value.codes.numel() + groups) / 8
+
+
+Progress = Callable[[int, int, str], None]
+"""Told the number of layers that are done, of all, and the name of the last one."""

@@ -1,0 +1,75 @@
+"""What was done with the layers of a model, for a person and for a program."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from matrigami.compress._methods import Method, Outcome, described
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was done with one layer.
+
+    Attributes:
+        name: The layer.
+        rows: Vectors in its calibration; 0 if none has reached it.
+        rejected: Vectors that were left out because they were not finite.
+        damping: Of the moments, relative to their mean diagonal.
+        loss: Relative loss of the layer on held-out vectors.
+        simple: The same of the simple method: rounding to nearest, removal by magnitude, or the
+            projection without a metric.
+        bits: Stored bits of a weight, scales counted.
+        note: What a reader should know, or nothing.
+        method: What was done.
+        macs: Multiply-adds for one input vector, zeros not counted.
+    """
+
+    name: str
+    rows: int
+    rejected: int
+    damping: float
+    loss: float
+    simple: float
+    bits: float
+    note: str = ""
+    method: str = ""
+    macs: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, method: Method, made: Outcome, weights: int, counts: tuple[int, int]
+    ) -> "LayerReport":
+        """The report on an outcome for so many weights, after so many vectors, good and bad."""
+        bits = 8 * made.nbytes / weights
+        told = (made.damping, made.loss, made.simple, bits, made.note, described(method), made.macs)
+        return cls(name, *counts, *told)
+
+
+@dataclass
+class Report:
+    """What was done with a model, layer by layer; `values` holds the compressed matrices."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The layers as a JSON list."""
+        return json.dumps([asdict(layer) for layer in self.layers], indent=1)
+
+    @classmethod
+    def layer_from_json(cls, told: Mapping[str, Any]) -> LayerReport:
+        """One layer of `to_json`."""
+        return LayerReport(**told)
+
+    def __str__(self) -> str:
+        """A table."""
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        lines = [f"{'layer':{width}}  {'rows':>8}  {'loss':>9}  {'simple':>9}  {'bits':>5}  note"]
+        lines += [
+            f"{r.name:{width}}  {r.rows:>8}  {r.loss:>9.2e}  {r.simple:>9.2e}  {r.bits:>5.2f}  "
+            f"{r.note}"
+            for r in self.layers
+        ]
+        return "\n".join(line.rstrip() for line in lines)
