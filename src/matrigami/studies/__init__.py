@@ -1,4 +1,4 @@
-"""Scaling studies: which structure gives the lowest error for a given amount of computation."""
+"""Studies: which structure learns best at equal computation, and which one a matrix has."""
 
 from matrigami.studies._config import RunConfig
 from matrigami.studies._environment import environment
@@ -46,13 +46,29 @@ from matrigami.studies._spec import (
 )
 from matrigami.studies._team import Team, joined
 from matrigami.studies._train import Interrupted, train_run
+from matrigami.studies.analysis import (
+    FAMILIES,
+    Analysis,
+    Curve,
+    Family,
+    Finding,
+    Place,
+    analyze,
+    projected,
+)
 
 __all__ = [
     "COLUMNS",
+    "FAMILIES",
     "METRICS",
+    "Analysis",
+    "Curve",
+    "Family",
+    "Finding",
     "Interrupted",
     "LoadedRun",
     "Outcome",
+    "Place",
     "Plan",
     "PowerLaw",
     "RunConfig",
@@ -60,6 +76,7 @@ __all__ = [
     "Snapshot",
     "Study",
     "Team",
+    "analyze",
     "canonical_optimizer",
     "canonical_structure",
     "check_data",
@@ -81,6 +98,7 @@ __all__ = [
     "plan_run",
     "plan_study",
     "preset_names",
+    "projected",
     "read_results",
     "run_size",
     "run_states",

@@ -1,0 +1,8 @@
+"""Which structure a matrix has."""
+
+from matrigami.studies.analysis._analyze import analyze
+from matrigami.studies.analysis._curves import Curve
+from matrigami.studies.analysis._families import FAMILIES, Family, Place, projected
+from matrigami.studies.analysis._result import Analysis, Finding
+
+__all__ = ["FAMILIES", "Analysis", "Curve", "Family", "Finding", "Place", "analyze", "projected"]
