@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.operators import LinearOperator, Structure
-from matrigami.studies.analysis._families import FAMILIES, Blocks, Family, Place, projected
+from matrigami.studies.analysis._families import Blocks, Family, Place, projected
 from matrigami.studies.analysis._growth import growth
 from matrigami.studies.analysis._input import check_names, checked_matrix, point_pair
 from matrigami.studies.analysis._judge import findings_of
@@ -31,6 +31,7 @@ from matrigami.studies.analysis._metrics import Metric, measured, standard_metri
 from matrigami.studies.analysis._orderings import ORDERINGS, inverse, traits_of
 from matrigami.studies.analysis._partitions import strong, weak
 from matrigami.studies.analysis._result import Analysis, Finding, verdict_of
+from matrigami.studies.analysis._table import FAMILIES
 
 Progress = Callable[[int, int], None]
 """Told how many of how many parts are done."""
