@@ -58,12 +58,10 @@ def analyze(
 ) -> Analysis:
     """Which structure a matrix has: error against storage, null models, a verdict in words.
 
-    `E(s) = min ||A - B||_F / ||A||_F` over the members `B` with at most `s m n` numbers, in each of
-    the orders. The gain of a structure is the error of a null model over that of the matrix, where
-    the null model gets the same search for orders. It is present if at one of the storages
-    `budget`, `2.5 budget`, `budget / 2` the gain over all null models that keep the norm or the
-    singular values is at least 2, the error three standard deviations below their mean, and at most
-    0.9 of that of low rank (for low rank itself: the gain over Gaussian matrices alone).
+    `E(s) = min ||A - B||_F / ||A||_F` over the members `B` with at most `s m n` numbers, in each
+    order. The gain is the error of null models, with the same search for orders, over that of the
+    matrix; a structure is present as the top of this module says, at `budget`, or else at `2.5
+    budget` or `budget / 2`.
 
     Args:
         A: The matrix, `m x n`, a tensor, an array or an operator.
@@ -73,9 +71,8 @@ def analyze(
         orderings: Names of orders; those that do not exist for the matrix are left out.
         budget: Storage at which structures are compared, a fraction of the dense matrix.
         draws: Of each null model that keeps the singular values; of the others there is one.
-        metrics: Functions of a dense member of the size of `A`; for a positive definite matrix the
-            error of solutions, the condition number after preconditioning, and the steps of CG are
-            always measured.
+        metrics: Functions of a dense member of the size of `A`; those of solutions with a positive
+            definite matrix are always measured.
         name: Of the matrix, in the result.
         seed: Of random orders and null models.
         progress: Told the parts done, and all.
