@@ -239,3 +239,19 @@ def test_a_module_without_a_rule_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 3))
     with pytest.raises(TypeError, match="1, a Bilinear with two inputs: weight, bias"):
         capture(model)
+
+
+def test_padding_is_left_out_of_moments():
+    """As if it were not there, for the layers that see the positions of the mask."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.randn(6, 7, 4)
+    mask = torch.arange(7)[None] < torch.tensor([7, 2, 3, 1, 7, 5])[:, None]
+    for inputs in (x, x.flatten(0, 1)):
+        with capture(model) as moments, torch.no_grad():
+            moments.mask = mask
+            model(inputs)
+        with capture(model) as alone, torch.no_grad():
+            model(x[mask])
+        for name in ("0.weight", "2.weight"):
+            assert moments[name].rows == alone[name].rows == int(mask.sum())
+            assert_close(moments[name].inputs.dense(), alone[name].inputs.dense())

@@ -4,7 +4,7 @@ The calls of a layer, and those of layers that share parameters, are brought tog
 examples first and without positions that do not count.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ Key = tuple[str, ...]
 
 Blocks = dict[Key, "list[Use]"]
 """What each block saw in one batch."""
+
+Rows = Callable[[Record, Key, Use], Tensor | None]
+"""Which inputs of a block in a call count, of the use that it makes; None: all."""
 
 
 class SharedInputs:
@@ -68,7 +71,7 @@ def named_uses(record: Record, seen: SharedInputs, place: Place | None = None) -
 def by_block(
     calls: Iterable[tuple[Record, Place | None]],
     seen: SharedInputs,
-    rows: Mapping[tuple[int, Key], Tensor | None] | None = None,
+    rows: Rows | None = None,
     *,
     reduce: bool = False,
 ) -> Blocks:
@@ -79,7 +82,7 @@ def by_block(
     found: Blocks = {}
     for record, place in calls:
         for key, use in named_uses(record, seen, place).items():
-            kept = use if rows is None else only(use, rows[id(record), key])
+            kept = use if rows is None else only(use, rows(record, key, use))
             found.setdefault(key, []).append(reduced(kept) if reduce else kept)
     return {key: joined(parts) for key, parts in found.items()}
 
@@ -93,16 +96,17 @@ def with_gradients(
 
 def rows_that_count(
     outputs: Tensor, records: list[Record], places: Sequence[Place | None], found: Terms
-) -> dict[tuple[int, Key], Tensor | None] | None:
+) -> Rows | None:
     """Which inputs of each block in each call have a part in terms that count; None: all."""
     if not is_masked(found):
         return None
     pull_back(outputs, records, noise(outputs.detach(), found))
-    return {
+    known = {
         (id(record), key): counted(use)
         for record, place in with_gradients(records, places)
         for key, use in named_uses(record, SharedInputs(), place).items()
     }
+    return lambda record, key, _: known[id(record), key]
 
 
 def joined(parts: list[Use]) -> list[Use]:

@@ -21,9 +21,11 @@ from matrigami.curvature._blocks import Key, SharedInputs, by_block, finite
 from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
 from matrigami.curvature._kfac import assembled
 from matrigami.curvature._likelihood import as_module, term_count
+from matrigami.curvature._masks import of_mask
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Loss, sums
 from matrigami.curvature._record import Record, Site, find_sites, is_observed, read_input, unwrapped
+from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator, operator, scale as scaled
 
 
@@ -54,6 +56,11 @@ class Capture:
         joint: Whether a bias is one more input of its weight.
         dtype: Type of the sums.
         scale: The factor by which gradients are too large, such as `scaler.get_scale`.
+
+    Attributes:
+        mask: Which positions `(N, S)` of the next forward passes count, such as an attention mask;
+            None: all. It applies to layers that see so many positions; tables see tokens.
+        rejected: How many batches of a layer held NaN.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Capture:
         self.dtype, self.scale = dtype, scale
         self.sites = find_sites(self.model, joint=joint)
         self.rejected: dict[str, int] = {}
+        self.mask: Tensor | None = None
         self._factors: dict[Key, dict[bool, Factors]] = {}
         self._examples: dict[Key, int] = {}
         self._counted_by: dict[Key, Site] = {}
@@ -177,7 +185,8 @@ class Capture:
             again = torch._C._current_graph_task_id() >= 0  # a checkpoint computes it once more
             if again and not calls.hidden:
                 return  # its first call was seen
-            record = Record(site, read_input(site, args, kwargs).detach(), None)
+            x = read_input(site, args, kwargs).detach()
+            record = Record(site, x, None, mask=self.mask)
             if again:
                 calls.hidden.pop(0)
             if not output.requires_grad:
@@ -208,7 +217,9 @@ class Capture:
     @torch.no_grad()
     def _count(self, site: Site, records: list[Record]) -> None:
         """Add the calls of one layer in one batch, unless they hold NaN."""
-        found = by_block([(record, None) for record in records], self._seen)
+        masked = any(record.mask is not None for record in records)
+        calls = [(record, None) for record in records]
+        found = by_block(calls, self._seen, _by_mask if masked else None)
         if not all(finite(use) for parts in found.values() for use in parts):
             self.rejected[site.name] = self.rejected.get(site.name, 0) + 1
             return
@@ -226,6 +237,11 @@ class Capture:
     def _weight(self, examples: int) -> float:
         """From gradients of the loss of a batch to those of its terms, times their share."""
         return 1.0 if sums(self.loss) else float(examples * (self._terms or examples))
+
+
+def _by_mask(record: Record, _key: Key, use: Use) -> Tensor | None:
+    """The positions that counted when a layer was called."""
+    return None if record.mask is None else of_mask(record.mask.bool(), use)
 
 
 @dataclass(eq=False)
@@ -252,8 +268,9 @@ def capture(
     """Gather the second moments of what the layers of a model see.
 
     Layers that read the same inputs (queries, keys, values) share one moment. Several calls of a
-    layer in one pass are summed as positions. Batches of a layer that hold NaN or infinite entries
-    are left out and counted in `rejected`. In distributed training call `all_reduce` at the end.
+    layer in one pass are summed as positions. Set `moments.mask` to leave out padding. Batches of
+    a layer that hold NaN or infinite entries are left out and counted in `rejected`. In distributed
+    training call `all_reduce` at the end.
 
     Args:
         model: Its trainable parameters are watched. Under `no_grad` only inputs are seen.

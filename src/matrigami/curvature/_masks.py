@@ -13,9 +13,6 @@ from torch import Tensor
 from matrigami.curvature._likelihood import Terms
 from matrigami.curvature._uses import OneHot, Use
 
-Rows = Bool[Tensor, "N S"] | Bool[Tensor, " U"]
-"""Which rows of the inputs of a use count."""
-
 
 def is_masked(found: Terms) -> bool:
     """Whether a loss leaves out some of its terms."""
@@ -37,6 +34,13 @@ def counted(use: Use) -> Tensor | None:
         return None
     active = use.gradients.ne(0).any(-1).any(2).any(0)  # N S
     return active[:, 0] if isinstance(use.inputs, OneHot) else active
+
+
+def of_mask(mask: Bool[Tensor, "..."], use: Use) -> Tensor | None:
+    """A mask of positions as rows of a use, if it has such positions; None: all count."""
+    if isinstance(use.inputs, OneHot) or use.inputs.shape[1:3].numel() != mask.numel():
+        return None
+    return mask.reshape(use.inputs.shape[1:3]).to(use.inputs.device)
 
 
 def only(use: Use, rows: Tensor | None) -> Use:

@@ -62,6 +62,7 @@ class Record:
     edge: GradientEdge | None
     g: Tensor | None = None
     shape: tuple[int, ...] = ()
+    mask: Tensor | None = None
 
     @classmethod
     def of(cls, site: Site, x: Tensor, output: Tensor) -> "Record":
