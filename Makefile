@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$$python" -m venv $(VENV) || { rm -rf $(VENV); printf '%s\n' \
 	  'The virtual environment could not be made.' 'On Debian and Ubuntu its module is a package of its own.' \
 	  'Run: apt install python3-venv' >&2; exit 2; }
-	@$(INSTALL) -e '.[plots,data,dev,peers]'
+	@$(INSTALL) -e '.[plots,data,dev,peers,mesh]'
 	@$(INSTALL) --no-deps $(PEERS)
 	@touch $@
 

@@ -1,5 +1,5 @@
-"""Matrices that come from geometry: particles, whose interactions depend on distances."""
+"""Matrices that come from geometry: meshes, and particles that interact by their distances."""
 
-from matrigami.geometry import particles
+from matrigami.geometry import mesh, particles
 
-__all__ = ["particles"]
+__all__ = ["mesh", "particles"]

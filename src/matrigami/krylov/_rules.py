@@ -6,11 +6,13 @@ default.
 Shapes: n = rows = columns, k = right-hand sides.
 """
 
+from functools import partial
 from typing import Any
 
 from jaxtyping import Inexact
 from torch import Tensor
 
+from matrigami.krylov._cg import cg
 from matrigami.krylov._eigenpairs import largest_eigenpairs
 from matrigami.krylov._gmres import gmres
 from matrigami.krylov._implicit import implicit_solve
@@ -26,6 +28,7 @@ from matrigami.operators import (
     diagonal_by_entries,
     eigh,
     fits_dense,
+    iterate,
     lstsq,
     slogdet,
     solve,
@@ -68,17 +71,33 @@ def solve_iteratively(
         tensor([[1.0000],
                 [0.5000]])
     """
-    return implicit_solve(A, B, _iterate)
+    return iterate(A, B)
 
 
-def _iterate(A: LinearOperator, B: Tensor) -> Tensor:
+@iterate.register
+def _(
+    A: LinearOperator,
+    B: Tensor,
+    tol: float | None = None,
+    preconditioner: Any = None,
+    method: Any = None,
+) -> Tensor:
+    M = preconditioner.matmat if isinstance(preconditioner, LinearOperator) else preconditioner
+    return implicit_solve(A, B, partial(_iterate, tol=tol, preconditioner=M, method=method))
+
+
+def _iterate(
+    A: LinearOperator, B: Tensor, *, tol: float | None, preconditioner: Any, method: Any
+) -> Tensor:
     """Choose the method and insist on convergence."""
-    check_system("solve_iteratively", A, B)
-    hermitian = is_hermitian(A)
-    found = (minres if hermitian else gmres)(A, B)
+    check_system("solve", A, B)
+    hermitian = (cg if preconditioner else minres) if method is None else method
+    method = method or (hermitian if is_hermitian(A) else gmres)
+    inverse = {"preconditioner": preconditioner} if preconditioner else {}
+    found = method(A, B, tol=tol, **inverse)
     if not found.converged.all():
         raise RuntimeError(
-            f"solve(A, B): {'MINRES' if hermitian else 'GMRES'} did not converge for {A!r}.\n"
+            f"solve(A, B): {method.__name__.upper()} did not converge for {A!r}.\n"
             f"It reached a relative residual of {float(found.residuals[-1].max()):.1e} in "
             f"{found.steps} steps.\n"
             "Call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."

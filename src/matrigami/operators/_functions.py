@@ -70,7 +70,7 @@ class Fan(NamedTuple):
 
 
 def _system(
-    function: OpenFunction, A: Any, B: Any, damping: Any = 0.0, *, square: bool = False
+    function: OpenFunction, A: Any, B: Any, damping: Any = 0.0, *, square: bool = False, **how: Any
 ) -> Any:
     """Check a system, add the damping, and take a vector as one column."""
     require(function.name, A, square=square)
@@ -85,8 +85,48 @@ def _system(
         )
     if isinstance(damping, Tensor) or damping != 0:
         A = shift(A, damping)
-    Y = _answered(function, A, X[:, None] if vector else X)
+    columns = X[:, None] if vector else X
+    Y = _iterated(A, columns, **how) if how else _answered(function, A, columns)
     return as_given(Y[..., 0] if vector else Y, B)
+
+
+def _iterated(
+    A: LinearOperator,
+    B: Tensor,
+    *,
+    x0: Any = None,
+    tol: float | None = None,
+    preconditioner: Any = None,
+) -> Tensor:
+    """Solve for the difference from a first guess, by iteration."""
+    kind = torch.promote_types(A.dtype, B.dtype)
+    A, B = A.to(kind), B.to(kind)
+    if x0 is None:
+        return iterate(A, B, tol, preconditioner)
+    guess = as_tensor(x0, A).to(kind)
+    guess = guess[:, None] if guess.ndim == 1 else guess
+    return guess + iterate(A, B - A.matmat(guess), tol, preconditioner)
+
+
+@OpenFunction
+def iterate(
+    A: LinearOperator,
+    B: Tensor,
+    tol: float | None = None,
+    preconditioner: Any = None,
+    method: Any = None,
+) -> Tensor:
+    """Solve `A X = B` by products alone: the rules are in `matrigami.krylov`.
+
+    Args:
+        A: A square matrix.
+        B: Right-hand sides, `(..., n, k)`, of its type.
+        tol: Relative residual; `eps^(2/3)` by default.
+        preconditioner: An approximate inverse, an operator or a function of a block of vectors.
+        method: `cg`, `minres` or `gmres`; by default MINRES for Hermitian matrices
+            (with a preconditioner `cg`), else GMRES.
+    """
+    raise NotImplementedError(f"iterate(A, B): nothing is known for a {type(A).__name__}.")
 
 
 def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
@@ -119,17 +159,29 @@ def _refuse_infinite(name: str, A: LinearOperator) -> None:
 
 
 @lambda default: OpenFunction(default, around=partial(_system, square=True))
-def solve(A: LinearOperator, B: Any, damping: Any = 0.0) -> Any:
+def solve(
+    A: LinearOperator,
+    B: Any,
+    damping: Any = 0.0,
+    *,
+    x0: Any = None,
+    tol: float | None = None,
+    preconditioner: Any = None,
+) -> Any:
     """Solve `A X = B` for a square, nonsingular `A`.
 
     Differentiable in `B` and in the tensors of `A`, in every order. A value without a rule of its
     own is made dense (LU); above `matrigami.krylov.DENSE_LIMIT` entries an iterative method is
-    used.
+    used, and wherever one of the last three arguments is given.
 
     Args:
         A: The matrix, of shape `(*batch, n, n)`.
         B: Right-hand sides, `(n,)` or `(*batch, n, k)`; an array is answered by an array.
         damping: Added to the diagonal first (Tikhonov); none by default.
+        x0: A first guess, such as the solution of the last step in time.
+        tol: Relative residual of the iteration (with `x0` of what the guess leaves).
+        preconditioner: An approximate inverse, kept and reused by the caller: an operator such as
+            `matrigami.geometry.mesh.multigrid(A)`, or a function of a block of vectors.
 
     Returns:
         The solution, of the shape of `B`.

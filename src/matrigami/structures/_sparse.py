@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Inexact, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from matrigami.krylov import implicit_solve
 from matrigami.operators import (
@@ -219,11 +220,21 @@ def from_scipy(A: Any) -> LinearOperator:
 
 
 def _factorized(A: SparseMatrix) -> Any:
-    """SuperLU's factors.
+    """SuperLU's factors, kept as long as the entries live and are not changed.
 
     Raises:
         torch.linalg.LinAlgError: If the matrix is singular.
     """
+    kept = FACTORS.get(A.entries)
+    if kept is not None and kept[:3] == (A.entries._version, id(A.columns), A.size):
+        return kept[-1]
+    factors = _factorize(A)
+    FACTORS[A.entries] = (A.entries._version, id(A.columns), A.size, factors)
+    return factors
+
+
+def _factorize(A: SparseMatrix) -> Any:
+    """By SuperLU."""
     from scipy.sparse import csr_array  # noqa: PLC0415 - heavy, and rarely needed
     from scipy.sparse.linalg import splu  # noqa: PLC0415
 
@@ -232,6 +243,10 @@ def _factorized(A: SparseMatrix) -> Any:
         return splu(csr_array(tuple(parts), shape=A.size).tocsc())
     except RuntimeError as error:
         raise torch.linalg.LinAlgError(str(error)) from error
+
+
+FACTORS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Factors by the entries that they are of."""
 
 
 @conj.register
@@ -267,7 +282,8 @@ def _(A: SparseMatrix) -> Inexact[Tensor, "*batch d"]:
 
 
 @solve.register
-def _(A: SparseMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+def solve_sparse(A: SparseMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    """By SuperLU's factors, with the derivative of the equation."""
     return implicit_solve(A, B, _by_superlu)
 
 
