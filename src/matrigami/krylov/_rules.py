@@ -71,6 +71,7 @@ def solve_iteratively(
         tensor([[1.0000],
                 [0.5000]])
     """
+    check_system("solve_iteratively", A, B)
     return iterate(A, B)
 
 

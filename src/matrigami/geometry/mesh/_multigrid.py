@@ -197,7 +197,7 @@ def _algebraic_hierarchy(A: SparseMatrix) -> tuple[list[Any], list[Any]]:
             "multigrid(A) of a sparse matrix needs PyAMG.\n"
             'Install it: pip install "matrigami[mesh]".'
         ) from error
-    levels = pyamg.ruge_stuben_solver(_scipy(A), max_coarse=COARSEST).levels
+    levels: Any = pyamg.ruge_stuben_solver(_scipy(A), max_coarse=COARSEST).levels
     return [level.A.tocsr() for level in levels], [level.P.tocsr() for level in levels[:-1]]
 
 
