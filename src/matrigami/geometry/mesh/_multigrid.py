@@ -167,11 +167,10 @@ def _level(A: Any, P: Any, dtype: torch.dtype) -> _Level:
 
 def _csr(A: Any, dtype: torch.dtype) -> Tensor:
     """SciPy's rows as torch's, with short indices, which are faster."""
-    parts = (torch.as_tensor(t.astype(np.int32)) for t in (A.indptr, A.indices))
+    pointers, indices = (torch.as_tensor(t.astype(np.int32)) for t in (A.indptr, A.indices))
+    data = torch.as_tensor(A.data).to(dtype)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of being beta
-        return torch.sparse_csr_tensor(
-            *parts, torch.as_tensor(A.data).to(dtype), A.shape, check_invariants=False
-        )
+        return torch.sparse_csr_tensor(pointers, indices, data, A.shape, check_invariants=False)
 
 
 def _grid_hierarchy(A: DiffusionMatrix) -> tuple[list[Any], list[Any]]:
