@@ -255,3 +255,16 @@ def test_padding_is_left_out_of_moments():
         for name in ("0.weight", "2.weight"):
             assert moments[name].rows == alone[name].rows == int(mask.sum())
             assert_close(moments[name].inputs.dense(), alone[name].inputs.dense())
+
+
+def test_ignored_positions_do_not_count_in_the_curvature():
+    model, loss = nn.Linear(4, 3), nn.CrossEntropyLoss()
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    y[[1, 6]] = loss.ignore_index
+    found = []
+    for rows in (torch.ones(8, dtype=torch.bool), y >= 0):
+        with capture(model, loss=loss) as moments:
+            moments.mask = (y >= 0)[rows]
+            loss(model(x[rows]), y[rows]).backward()
+        found.append(moments.curvature().dense())
+    assert_close(*found)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from matrigami.curvature._blocks import Key, SharedInputs, by_block, finite
 from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
 from matrigami.curvature._kfac import assembled
-from matrigami.curvature._likelihood import as_module, term_count
+from matrigami.curvature._likelihood import as_module, term_count, terms
 from matrigami.curvature._masks import of_mask
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Loss, sums
@@ -72,6 +72,7 @@ class Capture:
         scale: Callable[[], float] | None,
     ) -> None:
         self.model, self.loss = unwrapped(model), as_module(loss)
+        self._called = loss if isinstance(loss, nn.Module) else None
         self.dtype, self.scale = dtype, scale
         self.sites = find_sites(self.model, joint=joint)
         self.rejected: dict[str, int] = {}
@@ -81,7 +82,7 @@ class Capture:
         self._counted_by: dict[Key, Site] = {}
         self._calls = {id(site): _Calls() for site in self.sites}
         self._handles: list[Any] = []
-        self._terms: int | None = None
+        self._terms: float | None = None
         self._trains = False
         self._forget()
 
@@ -94,6 +95,9 @@ class Capture:
         self._handles.append(self.model.register_forward_hook(self._end))
         if self.loss is not None:
             self._handles.append(self.model.register_forward_hook(self._note_terms))
+        if self._called is not None:
+            hook = self._called.register_forward_pre_hook(self._note_targets, with_kwargs=True)
+            self._handles.append(hook)
         return self
 
     def __exit__(
@@ -173,6 +177,12 @@ class Capture:
     def _note_terms(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """How many terms the loss of this batch averages."""
         self._terms = term_count(self.loss, output)
+
+    def _note_targets(self, _loss: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """How many of them count, where the loss itself is called."""
+        targets = args[1] if len(args) > 1 else kwargs.get("target")
+        if isinstance(targets, Tensor) and is_observed():
+            self._terms = terms(self.loss, targets).divisor
 
     def _hook(self, site: Site) -> Callable[..., None]:
         """The forward hook of one layer."""
