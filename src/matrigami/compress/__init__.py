@@ -1,11 +1,14 @@
 """Compression: weights rounded, removed or restructured where the loss feels it least."""
 
+from matrigami.compress._allocation import Allocation, allocate
 from matrigami.compress._drivers import compress_, prune_, quantize_, structure_
+from matrigami.compress._evaluation import Evaluation, evaluate
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._methods import Method
 from matrigami.compress._packing import packed, unpacked
+from matrigami.compress._plan import Option, Plan, plan
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._rounding import Rounding, round_ldl
@@ -13,21 +16,28 @@ from matrigami.compress._store import load, quantized_values, save
 from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
 __all__ = [
+    "Allocation",
+    "Evaluation",
     "Grid",
     "LatticeMatrix",
     "LayerReport",
     "Method",
+    "Option",
+    "Plan",
     "QuantizedMatrix",
     "Removal",
     "Report",
     "Rounding",
     "Support",
     "Waterfilling",
+    "allocate",
     "compress_",
     "entropy",
+    "evaluate",
     "load",
     "n_of_m",
     "packed",
+    "plan",
     "prune_",
     "quantize_",
     "quantized_values",

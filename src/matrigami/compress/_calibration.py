@@ -76,7 +76,7 @@ def block_by_block(
 
     Layers that the batches never reach are handed over without moments in the end.
     """
-    with _at_rest(model):
+    with at_rest(model):
         order = _order(model, layers, data[0])
         blocks = _chain(model, order, data[0])
         inside = [name for name in order if _inside(name, blocks)]
@@ -93,6 +93,15 @@ def block_by_block(
             _along(model, blocks, {name: layers[name] for name in inside}, data, compress)
         alone([name for name in order[start:] if name not in inside])
         compress({name: None for name in layers if name not in order})
+
+
+@torch.no_grad()
+def observed(
+    model: nn.Module, layers: Mapping[str, nn.Module], data: list[Any]
+) -> dict[str, Seen | None]:
+    """What the layers of a model as it is see, all in one run over the batches."""
+    with at_rest(model):
+        return _observed(layers, data, lambda batch: called(model, batch))
 
 
 def _along(
@@ -158,7 +167,7 @@ def output_moments(
         return attach
 
     hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
-    with _at_rest(model), torch.enable_grad(), _hooked(hooks):
+    with at_rest(model), torch.enable_grad(), _hooked(hooks):
         for batch in data:
             for _ in range(samples):
                 _pull_drawn_labels(model, batch, generator)
@@ -175,9 +184,9 @@ def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, 
 
 def _pull_drawn_labels(model: nn.Module, batch: Any, generator: torch.Generator) -> None:
     """One backward pass of `-log p(y | x)` with labels `y` drawn from the model."""
-    logits = _logits(called(model, batch)).float().flatten(0, -2)
-    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-    loss = nn.functional.cross_entropy(logits, drawn, reduction="sum")
+    found = logits(called(model, batch)).float().flatten(0, -2)
+    drawn = torch.multinomial(found.detach().softmax(-1), 1, generator=generator)[:, 0]
+    loss = nn.functional.cross_entropy(found, drawn, reduction="sum")
     inputs = [p for p in model.parameters() if p.requires_grad]
     torch.autograd.grad(loss, inputs, allow_unused=True)
 
@@ -301,7 +310,7 @@ def _hooked(
 
 
 @contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
+def at_rest(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, keeping no cache of keys and values; as it was afterwards."""
     modes = {module: module.training for module in model.modules()}
     config = getattr(model, "config", None)
@@ -330,7 +339,7 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _logits(output: Any) -> Tensor:
+def logits(output: Any) -> Tensor:
     """The logits among the outputs of a model."""
     return output.logits if hasattr(output, "logits") else _first(output)
 

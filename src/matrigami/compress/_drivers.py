@@ -17,12 +17,12 @@ from matrigami.compress._methods import (
     Method,
     Progress,
     described,
+    fitting,
     outcome,
-    refuse_misfits,
 )
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
-from matrigami.nn import Patterns, chosen, matching, matrix_view, parsed_budget, swap, under_budget
+from matrigami.nn import Patterns, chosen, matching, swap
 from matrigami.operators import Structure
 
 
@@ -131,8 +131,7 @@ def structure_(
             "structure_: one of structure= and budget= must be given.\n"
             "Write structure_(model, data, LowRank(rank=0.25)) or budget='0.5x macs'."
         )
-    layers = chosen(model, targets, ignore)
-    methods: Any = structure if budget is None else budgeted(layers, budget)
+    methods: Any = structure if budget is None else budget
     options = (targets, ignore, two_sided, damping, progress, journal)
     return _compressed(model, calibration, methods, *options)
 
@@ -154,8 +153,8 @@ def compress_(
     Args:
         model: Any model.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
-        methods: A `Grid`, a support, a structure or a tuple of structures; or one for each pattern
-            of names, of which the first that matches counts.
+        methods: A `Grid`, a support, a structure, several structures or a budget for one; or one of
+            these for each pattern of names, of which the first that matches counts.
         targets: Patterns of layer names; not with a mapping, whose patterns these are.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too.
@@ -171,16 +170,6 @@ def compress_(
     return _compressed(model, calibration, methods, *options)
 
 
-def budgeted(layers: Mapping[str, nn.Module], budget: str) -> dict[str, Method]:
-    """For every layer the structures that are tried under a budget."""
-    share, unit = parsed_budget(budget)
-    found: dict[str, Method] = {}
-    for name, layer in layers.items():
-        view: Any = matrix_view(layer)
-        found[name] = tuple(under_budget(view.rows, view.columns, share, unit))
-    return found
-
-
 def by_layer(
     model: nn.Module, layers: Mapping[str, nn.Module], methods: Method | Mapping[str, Method]
 ) -> dict[str, Method]:
@@ -190,9 +179,7 @@ def by_layer(
         found = {name: methods[patterns[name]] for name in layers}
     else:
         found = dict.fromkeys(layers, methods)
-    for name, method in found.items():
-        refuse_misfits(method, name, layers[name])
-    return found
+    return {name: fitting(method, name, layers[name]) for name, method in found.items()}
 
 
 def batches_of(calibration: Iterable[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
     Grid                       rounded
     function of importances    pruned
     structures                 the nearest of them in its place
+    text, "0.5x macs"          the nearest structure of full rank under this budget
 
 Shapes: m = outputs, n = inputs of a layer.
 """
@@ -20,10 +21,10 @@ from matrigami.compress._layers import weight
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import round_ldl
-from matrigami.nn import matrix_view, stand_in
+from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
 from matrigami.operators import Structure, cost, project
 
-Method = Grid | Structure | tuple[Structure, ...] | Support
+Method = Grid | Structure | tuple[Structure, ...] | str | Support
 """A grid rounds, a support (`unstructured(0.5)`) prunes, of structures the nearest is taken."""
 
 DAMPINGS = (0.01, 0.1, 0.001)
@@ -81,6 +82,8 @@ def outcome(
         B: Second moment of its output gradients, or None.
         damping: Of the moments; None for the default of the method.
     """
+    if isinstance(method, str):
+        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping)
     W = weight(layer).float()
     if isinstance(method, Grid):
         made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
@@ -102,17 +105,19 @@ def described(method: Method) -> str:
     """
     if isinstance(method, tuple):
         return " | ".join(map(str, method))
-    return str(method) if isinstance(method, Grid | Structure) else method.__name__
+    return str(method) if isinstance(method, Grid | Structure | str) else method.__name__
 
 
-def refuse_misfits(method: Method, name: str, layer: nn.Module) -> None:
-    """Refuse a method that does not fit the size of a layer, before anything is changed.
+def fitting(method: Method, name: str, layer: nn.Module) -> Method:
+    """The method for a layer: a budget becomes structures, and what does not fit is refused.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does not fit the size or the kind of the layer.
     """
     view: Any = matrix_view(layer)
     try:
+        if isinstance(method, str):
+            method = tuple(under_budget(view.rows, view.columns, *parsed_budget(method)))
         if isinstance(method, Structure | tuple):
             for recipe in method if isinstance(method, tuple) else (method,):
                 stand_in(layer, recipe)
@@ -120,6 +125,7 @@ def refuse_misfits(method: Method, name: str, layer: nn.Module) -> None:
             method(torch.ones(view.rows, view.columns))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return method
 
 
 def _one(damping: float | tuple[float, ...] | None) -> float:

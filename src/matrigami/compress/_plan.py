@@ -1,0 +1,141 @@
+"""What compression would cost: for every layer and method the predicted loss, before any work.
+
+The prediction is the quadratic one of the curvature of the model as it is, `tr(B E A E.T) / 2` in
+each layer on held-out vectors: with the output gradients of labels drawn from the model's own
+logits it is the Kullback-Leibler divergence to the model in nats a token, and it adds over layers.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from matrigami.compress._calibration import observed, output_moments
+from matrigami.compress._drivers import batches_of
+from matrigami.compress._layers import weight
+from matrigami.compress._methods import Method, Progress, described, fitting, outcome
+from matrigami.nn import Patterns, chosen
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one method would do to one layer.
+
+    Attributes:
+        layer: The layer.
+        method: The method in words.
+        predicted: Nats a token by which the loss would rise.
+        loss: Relative loss of the layer on held-out vectors.
+        nbytes: Stored bytes of the weight.
+        macs: Multiply-adds for one input vector.
+        index: The number of the method.
+    """
+
+    layer: str
+    method: str
+    predicted: float
+    loss: float
+    nbytes: float
+    macs: int
+    index: int
+
+
+@dataclass
+class Plan:
+    """Options by layer; printed, a table with the sums of every method below.
+
+    Attributes:
+        methods: The methods, in words.
+        options: For each layer those that fit it.
+        dense: Bytes and multiply-adds of each layer as it is.
+        misfits: Layers and methods that do not go together, with the reason.
+    """
+
+    methods: list[str]
+    options: dict[str, list[Option]] = field(default_factory=dict)
+    dense: dict[str, tuple[int, int]] = field(default_factory=dict)
+    misfits: list[str] = field(default_factory=list)
+
+    def total(self, index: int) -> Option | None:
+        """The sum of one method over all layers; None where it does not fit one of them."""
+        found = [o for options in self.options.values() for o in options if o.index == index]
+        if len(found) < len(self.options):
+            return None
+        parts = [(o.predicted, o.nbytes, o.macs) for o in found]
+        predicted, nbytes, macs = (sum(column) for column in zip(*parts, strict=True))
+        return Option("all", self.methods[index], predicted, float("nan"), nbytes, macs, index)
+
+    def to_json(self) -> str:
+        """Everything, as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    def __str__(self) -> str:
+        """A table: a line for each layer and method."""
+        totals = [t for i in range(len(self.methods)) if (t := self.total(i)) is not None]
+        rows = [["layer", "method", "predicted nats", "loss", "bytes", "MACs"]]
+        for o in [*(o for options in self.options.values() for o in options), *totals]:
+            loss = "" if o.layer == "all" else f"{o.loss:.2e}"
+            rows.append(
+                [o.layer, o.method, f"{o.predicted:.2e}", loss, f"{o.nbytes:.0f}", str(o.macs)]
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        left = [True, True, False, False, False, False]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if to_left else cell.rjust(w)
+                for cell, w, to_left in zip(row, widths, left, strict=True)
+            )
+            for row in rows
+        ]
+        return "\n".join([*lines, *self.misfits])
+
+
+def plan(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    methods: Sequence[Method],
+    *,
+    targets: Patterns | None = None,
+    ignore: Patterns = (),
+    two_sided: bool = True,
+    progress: Progress | None = None,
+) -> Plan:
+    """What each of some methods would do to each layer of a model, which is not changed.
+
+    All layers are observed in one run of the model as it is, so that what is compressed in front of
+    a layer is not seen; and a prediction to second order is for small errors.
+
+    Args:
+        model: Any model; with `two_sided` its outputs are logits.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        methods: Grids, supports, structures, or budgets such as `0.5x macs`.
+        targets: Patterns of layer names such as `*.mlp.*`.
+        ignore: Patterns of layers to leave out.
+        two_sided: Whether the gradients of the outputs count; without them predictions are squared
+            errors of the outputs of each layer, which do not compare between layers.
+        progress: Told after every layer.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or there are no batches.
+    """
+    layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    gradients = output_moments(model, layers, data) if two_sided else {}
+    seen = observed(model, layers, data)
+    found = Plan([described(method) for method in methods])
+    for name, layer in layers.items():
+        W = weight(layer)
+        found.dense[name], found.options[name] = (W.numel() * W.element_size(), W.numel()), []
+        for i, method in enumerate(methods):
+            try:
+                way = fitting(method, name, layer)
+            except ValueError as error:
+                found.misfits.append(str(error).splitlines()[0])
+                continue
+            made = outcome(way, layer, seen[name], gradients.get(name))
+            told = (made.absolute, made.loss, made.nbytes, made.macs, i)
+            found.options[name].append(Option(name, found.methods[i], *told))
+        if progress is not None:
+            progress(len(found.options), len(layers), name)
+    return found
