@@ -1,10 +1,7 @@
 """`matrigami curvature`: traces, eigenvalues and approximation errors of a model's curvature."""
 
-import importlib
 import json
 import math
-import runpy
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from matrigami.cli._model import function_of
 from matrigami.cli._terminal import echo_table, say
 
 if TYPE_CHECKING:
@@ -121,27 +119,13 @@ def _load(name: str, examples: int, data_dir: Path | None) -> "tuple[nn.Module, 
             f"The curvature of {name!r} was asked for.\nThere is no such folder.\n"
             "Give the folder of a run, or package.module:function, or file.py:function."
         )
-    made = _function(source, function)()
+    made = function_of(source, function)()
     if not isinstance(made, tuple) or len(made) != 3:
         raise ValueError(
             f"The curvature of {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"
             "It should return a model, a loss and data: (inputs, targets) or a list of them."
         )
     return made
-
-
-def _function(source: str, function: str) -> Callable[[], Any]:
-    """A function of a module or of a file."""
-    try:
-        if source.endswith(".py"):
-            return runpy.run_path(source)[function]
-        sys.path.insert(0, str(Path.cwd()))
-        return getattr(importlib.import_module(source), function)
-    except (ImportError, AttributeError, KeyError, OSError) as error:
-        raise ValueError(
-            f"The function {source}:{function} was asked for.\nIt was not found: {error}.\n"
-            "Give package.module:function, or path/to/file.py:function."
-        ) from error
 
 
 def _measure(

@@ -16,6 +16,20 @@ VERBS = {
         "Show the curvature of a trained model, and how well it is approximated.",
     ),
     "data": ("matrigami.cli._data:data", "Fetch the data sets of the studies."),
+    "eval": (
+        "matrigami.cli._evaluate:evaluate",
+        "Compare a compressed model with the one that it was made of.",
+    ),
+    "export": (
+        "matrigami.cli._evaluate:export",
+        "Write a compressed model in the formats of other programs.",
+    ),
+    "prune": ("matrigami.cli._compress:prune", "Set weights of a model to zero."),
+    "quantize": ("matrigami.cli._compress:quantize", "Round the weights of a model."),
+    "structure": (
+        "matrigami.cli._compress:structure",
+        "Exchange the layers of a model for structured ones.",
+    ),
     "study": (
         "matrigami.cli._study:study",
         "Compare structures at equal compute: run, fit, plot, report.",
@@ -79,11 +93,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Print the version and exit.",
 )
 def group() -> None:
-    """Structured matrices: studies of how well they learn at equal compute.
+    """Structured matrices: train with them, compress with them, and compare them at equal compute.
 
     \b
-    Example:
+    Examples:
       matrigami study run --preset demo --out runs/demo
+      matrigami quantize MODEL --calib FILE -o OUT
     """
 
 

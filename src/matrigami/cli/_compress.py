@@ -1,0 +1,220 @@
+"""`matrigami quantize`, `prune`, `structure`: a smaller model from a model and a few examples."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrigami.cli._model import batches_of, model_of
+from matrigami.cli._terminal import ProgressLine, say
+
+if TYPE_CHECKING:
+    from matrigami.compress import Report
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+OPTIONS = (
+    click.argument("model"),
+    click.option("--calib", required=True, type=FILE, help="Text, or tensors in safetensors."),
+    click.option("-o", "--out", type=click.Path(path_type=Path), help="A new folder."),
+    click.option("--into", metavar="MODEL", help="The model that bare tensors belong to."),
+    click.option("--targets", multiple=True, metavar="PATTERN", help="Layers, e.g. 're:.*mlp.*'."),
+    click.option("--ignore", multiple=True, metavar="PATTERN", help="Layers to leave out."),
+    click.option(
+        "--two-sided/--one-sided",
+        default=True,
+        show_default=True,
+        help="Whether the gradients of the outputs count; the outputs are logits then.",
+    ),
+    click.option("--length", default=256, show_default=True, help="Tokens of a sequence of text."),
+    click.option("--sequences", default=128, show_default=True, help="Examples that are read."),
+    click.option("--batch", default=8, show_default=True, help="Examples at once."),
+    click.option("--plan", is_flag=True, help="Change nothing: show what each choice would cost."),
+    click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table."),
+)
+
+
+def shared(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that the three commands share."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@shared
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
+@click.option(
+    "--group",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="Inputs that share a scale; 0 for whole rows.",
+)
+@click.option("--asymmetric", is_flag=True, help="Grids from the least to the greatest weight.")
+@click.option("--budget", help="Bits for each layer under a share such as '0.15x bytes'.")
+def quantize(bits: int, group: int, asymmetric: bool, budget: str | None, **options: Any) -> int:
+    """Round the weights of MODEL onto integer grids where the loss feels it least.
+
+    MODEL is a folder of transformers or of matrigami, a safetensors file (with --into), or a
+    function that returns a model: package.module:function or path/to/file.py:function. A call that
+    was killed goes on where it was.
+
+    \b
+    Examples:
+      matrigami quantize stories260k --calib stories.txt --plan
+      matrigami quantize stories260k --calib stories.txt -o small --bits 3 --group 32
+      matrigami quantize my_model.py:trained --calib inputs.safetensors -o small
+    """
+    from matrigami.compress import Grid
+
+    grids = [Grid(b, group or None, not asymmetric) for b in (2, 3, 4, 8)]
+    chosen = Grid(bits, group or None, not asymmetric)
+    return _run(chosen, grids, grids if budget else None, budget, **options)
+
+
+@click.command()
+@shared
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
+)
+@click.option("--pattern", metavar="N:M", help="Of every M neighbouring inputs N stay, e.g. 2:4.")
+def prune(sparsity: float, pattern: str | None, **options: Any) -> int:
+    """Set weights of MODEL to zero where the loss feels it least, and fit the others.
+
+    MODEL is named as in `matrigami quantize`.
+
+    \b
+    Examples:
+      matrigami prune stories260k --calib stories.txt --plan
+      matrigami prune stories260k --calib stories.txt -o sparse --sparsity 0.6
+    """
+    from matrigami.compress import n_of_m, unstructured
+
+    supports = [unstructured(share) for share in (0.3, 0.5, 0.7, 0.9)]
+    chosen = unstructured(sparsity) if pattern is None else n_of_m(*_pattern(pattern))
+    return _run(chosen, supports, None, None, **options)
+
+
+@click.command()
+@shared
+@click.option("--structure", "recipe", help="E.g. 'lowrank(rank=0.25)' or 'monarch(blocks=4)'.")
+@click.option("--budget", help="The nearest structure of full rank below e.g. '0.5x macs'.")
+def structure(recipe: str | None, budget: str | None, **options: Any) -> int:
+    """Exchange the linear layers of MODEL for structured ones, nearest where the loss feels it.
+
+    MODEL is named as in `matrigami quantize`.
+
+    \b
+    Examples:
+      matrigami structure stories260k --calib stories.txt --plan
+      matrigami structure stories260k --calib stories.txt -o low --structure 'lowrank(rank=0.5)'
+    """
+    from matrigami import LowRank, parse
+
+    if not options["plan"] and (recipe is None) == (budget is None):
+        raise click.UsageError("Give one of --structure and --budget, or --plan.")
+    chosen = parse(recipe) if recipe else budget
+    several = [LowRank(rank=share) for share in (0.5, 0.25)]
+    budgets: list[Any] = ["0.75x macs", "0.5x macs", "0.25x macs"]
+    return _run(chosen, [chosen] if chosen else [*several, *budgets], None, None, **options)
+
+
+def _pattern(text: str) -> tuple[int, int]:
+    """`2:4` as two numbers."""
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdigit() and m.isdigit()):
+        raise ValueError(f"--pattern {text} was asked for.\nWrite two numbers, e.g. 2:4.")
+    return int(n), int(m)
+
+
+def _run(
+    method: Any,
+    choices: list[Any],
+    over: list[Any] | None,
+    budget: str | None,
+    *,
+    model: str,
+    calib: Path,
+    out: Path | None,
+    into: str | None,
+    targets: tuple[str, ...],
+    ignore: tuple[str, ...],
+    two_sided: bool,
+    length: int,
+    sequences: int,
+    batch: int,
+    plan: bool,
+    json_: bool,
+) -> int:
+    """Plan, or compress and save."""
+    from matrigami import compress
+
+    if out is None and not plan:
+        raise click.UsageError("Give -o OUT, or --plan.")
+    out = out or Path()
+    if out.exists() and not plan:
+        raise ValueError(f"-o {out} was asked for.\nIt exists.\nGive the name of a new folder.")
+    net = model_of(model, into)
+    data = batches_of(calib, model, length, sequences, batch)
+    options = {"targets": targets or None, "ignore": ignore, "progress": _progress()}
+    if plan:
+        found = compress.plan(net, data, choices, two_sided=two_sided, **options)
+        click.echo(found.to_json() if json_ else str(found))
+        return 0
+    if over is not None and budget is not None:
+        made = compress.allocate(net, data, budget, over, **options)
+        say(str(made))
+        net, report = made.model, made.report
+    else:
+        journal = _beside(out)
+        if journal.exists():
+            say(f"going on with {journal}")
+        options |= {"two_sided": two_sided, "journal": journal}
+        report = compress.compress_(net, data, method, **options)
+    compress.save(
+        net,
+        out,
+        report.values,
+        source=model if Path(model).is_dir() else None,
+        factory=into or model,
+    )
+    shutil.rmtree(_beside(out), ignore_errors=True)
+    _told(report, out, json_)
+    return 0
+
+
+def _beside(out: Path) -> Path:
+    """Where the blocks are that are finished."""
+    return out.with_name(f"{out.name}.journal")
+
+
+def _told(report: "Report", out: Path, json_: bool) -> None:
+    """What was done."""
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if json_:
+        layers = json.loads(report.to_json())
+        click.echo(json.dumps({"out": str(out), "bytes": size, "layers": layers}, indent=1))
+        return
+    click.echo(str(report))
+    click.echo(f"\nWritten: {out} ({size} bytes)")
+
+
+def _progress() -> Callable[[int, int, str], None]:
+    """A line with the layer that is done, and the time that is left."""
+    from matrigami.studies._progress import duration
+
+    line, start = ProgressLine(seconds=5.0), time.monotonic()
+
+    def report(done: int, total: int, name: str) -> None:
+        """So many layers."""
+        left = (time.monotonic() - start) * (total - done) / done
+        line.show(f"{done}/{total} layers · eta {duration(left)} · {name}", done=done == total)
+        if done == total:
+            line.end()
+
+    return report

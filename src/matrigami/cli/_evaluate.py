@@ -1,0 +1,117 @@
+"""`matrigami eval` and `matrigami export`: how good a compressed model is, and other formats."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matrigami.cli._model import batches_of, model_of
+from matrigami.cli._terminal import echo_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("eval")
+@click.argument("out", type=FOLDER)
+@click.option("--against", required=True, metavar="MODEL", help="The model that it was made of.")
+@click.option("--data", required=True, type=FILE, help="Text, or tensors in safetensors.")
+@click.option("--length", default=256, show_default=True, help="Tokens of a sequence of text.")
+@click.option("--sequences", default=128, show_default=True, help="Examples that are read.")
+@click.option("--batch", default=8, show_default=True, help="Examples at once.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
+def evaluate(
+    out: Path, against: str, data: Path, length: int, sequences: int, batch: int, json_: bool
+) -> int:
+    """Compare the model in OUT with the one that it was made of.
+
+    Perplexity (where the examples are tokens), divergence of the predictions in nats, share of
+    equal best predictions, bytes, and tokens a second on this machine.
+
+    \b
+    Examples:
+      matrigami eval small --against stories260k --data stories.txt
+      matrigami eval small --against my_model.py:trained --data inputs.safetensors --json
+    """
+    from matrigami.compress import evaluate as compared
+
+    reference = model_of(against)
+    model = model_of(str(out), None if (out / "config.json").exists() else against)
+    examples = batches_of(data, _tokenizer(out, against), length, sequences, batch)
+    found = asdict(compared(model, reference, examples))
+    found |= {"bytes": _size(out, model), "reference_bytes": _size(Path(against), reference)}
+    if json_:
+        click.echo(json.dumps({"out": str(out), "against": against, **found}, indent=1))
+        return 0
+    rows: list[list[Any]] = [
+        ["perplexity", f"{found['perplexity']:.4f}", f"{found['reference_perplexity']:.4f}"]
+    ]
+    rows.append(["bytes", found["bytes"], found["reference_bytes"]])
+    speeds = [f"{found[key]:.0f}" for key in ("tokens_per_second", "reference_tokens_per_second")]
+    rows.append(["tokens a second", *speeds])
+    echo_table(["", str(out), against], rows)
+    click.echo(
+        f"divergence {found['kl']:.3e} nats a token, the same best prediction at "
+        f"{100 * found['agreement']:.2f} % of {found['tokens']} positions"
+    )
+    return 0
+
+
+@click.command()
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["compressed-tensors", "gptq", "dense"]),
+    required=True,
+    help="What vLLM and transformers load, or plain numbers.",
+)
+@click.option("-o", "--to", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--into", metavar="MODEL", help="The model, where OUT does not say which.")
+def export(out: Path, format_: str, to: Path, into: str | None) -> int:
+    """Write the model in OUT in the format of other programs; structured layers become dense.
+
+    \b
+    Example:
+      matrigami export small --format compressed-tensors -o for-vllm
+    """
+    from matrigami.compress import (
+        quantized_values,
+        save_compressed_tensors,
+        save_dense,
+        save_gptq,
+    )
+    from matrigami.nn import to_dense_
+
+    model = model_of(str(out), into)
+    to_dense_(model)
+    if format_ == "dense":
+        save_dense(model, to, out)
+    else:
+        values = quantized_values(out)
+        if not values:
+            raise ValueError(
+                f"--format {format_} was asked for.\nNothing in {out} is quantised.\n"
+                "Use --format dense."
+            )
+        save = save_gptq if format_ == "gptq" else save_compressed_tensors
+        save(model, values, to, out)
+    click.echo(f"Written: {to}")
+    return 0
+
+
+def _tokenizer(out: Path, against: str) -> str:
+    """The folder that has the tokenizer."""
+    return str(out) if (out / "tokenizer.json").exists() else against
+
+
+def _size(path: Path, model: "nn.Module") -> int:
+    """Bytes of the files, or of the tensors of a model that has none."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return path.stat().st_size if path.is_file() else sum(p.nbytes for p in model.parameters())

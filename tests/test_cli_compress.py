@@ -1,0 +1,168 @@
+"""The commands of compression on a model that the test makes, and their state after kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import matrigami as mg
+from matrigami.cli._main import run
+
+FACTORY = """
+import torch
+from torch import nn
+
+def model(width=24, depth=3):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(7, width), *blocks, nn.Linear(width, 5)).float()
+
+def deep():
+    return model(64, 40)
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    Path("made.py").write_text(FACTORY)
+    save_file({"inputs": torch.randn(256, 7)}, "calib.safetensors")
+    return tmp_path
+
+
+def out_of(capsys, *arguments):
+    """What a command prints, in JSON."""
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+MODEL = ("made.py:model", "--calib", "calib.safetensors", "--batch", "32", "--sequences", "256")
+
+
+def test_plan_compress_evaluate_and_export(place, capsys):
+    planned = out_of(capsys, "quantize", *MODEL, "--plan")
+    assert list(planned["options"]) == ["0", "1.0", "2.0", "3.0"]
+    assert [o["index"] for o in planned["options"]["0"]] == [0, 1, 2, 3]
+    done = out_of(capsys, "quantize", *MODEL, "-o", "small", "--bits", "3", "--group", "8")
+    assert done["bytes"] == Path("small/matrigami.safetensors").stat().st_size
+    assert all(layer["loss"] <= layer["simple"] for layer in done["layers"])
+    assert not Path("small.journal").exists()
+    assert json.loads(Path("small/matrigami.json").read_text())["factory"] == "made.py:model"
+    data = ("--against", "made.py:model", "--data", "calib.safetensors", "--sequences", "64")
+    found = out_of(capsys, "eval", "small", *data)
+    assert found["tokens"] == 64
+    assert 0 < found["kl"] < 0.1
+    assert found["bytes"] < 0.5 * found["reference_bytes"]
+    assert run(["eval", "small", *data]) == 0
+    assert "divergence" in capsys.readouterr().out
+    into = ("--into", "made.py:model")
+    assert run(["export", "small", "--format", "dense", "-o", "plain", *into]) == 0
+    assert run(["export", "small", "--format", "compressed-tensors", "-o", "packed", *into]) == 0
+    assert "1.0.weight_packed" in load_file("packed/model.safetensors")
+    again = ("plain/model.safetensors", *into, *MODEL[1:])  # bare tensors, of a model that is named
+    assert out_of(capsys, "prune", *again, "-o", "sparse")["layers"][0]["bits"] == 17
+
+
+def test_structures_and_budgets(place, capsys):
+    structured = ("-o", "low", "--structure", "lowrank(rank=4)", "--targets", "re:[12].0")
+    done = out_of(capsys, "structure", *MODEL, *structured)
+    assert [layer["method"] for layer in done["layers"]] == ["LowRank(rank=4)"] * 2
+    made = {}
+    exec(FACTORY, made)
+    model = mg.load("low", into=made["model"]())
+    assert model[1][0].structure == mg.LowRank(rank=4)
+    assert run(["export", "low", "--format", "dense", "-o", "d", "--into", "made.py:model"]) == 0
+    assert load_file("d/model.safetensors")["1.0.weight"].shape == (24, 24)
+    done = out_of(capsys, "quantize", *MODEL, "-o", "mixed", "--budget", "0.15x bytes")
+    sizes = [24 * 7, *[24 * 24] * 3]
+    bits = sum(n * layer["bits"] for n, layer in zip(sizes, done["layers"], strict=True))
+    assert 0.05 < bits / (32 * sum(sizes)) <= 0.15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("quantize", "model.bin", *MODEL[1:], "-o", "x"), "pickles"),
+        (("quantize", "nowhere", *MODEL[1:], "-o", "x"), "no such folder"),
+        (("quantize", "made.py:nothing", *MODEL[1:], "-o", "x"), "returned a int"),
+        (("quantize", *MODEL, "-o", "made.py"), "It exists"),
+        (("quantize", *MODEL), "Give -o OUT, or --plan"),
+        (("prune", *MODEL, "-o", "x", "--pattern", "24"), "two numbers"),
+        (("prune", *MODEL, "-o", "x", "--pattern", "2:4"), "not a multiple of 4"),
+        (("structure", *MODEL, "-o", "x"), "one of --structure and --budget"),
+        (("structure", *MODEL, "-o", "x", "--structure", "lowrnk(2)"), "lowrank"),
+        (("quantize", *MODEL, "-o", "x", "--targets", "mlp"), "matches no layer"),
+        (("quantize", "calib.safetensors", *MODEL[1:], "-o", "x"), "--into"),
+        (("quantize", "made.py:model", "--calib", "made.py", "-o", "x"), "tokenizer"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(place, capsys, arguments, message):
+    before = sorted(p.name for p in place.iterdir())
+    assert run(list(arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert [n for n in sorted(p.name for p in place.iterdir()) if n != "__pycache__"] == before
+
+
+def test_a_killed_command_goes_on_where_it_was(place, capsys):
+    options = ("--calib", "calib.safetensors", "-o", "small", "--bits", "3", "--one-sided")
+    command = [sys.executable, "-m", "matrigami.cli", "quantize", "made.py:deep", *options]
+    source = str(Path(mg.__file__).parent.parent)
+    process = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": source}, stderr=subprocess.DEVNULL
+    )
+    journal = place / "small.journal"
+    while len(list(journal.glob("*.safetensors"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(journal.glob("*.safetensors")))
+    assert 3 <= done < 41
+    assert not (place / "small").exists()
+    resumed = out_of(capsys, "quantize", "made.py:deep", *options)
+    whole = out_of(capsys, "quantize", "made.py:deep", *options[:3], "whole", *options[4:])
+    assert resumed["layers"] == whole["layers"]
+    a, b = (load_file(f"{name}/matrigami.safetensors") for name in ("small", "whole"))
+    assert all(torch.equal(t, b[name]) for name, t in a.items())
+    assert not journal.exists()
+
+
+def test_six_commands_on_a_model_of_transformers(place, capsys):
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    pytest.importorskip("compressed_tensors", reason="needs the extra hf")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained("tiny")
+    save_file({"input_ids": torch.randint(0, 64, (16, 24))}, "ids.safetensors")
+    calib = ("--calib", "ids.safetensors", "--batch", "4")
+    assert run(["quantize", "tiny", *calib, "--plan", "--targets", "*.mlp.*"]) == 0
+    assert run(["quantize", "tiny", *calib, "-o", "q", "--group", "16"]) == 0
+    assert run(["prune", "tiny", *calib, "-o", "p", "--pattern", "2:4"]) == 0
+    assert run(["structure", "tiny", *calib, "-o", "s", "--structure", "lowrank(rank=8)"]) == 0
+    assert run(["export", "q", "--format", "compressed-tensors", "-o", "vllm"]) == 0
+    for out in ("q", "p", "s", "vllm"):
+        found = out_of(capsys, "eval", out, "--against", "tiny", "--data", "ids.safetensors")
+        assert found["kl"] < 0.05
+        assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=0.1)
+    again = transformers.AutoModelForCausalLM.from_pretrained("vllm")
+    ids = load_file("ids.safetensors")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, mg.load("q")(ids).logits)
