@@ -11,6 +11,10 @@ from typing import Any
 import click
 
 VERBS = {
+    "analyze": (
+        "matrigami.cli._analyze:analyze",
+        "Say which structure the matrices of a file, a model or a kernel have.",
+    ),
     "curvature": (
         "matrigami.cli._curvature:curvature",
         "Show the curvature of a trained model, and how well it is approximated.",

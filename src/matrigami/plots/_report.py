@@ -1,14 +1,12 @@
 """One HTML file with all of a study: it needs no network, no server and no other file."""
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from matrigami.plots._page import figure, filled, mapping, table
 from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
 from matrigami.studies import (
     file_hash,
@@ -70,17 +68,16 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     fit = fit_results(records)  # not fit.json, which may be older than the results, or the format
     name = str(study.get("name", folder.name))
     good = [r for r in records if r["status"] == "done"]
-    page = Template(
-        (resources.files("matrigami.plots") / "report.html").read_text("utf-8")
-    ).substitute(
+    page = filled(
+        "report.html",
         title=html.escape(name),
         summary=_summary(records),
         ranking=_tables(fit),
         method=html.escape(str(fit.get("method", ""))),
         figures=_figures(folder, good, fit),
         runs=_run_table(records),
-        settings=_mapping(_common_settings(study)),
-        environment=_mapping(
+        settings=mapping(_common_settings(study)),
+        environment=mapping(
             environment | {"results.csv SHA-256": file_hash(folder / "results.csv")}
         ),
     )
@@ -99,7 +96,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
 def _tables(fit: Mapping[str, Any]) -> str:
     """Ranking and laws, with what the rows do not say."""
     return "\n".join(
-        f"<h3>{html.escape(title)}</h3>\n{_table(header, rows)}"
+        f"<h3>{html.escape(title)}</h3>\n{table(header, rows)}"
         + "".join(f'\n<p class="faint">{html.escape(note)}</p>' for note in notes)
         for title, header, rows, notes in fit_tables(fit)
     )
@@ -114,21 +111,15 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     if timed := [r for r in records if r["seconds"] is not None]:
         drawings["time"] = render(time_figure(timed), "svg", "")
     drawings["exponents"] = render(exponents_figure(fit), "svg", "")
-    parts = []
-    for name, content in drawings.items():
-        data = base64.b64encode(content).decode()
-        caption = html.escape(_CAPTIONS[name])
-        parts.append(
-            f'<figure id="{name}"><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    return "\n".join(parts)
+    return "\n".join(
+        figure(name, content, "svg+xml", _CAPTIONS[name]) for name, content in drawings.items()
+    )
 
 
 def _run_table(records: Sequence[Mapping[str, Any]]) -> str:
     """All runs, sortable."""
     rows = [[_shown(key, r.get(key)) for key in SHOWN] for r in records]
-    return _table(list(SHOWN), rows, "sortable")
+    return table(list(SHOWN), rows, "sortable")
 
 
 def _shown(key: str, value: Any) -> str:
@@ -140,27 +131,6 @@ def _shown(key: str, value: Any) -> str:
             f"{value:.4g}" if key == "lr" else f"{value:.3f}" if "loss" in key else f"{value:.2f}"
         )
     return str(value)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
-    """An HTML table; cells that are numbers stand to the right."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    table = f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
-    return f'<div class="wide"><table class="{kind}">{table}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    """One cell."""
-    text = str(value)
-    numeric = text[:1].isdigit() or (text[:1] == "-" and text[1:2].isdigit())
-    return f"<td{' class=number' if numeric else ''}>{html.escape(text)}</td>"
-
-
-def _mapping(values: Mapping[str, Any]) -> str:
-    """Names and values."""
-    flat = {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in values.items()}
-    return _table(["what", "value"], [[k, "" if v is None else v] for k, v in flat.items()])
 
 
 def _common_settings(study: Mapping[str, Any]) -> dict[str, Any]:

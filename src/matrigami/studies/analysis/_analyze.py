@@ -30,7 +30,7 @@ from matrigami.studies.analysis._measure import (
 from matrigami.studies.analysis._metrics import Metric, measured, standard_metrics
 from matrigami.studies.analysis._orderings import ORDERINGS, inverse, traits_of
 from matrigami.studies.analysis._partitions import strong, weak
-from matrigami.studies.analysis._result import Analysis, Finding, verdict_of
+from matrigami.studies.analysis._result import Analysis, Finding
 from matrigami.studies.analysis._table import FAMILIES
 
 Progress = Callable[[int, int], None]
@@ -139,7 +139,6 @@ def _answered(
     metrics = {**standard_metrics(A, traits.symmetric), **metrics}
     if metrics:
         findings = _with_metrics(findings, question, arranged, metrics)
-    verdict, evidence = verdict_of(findings, question.storages)
     values = torch.linalg.svdvals(A)
     shown = torch.linspace(0, len(values) - 1, min(len(values), SHOWN_VALUES)).long()
     blocks, blocks_of = _blocks(findings, question, arranged)
@@ -152,8 +151,6 @@ def _answered(
         exponents={o: _exponents(several[0]) for o, several in arranged.items()},
         blocks=blocks,
         blocks_of=blocks_of,
-        verdict=verdict,
-        evidence=evidence,
     )
 
 

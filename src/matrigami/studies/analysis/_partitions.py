@@ -58,19 +58,17 @@ def whole(m: int, n: int) -> Partition:
     return Partition((m, n), (torch.arange(m * n).reshape(1, m, n),))
 
 
-def tiles(m: int, n: int, blocks: int) -> Partition:
-    """A grid of `blocks x blocks` tiles."""
-    grid = _join(_split(m, blocks)[:, None], _split(n, blocks)[None], m, n)
+def tiles(m: int, n: int, rows: int, columns: int) -> Partition:
+    """A grid of `rows x columns` tiles."""
+    grid = _join(_split(m, rows)[:, None], _split(n, columns)[None], m, n)
     return Partition((m, n), (grid.flatten(0, 1),))
 
 
-def shuffled_tiles(m: int, n: int, blocks: int) -> Partition:
-    """A grid of tiles whose rows lie `blocks` apart: Monarch matrices."""
-    p = math.ceil(m / blocks)
-    rows = torch.arange(p * blocks).reshape(p, blocks).T
-    columns = _split(n, blocks)
-    places = _join(rows[:, None], columns[None], m, n)
-    return Partition((m, n), (places.flatten(0, 1),))
+def shuffled_tiles(m: int, n: int, rows: int, columns: int) -> Partition:
+    """A grid of tiles, the rows of each as far apart as there are row blocks: Monarch matrices."""
+    shuffled = torch.arange(math.ceil(m / rows) * rows).reshape(-1, rows).T
+    grid = _join(shuffled[:, None], _split(n, columns)[None], m, n)
+    return Partition((m, n), (grid.flatten(0, 1),))
 
 
 def kronecker(m: int, n: int, rows: int, columns: int) -> Partition:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from matrigami.studies.analysis._nulls import NULLS
@@ -22,6 +22,9 @@ BETTER = 0.9
 
 NEAR = 1.25
 """Errors up to this multiple of the lowest count as reaching it."""
+
+ROUNDING = 1e-6
+"""Errors below are exact: entries may have been in single precision."""
 
 SAME = 1.02
 """Storages within this ratio are the same: the structure named first is taken."""
@@ -94,8 +97,6 @@ class Analysis:
         blocks: Blocks of the best hierarchical member: row, column, rows, columns, rank, rank that
             stands for a whole block.
         blocks_of: The structure and the order of these blocks.
-        verdict: In one sentence.
-        evidence: What it rests on, sentence by sentence.
         notes: What was done to the matrix before, such as cutting a corner.
     """
 
@@ -107,8 +108,6 @@ class Analysis:
     exponents: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     blocks: Sequence[Sequence[int]]
     blocks_of: tuple[str, str]
-    verdict: str
-    evidence: Sequence[str]
     notes: Sequence[str] = ()
 
     def __getitem__(self, structure: str) -> Finding:
@@ -121,6 +120,16 @@ class Analysis:
         found = judged(self.findings, self.storages)
         return None if found is None else found[0].structure
 
+    @property
+    def verdict(self) -> str:
+        """In one sentence."""
+        return verdict_of(self.findings, self.storages)[0]
+
+    @property
+    def evidence(self) -> list[str]:
+        """What it rests on, sentence by sentence."""
+        return verdict_of(self.findings, self.storages)[1]
+
     def __str__(self) -> str:
         """The verdict and its evidence."""
         m, n = self.shape
@@ -130,14 +139,21 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return {"verdict": self.verdict, "evidence": self.evidence, **asdict(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Analysis":
         """The inverse of `to_json`."""
-        findings = tuple([Finding(**finding) for finding in values["findings"]])
+        own = {f.name: values[f.name] for f in fields(cls)}
+        findings = tuple([_finding(finding) for finding in values["findings"]])
         pairs = {key: tuple(values[key]) for key in ("shape", "storages", "blocks_of")}
-        return cls(**{**values, "findings": findings, **pairs})
+        return cls(**{**own, "findings": findings, **pairs})
+
+
+def _finding(values: Mapping[str, Any]) -> Finding:
+    """From JSON, which has null for an infinite metric."""
+    metrics = {k: math.inf if v is None else v for k, v in values["metrics"].items()}
+    return Finding(**{**values, "metrics": metrics})
 
 
 def judged(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[Finding, int] | None:
@@ -156,7 +172,7 @@ def judged(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[Find
 
 def _thriftiest(findings: Sequence[Finding], i: int) -> Finding:
     """The one with the least storage for nearly the lowest error."""
-    target = max(NEAR * min(f.best[i] for f in findings), 1e-9)
+    target = max(NEAR * min(f.best[i] for f in findings), ROUNDING)
     near = [f for f in findings if f.best[i] <= target]
     least = min(f.storage_of(target) for f in near)
     return next(f for f in near if f.storage_of(target) <= SAME * least)

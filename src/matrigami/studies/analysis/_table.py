@@ -1,5 +1,6 @@
 """The structures that a matrix is compared with, by name."""
 
+import itertools
 import math
 
 import torch
@@ -31,10 +32,17 @@ TRAIN_RANKS = (1, 2, 4, 8, 12, 16)
 """Of tensor trains."""
 
 
-def _grid_sizes(place: Place) -> list[int]:
-    """Numbers of blocks around the root of the size, powers of two."""
-    middle = round(math.log2(max(min(place.size), 2)) / 2)
-    return [2**k for k in (middle - 1, middle, middle + 1) if 1 <= 2**k <= min(place.size)]
+def _grids(place: Place) -> list[tuple[int, int]]:
+    """Numbers of row and of column blocks around the roots of the sizes, powers of two."""
+    middle = [round(math.log2(max(size, 2)) / 2) for size in place.size]
+    pairs = [(2 ** max(middle[0] + k, 0), 2 ** max(middle[1] + k, 0)) for k in (-1, 0, 1)]
+    return [(r, c) for r, c in dict.fromkeys(pairs) if r <= place.size[0] and c <= place.size[1]]
+
+
+def _train_grids(place: Place) -> list[tuple[int, int]]:
+    """These, and those of balanced factors, as trains of two cores have them."""
+    rows, columns = (factorize(size, 2) for size in place.size)
+    return list(dict.fromkeys([*_grids(place), *itertools.product(rows, columns)]))
 
 
 def _kronecker_partitions(place: Place) -> list[Partition]:
@@ -83,14 +91,14 @@ _ALL: tuple[Family, ...] = (
         "monarch",
         "Monarch",
         "AI",
-        lambda p: [_partitions.shuffled_tiles(*p.size, k) for k in _grid_sizes(p)],
+        lambda p: [_partitions.shuffled_tiles(*p.size, *k) for k in _train_grids(p)],
         equal=True,
     ),
     Blocks(
         "btt",
         "block tensor train",
         "AI",
-        lambda p: [_partitions.tiles(*p.size, k) for k in _grid_sizes(p)],
+        lambda p: [_partitions.tiles(*p.size, *k) for k in _train_grids(p)],
         equal=True,
     ),
     Candidates(
@@ -103,7 +111,7 @@ _ALL: tuple[Family, ...] = (
         "blr",
         "block low rank",
         "HPC",
-        lambda p: [_partitions.tiles(*p.size, k) for k in _grid_sizes(p)],
+        lambda p: [_partitions.tiles(*p.size, *k) for k in _grids(p)],
     ),
     Blocks("hodlr", "HODLR", "HPC", lambda p: [_partitions.weak(*p.size)]),
     Blocks("h", "H matrix", "HPC", lambda p: [_partitions.strong(*p.size, p.admissible())]),

@@ -1,0 +1,31 @@
+"""Sets of matrices that ship with the library."""
+
+import difflib
+from pathlib import Path
+
+from matrigami.studies.analysis._language_model import language_model_sources
+from matrigami.studies.analysis._networks import network_sources
+from matrigami.studies.analysis._numerics import numerical_sources
+from matrigami.studies.analysis._sources import Source
+
+PRESETS = ("hpc_vs_ai",)
+"""Names of the sets."""
+
+
+def preset_sources(name: str, model: Path | None = None) -> list[Source]:
+    """The matrices of a set: `hpc_vs_ai`, of scientific computing and of neural networks.
+
+    Args:
+        name: Of the set.
+        model: Folder of a small Llama, whose weights and attention are added.
+
+    Raises:
+        ValueError: If there is no such set, or no such model.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"--preset {name} was asked for.\nPresets are {', '.join(PRESETS)}.\n"
+            f"Did you mean {difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]!r}?"
+        )
+    more = [] if model is None else language_model_sources(model)
+    return [*numerical_sources(), *network_sources(), *more]

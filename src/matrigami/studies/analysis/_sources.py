@@ -1,0 +1,219 @@
+"""Where matrices come from: files of arrays, weights of a model, kernels of points.
+
+Shapes are known before anything is read, and nothing is unpickled.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matrigami.geometry.particles import KERNELS, kernel_matrix
+
+LEAST = 16
+"""Matrices with fewer rows or columns are left out of a model: they have no structure to find."""
+
+KINDS = (".npy", ".safetensors", ".mtx", ".mtx.gz")
+"""Endings of files that hold matrices."""
+
+Loaded = tuple[Tensor, Tensor | None]
+"""A matrix and the points of its rows and columns, if it has any."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A matrix that can be read when its turn comes.
+
+    Args:
+        name: What it is called; unique in a list.
+        shape: Rows and columns.
+        load: Reads it.
+        identity: Of the contents: a finished analysis of it is not repeated.
+        notes: What was done to it.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    load: Callable[[], Loaded]
+    identity: str = ""
+    notes: tuple[str, ...] = ()
+
+    def corner(self, largest: int) -> "Source":
+        """The source of the leading corner, where one side is larger; 0 for no limit."""
+        m, n = self.shape
+        if not largest or max(m, n) <= largest:
+            return self
+        rows, columns = min(m, largest), min(n, largest)
+
+        def load() -> Loaded:
+            A, points = self.load()
+            return A[:rows, :columns], None if points is None else points[:rows]
+
+        note = f"leading {rows}x{columns} corner of {m}x{n}"
+        return replace(self, shape=(rows, columns), load=load, notes=(*self.notes, note))
+
+
+def file_sources(path: Path) -> list[Source]:
+    """The matrices of a file or of a model folder.
+
+    Raises:
+        ValueError: If there are none, or it cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("*.safetensors"))
+        if not files:
+            raise ValueError(
+                f"The model folder {path} was asked for.\nIt holds no .safetensors file.\n"
+                "Save the weights with safetensors.torch.save_file; pickles are not read."
+            )
+        several = len(files) > 1
+        found = [(f.stem + "/" if several else "", s) for f in files for s in _tensors(f)]
+        return _some(path, [replace(s, name=prefix + s.name) for prefix, s in found])
+    if not path.exists():
+        raise ValueError(
+            f"The matrix {path} was asked for.\nThere is no such file or folder.\n"
+            f"Give a file ({', '.join(KINDS)}), a model folder, or --kernel and --points."
+        )
+    readers = {".npy": _array, ".safetensors": _tensors, ".mtx": _market, ".gz": _market}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"The matrix {path} was asked for.\nFiles that end in {path.suffix!r} are not read.\n"
+            f"Give one of {', '.join(KINDS)}; numpy.save and safetensors write the first two."
+        )
+    return _some(path, readers[path.suffix](path))
+
+
+def kernel_source(kernel: str, path: Path, scale: float = 1.0) -> Source:
+    """The matrix of a kernel on the points of a file (`.npy`, or text with a point in each line).
+
+    Raises:
+        ValueError: If the kernel is unknown, or the points cannot be read.
+    """
+    if kernel not in KERNELS:
+        near = difflib.get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"--kernel {kernel} was asked for.\nKnown kernels: {', '.join(KERNELS)}.\n"
+            f"Did you mean {near!r}?"
+        )
+    points = torch.as_tensor(_read("points", path, lambda: _points(path))).to(torch.float64)
+    name = f"{kernel} of {len(points)} points"
+
+    def load() -> Loaded:
+        return kernel_matrix(points, kernel, scale=scale).dense(), points
+
+    identity = f"{kernel} {scale} {_hash(path)}"
+    return Source(name, (len(points), len(points)), load, identity)
+
+
+def _points(path: Path) -> np.ndarray:
+    """Coordinates, a row for each point."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    delimiter = "," if "," in path.read_text("utf-8") else None
+    return np.loadtxt(path, delimiter=delimiter, ndmin=2)
+
+
+def _array(path: Path) -> list[Source]:
+    """The matrix of a `.npy` file."""
+    array = _read("matrix", path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+
+    def load() -> Loaded:
+        return torch.from_numpy(np.array(array)), None
+
+    return [_source(path.stem, tuple(array.shape), load, _hash(path))]
+
+
+def _market(path: Path) -> list[Source]:
+    """The matrix of a Matrix-Market file."""
+    from scipy.io import mminfo, mmread  # noqa: PLC0415 - not needed to import the package
+    from scipy.sparse import issparse  # noqa: PLC0415
+
+    m, n, *_ = _read("matrix", path, lambda: mminfo(path))
+
+    def load() -> Loaded:
+        A: Any = _read("matrix", path, lambda: mmread(path))
+        return torch.from_numpy(A.toarray() if issparse(A) else np.asarray(A)), None
+
+    return [_source(path.name.split(".mtx")[0], (m, n), load, _hash(path))]
+
+
+def _tensors(path: Path) -> list[Source]:
+    """The matrices of a `.safetensors` file, kernels of convolutions as (output, inputs)."""
+    from safetensors import safe_open  # noqa: PLC0415 - not needed to import the package
+
+    def read(name: str) -> Tensor:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    found = []
+    stamp = _hash(path)
+    for name, shape in _read("matrix", path, shapes).items():
+        flat = (shape[0], int(np.prod(shape[1:]))) if shape else (0, 0)
+        if len(shape) >= 2 and min(flat) >= LEAST:
+
+            def load(name: str = name, flat: tuple[int, int] = flat) -> Loaded:
+                return read(name).reshape(flat), None
+
+            notes = (f"reshaped from {shape}",) if len(shape) > 2 else ()
+            found.append(Source(name, flat, load, f"{stamp} {name}", notes))
+    return found
+
+
+def _source(name: str, shape: tuple[int, ...], load: Callable[[], Loaded], identity: str) -> Source:
+    """A source of one matrix.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if len(shape) != 2:
+        raise ValueError(
+            f"The matrix {name} was asked for.\nIt is an array of shape {shape}.\n"
+            "Save it with two axes: rows and columns."
+        )
+    return Source(name, (shape[0], shape[1]), load, identity)
+
+
+def _some(path: Path, found: Sequence[Source]) -> list[Source]:
+    """The sources, if there are any."""
+    if not found:
+        raise ValueError(
+            f"The matrices of {path} were asked for.\n"
+            f"It holds none of at least {LEAST} rows and columns.\n"
+            "Vectors and small matrices have no structure to find."
+        )
+    return list(found)
+
+
+def _read(what: str, path: Path, reader: Callable[[], Any]) -> Any:
+    """What a reader returns.
+
+    Raises:
+        ValueError: If the file is missing or is not of its kind.
+    """
+    try:
+        return reader()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"The {what} {path} was asked for.\nIt cannot be read: {reason}.\n"
+            f"Give one of {', '.join(KINDS)} with numbers in it; points may be text, too."
+        ) from error
+
+
+def _hash(path: Path) -> str:
+    """Of the contents, in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
