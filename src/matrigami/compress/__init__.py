@@ -12,6 +12,7 @@ from matrigami.compress._plan import Option, Plan, plan
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._rounding import Rounding, round_ldl
+from matrigami.compress._shrink import Shrunk, shrink_
 from matrigami.compress._store import load, quantized_values, save
 from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
@@ -28,6 +29,7 @@ __all__ = [
     "Removal",
     "Report",
     "Rounding",
+    "Shrunk",
     "Support",
     "Waterfilling",
     "allocate",
@@ -49,6 +51,7 @@ __all__ = [
     "save_dense",
     "save_gptq",
     "set_weight",
+    "shrink_",
     "structure_",
     "unpacked",
     "unstructured",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._grid import QuantizedMatrix
+from matrigami.compress._shrink import smaller
 from matrigami.nn import StructuredConv, StructuredLinear, matrix_view, stand_in, swap
 from matrigami.operators import Structure
 
@@ -24,20 +25,19 @@ Values = Mapping[str, QuantizedMatrix | Tensor]
 @torch.no_grad()
 def filled(
     model: nn.Module,
-    structures: Mapping[str, Structure],
+    exchanged: Mapping[nn.Module, nn.Module],
     tensors: Mapping[str, Tensor],
     values: Values,
     dtypes: Mapping[str, str],
     tied: Mapping[str, str],
     where: str,
 ) -> nn.Module:
-    """Exchange layers for structured ones, and overwrite all tensors.
+    """Exchange layers, and overwrite all tensors.
 
     Raises:
         ValueError: If the model has other layers, names or shapes; it is as it was then.
     """
-    exchanged = _exchanged(model, structures, where)
-    swap(model, exchanged)
+    swap(model, dict(exchanged))
     try:
         state = _state(model, tensors, values, dtypes, where)
         _check_names(model, state, tied, where)
@@ -79,10 +79,17 @@ def from_config(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
     return kind(config).eval()
 
 
-def _exchanged(
-    model: nn.Module, structures: Mapping[str, Structure], where: str
+def exchanges(
+    model: nn.Module,
+    structures: Mapping[str, Structure],
+    sizes: Mapping[str, list[int]],
+    where: str,
 ) -> dict[nn.Module, nn.Module]:
-    """The structured layers in the place of those of the model that have another weight."""
+    """The structured and the smaller layers in the place of those of the model.
+
+    Raises:
+        ValueError: If the model has no such layers.
+    """
     named = dict(model.named_modules(remove_duplicate=False))
     found: dict[nn.Module, nn.Module] = {}
     for name, structure in structures.items():
@@ -93,6 +100,12 @@ def _exchanged(
         same = isinstance(linear, StructuredLinear) and linear.structure == structure
         if not same and old not in found:
             found[old] = stand_in(_dense(old), structure)
+    for name, (m, n) in sizes.items():
+        old = named.get(name)
+        if type(old) is not nn.Linear or m > old.out_features or n > old.in_features:
+            raise ValueError(_other(where, f"it has no layer {name} that could be {m}x{n}"))
+        bias = None if old.bias is None else old.bias[:m]
+        found[old] = smaller(old, old.weight.detach()[:m, :n], bias)
     return found
 
 
@@ -151,7 +164,7 @@ def _check_names(
 def _put(model: nn.Module, name: str, t: Tensor) -> None:
     """Numbers, and their type, into a parameter or buffer, which stays the same object."""
     old = _owner(model, name)[0][_owner(model, name)[1]]
-    old.data = t.to(old.device)
+    old.data = t.to(old.device, copy=True)  # aligned, so that products round as before
 
 
 def _tie(model: nn.Module, name: str, first: str) -> None:

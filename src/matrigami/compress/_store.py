@@ -29,7 +29,8 @@ from matrigami.compress._codes import (
 from matrigami.compress._folder import configuration, new_folder, own_tensors, sha256
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
-from matrigami.compress._skeleton import filled, from_config
+from matrigami.compress._shrink import Shrunk
+from matrigami.compress._skeleton import exchanges, filled, from_config
 from matrigami.nn import StructuredConv, StructuredLinear
 
 WEIGHTS = "matrigami.safetensors"
@@ -58,8 +59,8 @@ def save(
     Args:
         model: The model; of transformers its configuration is written, too.
         folder: A new folder, which appears when all is written.
-        values: The quantised matrices by the name of their layer, `report.values` of `quantize_`;
-            others among them (masks, structured values) are read from the model.
+        values: The quantised matrices and new sizes by the name of their layer, `report.values` of
+            `quantize_` or `shrink_`; what else is among them is read from the model.
         source: The folder that the model came from, whose tokenizer is copied.
         factory: What made the model, `package.module:function`: told to who loads it, never called.
 
@@ -81,6 +82,7 @@ def save(
         "format": "matrigami",
         "version": VERSION,
         "structures": _structures(model),
+        "sizes": {n: list(v) for n, v in (values or {}).items() if isinstance(v, Shrunk)},
         "tensors": told,
         "tied": tied,
         "factory": factory,
@@ -114,7 +116,8 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     structures = {name: recipe_from_json(told) for name, told in manifest["structures"].items()}
     values = _values(manifest, tensors)
     kinds = {name: told.get("dtype", "") for name, told in manifest["tensors"].items()}
-    return filled(model, structures, tensors, values, kinds, manifest["tied"], str(folder))
+    exchanged = exchanges(model, structures, manifest.get("sizes", {}), str(folder))
+    return filled(model, exchanged, tensors, values, kinds, manifest["tied"], str(folder))
 
 
 def quantized_values(folder: str | Path) -> dict[str, QuantizedMatrix]:
