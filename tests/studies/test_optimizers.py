@@ -115,7 +115,7 @@ def test_a_study_compares_optimizers():
         ("sopa", "Did you mean 'soap'"),
         ("soap(frequensy=2)", "Did you mean 'frequency'"),
         ("soap(lr=2)", "The learning rate is the key lr"),
-        ("soap(frequency=0)", "at least 1"),
+        ("soap(frequency=0)", "whole numbers from 1"),
         ("soap(frequency='often')", "wrong type"),
         ("soap(5)", "Write for example"),
         ("soap(", "Write for example"),

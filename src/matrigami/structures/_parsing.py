@@ -2,12 +2,15 @@
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from matrigami.operators import Structure
+
+LONGEST = 2000
+"""Characters of a text; longer ones are no names with arguments."""
 
 
 def parse_recipe(
@@ -24,7 +27,12 @@ def parse_recipe(
         ValueError: If the text is not such a call, the name is unknown, or the recipe refuses the
             arguments.
     """
-    name, args, options = _call(text)
+    refusal = (
+        f"structure {text[:200]!r} was asked for.\n"
+        "It is not a name with literal arguments.\n"
+        "Write for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25)."
+    )
+    name, args, options = parse_call(text, refusal)
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -71,22 +79,32 @@ def _fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, int | float if annotation is float else annotation)
 
 
-def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name, positional and named arguments of a call with literals."""
+def parse_call(
+    text: str,
+    refusal: str,
+    value: Callable[[ast.expr], Any] = ast.literal_eval,
+) -> tuple[str, list[Any], dict[str, Any]]:
+    """Name, positional and named arguments of a call such as `soap(frequency=5)`; a bare name too.
+
+    Args:
+        text: The call; nothing in it is evaluated.
+        refusal: What to say of a text that is none.
+        value: What an argument means; literals by default.
+
+    Raises:
+        ValueError: If the text is no such call, or gives an argument twice.
+    """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
+        node = ast.parse(text.strip()[: LONGEST + 1], mode="eval").body
+        if len(text.strip()) <= LONGEST and isinstance(node, ast.Name):
             return node.id, [], {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-            return node.func.id, [ast.literal_eval(a) for a in node.args], options
-    except (SyntaxError, ValueError):
+            options = {str(k.arg): value(k.value) for k in node.keywords}
+            if len(options) == len(node.keywords):
+                return node.func.id, [value(a) for a in node.args], options
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         pass
-    raise ValueError(
-        f"structure {text!r} was asked for.\n"
-        "It is not a name with literal arguments.\n"
-        "Write for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25)."
-    )
+    raise ValueError(refusal)
 
 
 def _signature(recipe: type[Structure]) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints of a run in one safetensors file: tensors, and JSON in its header; no pickle."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +51,10 @@ def save_checkpoint(
         moments, groups = _optimizer_state(model, optimizer)
         tensors |= moments
         header["groups"] = json.dumps(groups)
+    tensors[_GENERATOR] = generator_state
+    header["sha256"] = _digest(tensors, header)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save({**tensors, _GENERATOR: generator_state}, header))
+    write_atomic(path, save(tensors, header))
 
 
 def load_checkpoint(
@@ -73,26 +76,68 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
+    header, tensors = _read(path)
+    if header["id"] != config.id:
+        raise ValueError(
+            f"Checkpoint {path} was to be read for run {config.id}.\n"
+            f"It belongs to run {header['id']}.\n"
+            "Give each run its own folder."
+        )
+    try:
+        position = _position(header, config)
+        model.load_state_dict(_below("model", tensors))
+        if optimizer is not None and header["trained"] == "false":
+            _restore(model, optimizer, _below("optimizer", tensors), json.loads(header["groups"]))
+        return position, tensors[_GENERATOR]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, f"it does not fit the run: {error}") from error
+
+
+def _position(header: Mapping[str, str], config: RunConfig) -> dict[str, Any]:
+    """How far the run had come."""
+    position = json.loads(header["position"])
+    epoch = position.get("epoch", 0)
+    if not 0 <= epoch <= config.epochs:
+        raise ValueError(f"it is of epoch {epoch} of {config.epochs}")
+    return position
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors, whole: the hash of what was written is in the header.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).clone() for name in names}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"Checkpoint {path} was to be read.\nIt is damaged: {error}.\n"
-            "Delete it to start the run anew."
-        ) from error
-    if header.get("id") != config.id:
-        raise ValueError(
-            f"Checkpoint {path} was to be read for run {config.id}.\n"
-            f"It belongs to run {header.get('id')}.\n"
-            "Give each run its own folder."
-        )
-    model.load_state_dict(_below("model", tensors))
-    if optimizer is not None and header["trained"] == "false":
-        _restore(model, optimizer, _below("optimizer", tensors), json.loads(header["groups"]))
-    return json.loads(header["position"]), tensors[_GENERATOR]
+        raise _damaged(path, str(error)) from error
+    missing = {"id", "position", "trained", "sha256"} - set(header)
+    if missing:
+        raise _damaged(path, f"its header lacks {', '.join(sorted(missing))}")
+    if header["sha256"] != _digest(tensors, header):
+        raise _damaged(path, "its content is not what was written")
+    return header, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """SHA-256 of everything but itself."""
+    known = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    """What to raise."""
+    return ValueError(
+        f"Checkpoint {path} was to be read.\nIt is damaged: {' '.join(what.split())[:300]}.\n"
+        "Delete it to start the run anew."
+    )
 
 
 def _optimizer_state(

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Layers = Literal["all", "hidden"]
 """Which layers carry the structure: all but the head, or only those of the residual blocks."""
+
+LARGEST_SEED = 2**62
+"""A generator takes 64 bits, and each run has two generators."""
 
 NOT_IDENTITY = frozenset({"checkpoint_seconds"})
 """Fields that do not change the result of a run."""
@@ -88,7 +92,8 @@ class RunConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("weight_decay", "mixup", "checkpoint_seconds", "input_lr_scale", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("lr", self.lr > 0, "above 0")
+        self._require("seed", self.seed < LARGEST_SEED, f"below {LARGEST_SEED}")
+        self._require("lr", 0 < self.lr < math.inf, "above 0 and finite")
         self._require(
             "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1"
         )

@@ -2,11 +2,13 @@
 
 import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
@@ -17,11 +19,17 @@ from matrigami.studies._sources import SOURCES, Source
 Tell = Callable[[str, int, int | None], None]
 """Told while bytes arrive: file name, bytes so far, bytes in all if known."""
 
-Stream = IO[bytes] | BufferedIOBase
+Stream = IO[bytes] | BufferedIOBase | HTTPResponse
 
 BLOCK = 1 << 18
 TRIES = 5
 TIMEOUT = 60.0
+
+PAUSE = 0.2
+"""Seconds before the second attempt; each further pause is about twice as long."""
+
+LARGEST = 1 << 30
+"""Bytes of a file in an archive above which it cannot be one of a data set."""
 
 
 def get_dataset(
@@ -86,7 +94,8 @@ def download(url: str, path: Path, tell: Tell) -> None:
         OSError: If it does not arrive in `TRIES` attempts; the part is kept.
     """
     part, failure = path.with_name(f"{path.name}.part"), ""
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        time.sleep(PAUSE * (2**attempt - 1))
         try:
             if _continue(url, part, tell):
                 part.replace(path)
@@ -120,15 +129,17 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         resumed = response.status == HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0
         length = response.headers.get("Content-Length")
+        if length is not None and not length.isdecimal():
+            raise HTTPException(f"the server says Content-Length {length!r}")
         total = None if length is None else have + int(length)
         with part.open("ab" if resumed else "wb") as file:
             have = _receive(response, file, have, lambda n: tell(part.stem, n, total))
     return total is None or have == total
 
 
-def _receive(response: Stream, file: Stream, have: int, tell: Callable[[int], None]) -> int:
-    """Write what arrives; the size of the file at the end."""
-    while block := response.read(BLOCK):
+def _receive(response: HTTPResponse, file: Stream, have: int, tell: Callable[[int], None]) -> int:
+    """Write what arrives, as it arrives; the size of the file at the end."""
+    while block := response.read1(BLOCK):
         file.write(block)
         have += len(block)
         tell(have)
@@ -156,13 +167,20 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
                 path = wanted.get(member.name.removeprefix("./"))
                 content = tar.extractfile(member) if path is not None and member.isfile() else None
                 if content is not None and path is not None:
-                    _store(content, path)
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    _store(_limited(content, member), path)
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         cause = str(error).partition("\n")[0]
         raise ValueError(
             f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {cause}.\n"
             "Delete it and get it again."
         ) from error
+
+
+def _limited(content: Stream, member: tarfile.TarInfo) -> Stream:
+    """The content of a member that is not larger than any file of a data set."""
+    if member.size > LARGEST:
+        raise tarfile.TarError(f"{member.name} has {member.size} bytes")
+    return content
 
 
 def _copy(source: Source, at_hand: Path, folder: Path) -> None:

@@ -205,13 +205,19 @@ class ViT(nn.Module):
 Model = MLP | ViT
 
 
-def build_model(config: RunConfig, shape: Shape, generator: torch.Generator | None = None) -> Model:
-    """The network of a run, on the CPU.
+def build_model(
+    config: RunConfig,
+    shape: Shape,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """The network of a run.
 
     Args:
         config: The run.
         shape: Sizes of the task.
         generator: Source of the initial weights.
+        device: `cpu`, or `meta` for the sizes without the numbers.
 
     Raises:
         ValueError: If the model is unknown, or the structure does not fit its sizes.
@@ -223,14 +229,16 @@ def build_model(config: RunConfig, shape: Shape, generator: torch.Generator | No
         >>> build_model(config, Shape(channels=3, side=32, outputs=100)).macs()
         591872
     """
-    linear = partial(_linear, config.structure, generator)
-    dense = partial(_linear, "dense", generator)
+    linear = partial(_linear, config.structure, generator, device)
+    dense = partial(_linear, "dense", generator, device)
     outer = linear if config.structured_layers == "all" else dense
     if config.model == "mlp":
-        return MLP(shape, config.width, config.depth, linear, outer, dense).to(DTYPE)
+        with torch.device(device):
+            return MLP(shape, config.width, config.depth, linear, outer, dense).to(DTYPE)
     if config.model == "vit":
         sizes = (config.width, config.depth, config.patch, config.heads)
-        return ViT(shape, *sizes, linear, outer, dense, generator).to(DTYPE)
+        with torch.device(device):
+            return ViT(shape, *sizes, linear, outer, dense, generator).to(DTYPE)
     raise ValueError(
         f"Model {config.model!r} was asked for.\nThere are two: mlp, vit.\n"
         "Change `name` of [model]."
@@ -240,6 +248,7 @@ def build_model(config: RunConfig, shape: Shape, generator: torch.Generator | No
 def _linear(
     structure: str,
     generator: torch.Generator | None,
+    device: torch.device | str,
     inputs: int,
     outputs: int,
     *,
@@ -256,9 +265,12 @@ def _linear(
             bias=bias,
             zero_init=zero_init,
             dtype=DTYPE,
+            device=device,
             generator=generator,
         )
     layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
+    if torch.device(device).type == "meta":
+        return layer
     weight = recipe.init(outputs, inputs, generator=generator, dtype=DTYPE).dense()
     layer.weight = nn.Parameter(torch.zeros_like(weight) if zero_init else weight)
     if bias:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from matrigami import optim
 from matrigami.nn import adam_rule, param_groups, sgd_rule
 from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Plan
+from matrigami.structures._parsing import parse_call
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import HEAD_LAYER, INPUT_LAYER, Model
 
@@ -168,7 +169,8 @@ def plan_table(model: Model, config: RunConfig) -> str:
     matrices = matrix_method(config.optimizer)
     if matrices is not None:
         lines = str(optim.plan(model, matrices)).splitlines()
-        cells = ["learning rate", *[f"{names[line.split()[0]]:.3g}" for line in lines[1:-1]], ""]
+        known = [names.get(line.split()[0]) for line in lines[1:]]
+        cells = ["learning rate", *["" if rate is None else f"{rate:.3g}" for rate in known]]
         width = max(map(len, lines))
         return "\n".join(
             f"{line.ljust(width)}  {cell}".rstrip() for line, cell in zip(lines, cells, strict=True)
@@ -183,18 +185,14 @@ def plan_table(model: Model, config: RunConfig) -> str:
 
 def _call(text: str) -> tuple[str, Mapping[str, Any]]:
     """Name and options; a bare name as a value is looked up in `matrigami.optim`."""
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return node.func.id, {str(k.arg): _value(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError):
-        pass
-    raise ValueError(
-        f"optimizer {text!r} was asked for.\nIt is not a name with literal options.\n"
+    refusal = (
+        f"optimizer {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
         "Write for example: adamw, soap(frequency=5), muon(scale=spectral)."
     )
+    name, args, options = parse_call(text, refusal, _value)
+    if args:
+        raise ValueError(refusal)
+    return name, options
 
 
 def _value(node: ast.expr) -> Any:

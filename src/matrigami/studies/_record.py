@@ -35,6 +35,17 @@ COLUMNS = (
 """First columns of `results.csv`. Errors in percent; MACs of one forward pass of one example."""
 
 _NUMBERS = {"width": int, "seed": int, "params": int, "macs": int, "examples": int}
+_MEASURED = (
+    "macs",
+    "train_error",
+    "test_error",
+    "lr",
+    "train_loss",
+    "test_loss",
+    "seconds",
+    "cpu_seconds",
+    "epochs",
+)
 _TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device", "optimizer"}
 
 
@@ -62,11 +73,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """One JSON document; None if the file is absent."""
+    """One JSON object; None if the file is absent.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"it is not JSON ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(value, dict):
+        raise damaged(path, f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """What to raise for a file that was written by a study and cannot be read back."""
+    return ValueError(
+        f"{path} was to be read.\nIt is damaged: {what}.\n"
+        "Restore it from a copy, or delete it: what can be made anew will be."
+    )
 
 
 def write_results(path: Path, records: Sequence[Record]) -> None:
@@ -93,13 +121,30 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             f"The results {path} were asked for.\nThey cannot be read: {error.strerror}.\n"
             "Run `matrigami study run` with --out on this folder first."
         ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise damaged(path, str(error)) from error
     missing = set(COLUMNS[:14]) - set(rows[0]) if rows else set()
     if missing:
         raise ValueError(
             f"The results {path} were asked for.\nColumns are missing: {sorted(missing)}.\n"
             "Write them anew with `matrigami study run`."
         )
-    return [{key: _value(key, cell) for key, cell in row.items()} for row in rows]
+    return [_row(path, number, row) for number, row in enumerate(rows, 2)]
+
+
+def _row(path: Path, number: int, row: Mapping[Any, Any]) -> dict[str, Any]:
+    """One row; a line with other cells than the head has, or a word for a number, is refused."""
+    if None in row or None in row.values():
+        raise damaged(path, f"line {number} has more or fewer cells than the first")
+    try:
+        values = {key: _value(key, cell) for key, cell in row.items()}
+    except (ValueError, OverflowError) as error:
+        raise damaged(path, f"line {number}: {error}") from error
+    words = [key for key in _MEASURED if isinstance(values.get(key), str)]
+    words += [] if isinstance(values.get("macs"), int) else ["macs"]
+    if words:
+        raise damaged(path, f"line {number} has {words[0]} = {row.get(words[0])!r}")
+    return values
 
 
 def labelled(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from matrigami.studies._config import RunConfig
 from matrigami.studies._environment import environment
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
-from matrigami.studies._record import Record, read_json, write_json, write_results
+from matrigami.studies._record import Record, damaged, read_json, write_json, write_results
 from matrigami.studies._signals import stop_signals
-from matrigami.studies._size import RunSize, check_data, run_size
+from matrigami.studies._size import RunSize, check_data, check_memory, run_size
 from matrigami.studies._spec import Study
 from matrigami.studies._worker import (
     ATTEMPTS,
@@ -125,6 +125,8 @@ def run_study(
     workers, threads = _shares(workers, threads, device)
     together = _together(together, device)
     part = part or plan
+    for config in part.configs:
+        check_memory(config, plan.sizes[config.id], device)
     check_data([c for c in part.configs if not _ended(read_status(out, c))], data_dir)
     prepare(plan, out)
     write_json(out / "env.json", environment(device, workers, threads))
@@ -201,11 +203,13 @@ def load_plan(out: Path) -> Plan:
             f"The study in {out} was asked for.\nThe folder has no study.json.\n"
             f"Run `matrigami study run` with --out {out} first."
         )
-    configs = tuple(RunConfig.from_json(run["config"]) for run in stored["runs"])
-    sizes = [RunSize(**run["size"]) for run in stored["runs"]]
-    return Plan(
-        stored["name"], configs, {c.id: size for c, size in zip(configs, sizes, strict=True)}
-    )
+    try:
+        configs = tuple(RunConfig.from_json(run["config"]) for run in stored["runs"])
+        sizes = [RunSize(**run["size"]) for run in stored["runs"]]
+        name = str(stored["name"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(out / "study.json", f"an entry is missing or wrong ({error})") from error
+    return Plan(name, configs, {c.id: size for c, size in zip(configs, sizes, strict=True)})
 
 
 def update_results(out: Path) -> None:

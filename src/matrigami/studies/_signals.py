@@ -1,14 +1,17 @@
-"""SIGINT and SIGTERM as a question that the training loop asks."""
+"""SIGINT, SIGTERM and SIGHUP as a question that the training loop asks."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOPPING = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
+"""A request to stop: `kill`, and a terminal that is closed."""
+
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT raises KeyboardInterrupt."""
+    """An event that these signals set; a second SIGINT raises KeyboardInterrupt."""
     asked = threading.Event()
 
     def ask(number: int, _: object) -> None:
@@ -19,7 +22,7 @@ def stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *STOPPING)}
     try:
         yield asked
     finally:

@@ -19,7 +19,7 @@ from matrigami.studies._models import build_model
 from matrigami.studies._optimizers import canonical_optimizer, plan_table
 from matrigami.studies._record import Record, read_json, write_json
 from matrigami.studies._signals import stop_signals
-from matrigami.studies._size import RunSize, known_shape, run_size
+from matrigami.studies._size import RunSize, check_memory, known_shape, run_size
 from matrigami.studies._spec import Study, canonical_structure
 from matrigami.studies._team import Team
 from matrigami.studies._train import Progress, train_run
@@ -59,9 +59,10 @@ def plan_run(config: RunConfig) -> tuple[RunSize, str]:
     """Size of a run, and a table of what each of its parameters takes.
 
     Raises:
-        ValueError: If the structure does not fit the width.
+        ValueError: If the structure does not fit the width, or the run not into memory.
     """
     size = run_size(config)
+    check_memory(config, size)
     return size, plan_table(build_model(config, known_shape(config)), config)
 
 

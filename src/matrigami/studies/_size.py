@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from matrigami.operators._memory import free_memory
 from matrigami.studies._config import RunConfig
 from matrigami.studies._models import Shape, build_model
 from matrigami.studies._tasks import load_task
@@ -39,7 +40,7 @@ def run_size(config: RunConfig) -> RunSize:
     """
     shape, samples = _shape_and_examples(config)
     try:
-        model = build_model(config, shape)
+        model = build_model(config, shape, device="meta")
     except ValueError as error:
         lines = str(error).splitlines()
         raise ValueError(
@@ -50,9 +51,24 @@ def run_size(config: RunConfig) -> RunSize:
                 ]
             )
         ) from error
-    return RunSize(
-        sum(p.numel() for p in model.parameters()), model.macs(), config.epochs * samples
-    )
+    params = sum(p.numel() for p in model.parameters())
+    return RunSize(params, model.macs(), config.epochs * samples)
+
+
+def check_memory(config: RunConfig, size: RunSize, device: str = "cpu") -> None:
+    """Refuse a run whose weights, gradients and two moments are more than the free memory.
+
+    Raises:
+        ValueError: If they are.
+    """
+    needed, free = 4 * 4 * size.params, free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"{config.structure} at width {config.width} on {config.dataset}: "
+            f"{size.params:.1e} parameters.\n"
+            f"Training takes about {needed / 2**30:.0f} GiB; {free / 2**30:.0f} GiB are free.\n"
+            "Use a smaller width, or a structure with fewer parameters."
+        )
 
 
 def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:

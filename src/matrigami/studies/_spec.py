@@ -128,7 +128,7 @@ def load_spec(path: str | Path) -> Study:
             entry.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")  # editors of Windows write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"Study file {path} was asked for.\nIt cannot be read: {error}.\n"
@@ -149,9 +149,10 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        cause = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(
-            f"{origin} was read.\nIt is not valid TOML: {error}.\nMend that line."
+            f"{origin} was read.\nIt is not valid TOML: {cause}.\nMend that line."
         ) from error
     _check_names(origin, "tables", tables, tuple(_KEYS))
     parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
@@ -162,6 +163,11 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
     settings = {"model": model.get("name", "mlp"), **_without(model, "name"), **train}
     pairs = [(task, structure) for task in parts["task"] for structure in parts["structure"]]
     runs = [run for pair in pairs for run in _runs(settings, *pair)]
+    if not runs:
+        raise ValueError(
+            f"{origin} was read.\nIt has no runs: a list of widths or seeds is empty, or "
+            "`datasets` names no task.\nGive each [[structure]] a width, and [train] a seed."
+        )
     return Study(
         head["name"], tuple({run.id: run for run in runs}.values()), head.get("description", "")
     )

@@ -19,12 +19,16 @@ from matrigami.studies._accelerator import prepare
 from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
 from matrigami.studies._record import read_json, write_atomic, write_json
+from matrigami.studies._signals import STOPPING
 from matrigami.studies._tasks import Task, load_task
 from matrigami.studies._together import SharedTask, data, in_turns
 from matrigami.studies._train import Interrupted, Training, training
 
 FINISHED = ("done", "failed")
 """A run in these states is not trained again: it ended, or its loss would diverge as before."""
+
+STATES = (*FINISHED, "queued", "running", "interrupted", "crashed")
+"""What a run can be."""
 
 UNFINISHED = ("queued", "running", "interrupted")
 """A run in these states is trained."""
@@ -57,11 +61,27 @@ def run_folder(out: Path, config: RunConfig) -> Path:
 
 
 def read_status(out: Path, config: RunConfig) -> dict[str, Any]:
-    """State of a run; `queued` if it was never begun."""
-    return read_json(run_folder(out, config) / "status.json") or {
-        "status": "queued",
-        "fraction": 0.0,
-    }
+    """State of a run; `queued` if it was never begun, or if its file is damaged.
+
+    Nothing is lost by that: the run goes on from its checkpoint, and a finished one is known by it.
+    """
+    queued = {"status": "queued", "fraction": 0.0}
+    try:
+        state = read_json(run_folder(out, config) / "status.json") or queued
+    except ValueError:
+        return queued
+    return state if _is_whole(state) else queued
+
+
+def _is_whole(state: Mapping[str, Any]) -> bool:
+    """Whether a state has what its kind needs."""
+    fraction, kind = state.get("fraction"), state.get("status")
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1 or kind not in STATES:
+        return False
+    if kind not in FINISHED:
+        return True
+    record = state.get("record")
+    return isinstance(record, dict) and {"status", "macs", "train_error"} <= set(record)
 
 
 def write_status(out: Path, config: RunConfig, status: str, **more: Any) -> None:
@@ -177,5 +197,6 @@ def main(job: Job, stop_event: Any, parent: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, ask)
+    for number in STOPPING:
+        signal.signal(number, ask)
     work(job, lambda: asked or stop_event.is_set() or os.getppid() != parent)
