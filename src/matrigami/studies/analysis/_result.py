@@ -159,9 +159,14 @@ def _finding(values: Mapping[str, Any]) -> Finding:
 def judged(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[Finding, int] | None:
     """The structure that is present, and the index of the storage that shows it.
 
-    At the first storage where any is present: of those whose error is within a quarter of the
-    lowest, the one that reaches it with the least storage. Low rank only if there is no other.
+    An exact one at the least storage; else at the first storage where any is present: of those
+    whose error is within a quarter of the lowest, the one that reaches it with the least storage.
+    Low rank only if there is no other.
     """
+    for i in sorted(range(len(storages)), key=lambda i: storages[i]):
+        exact = [f for f in findings if f.present[i] and f.best[i] <= ROUNDING]
+        if exact:
+            return _thriftiest(exact, i), i
     for i in range(len(storages)):
         there = [f for f in findings if f.present[i]]
         chosen = [f for f in there if f.structure != "low_rank"] or there
