@@ -157,7 +157,7 @@ def _budget(row: Row) -> list[str]:
 
 ABOUT = """*nearest*, *magnitude* and *Frobenius* look at the weights alone. *GPTQ* and *SparseGPT*
 are the published loops (static order of activity, damping 0.01) on all calibration vectors,
-*KFAC-SVD* the published recipe (gradient norms within 0.1 and 10 of the mean, shrinkage 0.3 and 0.1).
+*KFAC-SVD* the published recipe (gradient norms within 0.1 and 10 of the mean, shrinkage 0.3, 0.1).
 *inputs* and *both* are `compress_`, one-sided and two-sided; for low rank *inputs* is the loss of
 SVD-LLM. A quarter of their calibration is held out, by which they choose the damping and refuse
 what is worse than the simple way.

@@ -184,7 +184,7 @@ def by_core(core: Callable[[Tensor, Tensor], Any], model: nn.Module, data: list[
             totals[0], totals[1] = totals[0] + size, totals[1] + work
 
     block_by_block(model, layers, data, compress)
-    return Made(model, *totals)
+    return Made(model, totals[0], totals[1])
 
 
 def ours(methods: Any, model: nn.Module, data: list[Any], *, two_sided: bool) -> Made:
@@ -248,7 +248,7 @@ def kfac_svd(share: float, model: nn.Module, data: list[Any]) -> Made:
             totals[1] += cost(value).macs
 
     block_by_block(model, layers, data, compress)
-    return Made(model, *totals)
+    return Made(model, totals[0], totals[1])
 
 
 def shrunk(M: Tensor, share: float) -> Tensor:

@@ -115,7 +115,7 @@ def append(path: Path, row: Row) -> None:
 
 def run(folder: Path, text: Path, out: Path, seeds: int, only: str) -> None:
     """All measurements of one model that are lacking."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - an extra
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     done = {row.key for row in read_rows(out / "results.csv")}
     wanted = [
