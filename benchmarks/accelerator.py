@@ -33,10 +33,10 @@ from matrigami.geometry.particles import error_estimate, kernel_matrix
 from matrigami.nn import StructuredLinear
 from matrigami.studies import RunConfig, load_preset
 from matrigami.studies._accelerator import prepare
-from matrigami.studies._datasets import Images
-from matrigami.studies._tasks import ImageTask
 from matrigami.studies._together import SharedTask, in_turns
 from matrigami.studies._train import Run
+from matrigami.studies.tasks import ImageTask
+from matrigami.studies.tasks._datasets import Images
 
 
 @dataclass(frozen=True)

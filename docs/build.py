@@ -107,14 +107,16 @@ def _sections() -> str:
 def _settings() -> str:
     """Meaning and default of each setting of a run that has one."""
     from matrigami.studies import RunConfig  # noqa: PLC0415 - as above
+    from matrigami.studies._config import NOTED  # noqa: PLC0415
 
     text = inspect.getdoc(RunConfig) or ""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for field in fields(RunConfig):
-        if field.default is not MISSING:
-            meaning = re.search(rf"^ +{field.name}: (.*)$", text, re.MULTILINE)
+        if field.default is not MISSING and field.name not in NOTED:
+            meaning = re.search(rf"^ +{field.name}: (.*(?:\n {{8}} .*)*)$", text, re.MULTILINE)
             default = "–" if field.default is None else f"`{json.dumps(field.default)}`"
-            rows.append(f"| `{field.name}` | {default} | {meaning[1] if meaning else ''} |")
+            words = " ".join(meaning[1].split()) if meaning else ""
+            rows.append(f"| `{field.name}` | {default} | {words} |")
     return "\n".join(rows)
 
 

@@ -32,7 +32,10 @@ from matrigami.operators import (
     contraction,
 )
 from matrigami.structures import EXAMPLES
-from matrigami.testing import LAWS, Size, check_operator, check_structure
+from matrigami.testing import LAWS, SIZES, Size, check_operator, check_structure
+
+FEW: tuple[Size, ...] = ((1, 1), (4, 6), (7, 3), (6, 6))
+"""Sizes for structures whose projection is an iteration."""
 
 VARIANTS: dict[str, tuple[Structure, tuple[Size, ...]]] = {
     "kronecker_of_rectangles": (Kronecker(factors=((2, 3), (3, 2))), ((6, 6),)),
@@ -66,7 +69,8 @@ each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @each_law
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_obey(name: str, law):
-    check_structure(EXAMPLES[name], laws=[law])
+    sizes = FEW if name == "hadamard" else SIZES
+    check_structure(EXAMPLES[name], sizes, [law])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -115,7 +119,7 @@ def test_values_without_a_recipe_obey(name: str):
 
 
 @given(
-    name=st.sampled_from(list(EXAMPLES)),
+    name=st.sampled_from([name for name in EXAMPLES if name != "hadamard"]),
     m=st.integers(1, 24),
     n=st.integers(1, 24),
     square=st.booleans(),

@@ -51,16 +51,12 @@ if TYPE_CHECKING:
     )
     from matrigami.structures import (
         HODLR,
-        Banded,
-        BandedMatrix,
         BlockDiagonal,
         BlockDiagonalMatrix,
         BlockLowRank,
         BlockLowRankMatrix,
         BlockTensorTrain,
         BlockTensorTrainMatrix,
-        Circulant,
-        CirculantMatrix,
         Dense,
         Diagonal,
         Einsum,
@@ -82,8 +78,6 @@ if TYPE_CHECKING:
         SparseMatrix,
         TensorTrain,
         TensorTrainMatrix,
-        Toeplitz,
-        ToeplitzMatrix,
         from_scipy,
         parse,
     )
@@ -127,16 +121,12 @@ def __dir__() -> list[str]:
 
 
 __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
-    "Banded",
-    "BandedMatrix",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
     "BlockLowRank",
     "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
-    "Circulant",
-    "CirculantMatrix",
     "Cost",
     "Dense",
     "DenseMatrix",
@@ -166,8 +156,6 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "Svd",
     "TensorTrain",
     "TensorTrainMatrix",
-    "Toeplitz",
-    "ToeplitzMatrix",
     "cholesky",
     "cost",
     "diagonal",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from matrigami.cli._main import run
-from matrigami.studies import _download as downloading
-from matrigami.studies._sources import SOURCES, Source
+from matrigami.studies.tasks import _download as downloading
+from matrigami.studies.tasks._sources import SOURCES, Source
 
 CONTENTS = {
     "train.bin": np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes(),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from matrigami.studies import RunConfig
-from matrigami.studies._models import Shape, build_model
 from matrigami.studies._optimizers import build_optimizer
+from matrigami.studies.models import build_model
+from matrigami.studies.tasks import Shape
 
 CIFAR100 = Shape(channels=3, side=32, outputs=100)
 

@@ -27,11 +27,11 @@ from matrigami.studies import (
     train_run,
     write_results,
 )
-from matrigami.studies._download import download
 from matrigami.studies._run import collect, prepare
 from matrigami.studies._size import run_size
 from matrigami.studies._train import CHECKPOINT
 from matrigami.studies._worker import Job, read_status, run_folder, work
+from matrigami.studies.tasks._download import download
 from tests.studies.test_run import SPEC
 from tests.studies.test_train import SOURCE, digits, stop_after
 
@@ -191,7 +191,8 @@ def test_a_large_study_writes_nothing(tmp_path):
 def test_sizes_need_no_memory_and_are_those_of_the_model():
     config = digits(structure="monarch(blocks=2)")
     size = run_size(config)
-    from matrigami.studies._models import Shape, build_model
+    from matrigami.studies.models import build_model
+    from matrigami.studies.tasks import Shape
 
     model = build_model(config, Shape(1, 8, 10))
     assert size.params == sum(p.numel() for p in model.parameters())
@@ -222,7 +223,7 @@ def test_a_closed_terminal_keeps_the_state(tmp_path):
 
 def test_an_odd_length_is_named(tmp_path, monkeypatch):
     """A header that is no number ends in the message of every failed download."""
-    from matrigami.studies import _download
+    from matrigami.studies.tasks import _download
 
     class Response:
         status, headers = 200, {"Content-Length": "abc"}

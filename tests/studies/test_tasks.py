@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from matrigami.studies import RunConfig
-from matrigami.studies._augment import crop_table, draw_crops, draw_mixing, resample
-from matrigami.studies._datasets import Images, data_folder, load_images, read_idx
-from matrigami.studies._sources import SOURCES, Source
-from matrigami.studies._tasks import ImageTask, TeacherTask, load_task
+from matrigami.studies.tasks import ImageTask, TeacherTask, load_task
+from matrigami.studies.tasks._augment import crop_table, draw_crops, draw_mixing, resample
+from matrigami.studies.tasks._datasets import Images, data_folder, load_images, read_idx
+from matrigami.studies.tasks._sources import SOURCES, Source
 
 
 def generator(seed=0):

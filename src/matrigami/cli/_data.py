@@ -40,7 +40,7 @@ def get(name: str, to: Path | None, at_hand: Path | None) -> None:
       matrigami data get cifar100
       matrigami data get cifar100 --from cifar-100-binary.tar.gz --to data
     """
-    from matrigami.studies._download import get_dataset
+    from matrigami.studies.tasks._download import get_dataset
 
     try:
         paths = get_dataset(name, to, at_hand=at_hand, tell=ProgressLine())

@@ -92,8 +92,8 @@ def run(
     from matrigami.studies import plan_study, run_study
 
     whole = _load(spec, preset)
-    plan = plan_study(whole)
-    part = plan_study(whole.only(only)) if only else plan
+    plan = plan_study(whole, data_dir)
+    part = plan_study(whole.only(only), data_dir) if only else plan
     if dry_run:
         _echo_plan(part, json_)
         return 0

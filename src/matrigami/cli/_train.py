@@ -75,7 +75,7 @@ def train(
         epochs=epochs,
         seed=seed,
     )
-    size, table = plan_run(config)
+    size, table = plan_run(config, data_dir)
     if plan_only or dry_run:
         _echo_run(config, size, table if plan_only else None, json_)
         return 0

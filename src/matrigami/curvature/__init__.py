@@ -7,10 +7,8 @@ from matrigami.curvature._damping import damped
 from matrigami.curvature._ekfac import ekfac
 from matrigami.curvature._ggn import GaussNewtonMatrix, fisher, ggn
 from matrigami.curvature._hessian import HessianMatrix, hessian
-from matrigami.curvature._influence import influence
 from matrigami.curvature._kfac import kfac
 from matrigami.curvature._kfoc import kfoc
-from matrigami.curvature._laplace import LaplacePosterior, Prediction, laplace
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
 from matrigami.curvature._watch import Sides, Watch
@@ -23,10 +21,8 @@ __all__ = [
     "CurvatureMatrix",
     "GaussNewtonMatrix",
     "HessianMatrix",
-    "LaplacePosterior",
     "Moments",
     "Objective",
-    "Prediction",
     "Sides",
     "Watch",
     "capture",
@@ -37,9 +33,7 @@ __all__ = [
     "fisher",
     "ggn",
     "hessian",
-    "influence",
     "kfac",
     "kfoc",
-    "laplace",
     "positions",
 ]

@@ -14,6 +14,7 @@ from matrigami.nn._anatomy import (
     parts,
     refusal,
     runs_as,
+    unread,
 )
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
@@ -74,6 +75,7 @@ __all__ = [
     "swap",
     "to_dense_",
     "under_budget",
+    "unread",
     "uses",
     "weight_part",
 ]

@@ -270,6 +270,27 @@ def anatomy(model: nn.Module, asked: str, *, elementwise: Collection[str] = ()) 
     return entries
 
 
+def unread(model: nn.Module) -> list[str]:
+    """The trainable parameters of which it is not known what they are: `anatomy` refuses them.
+
+    Examples:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(3, 4))
+        >>> model.register_parameter("scale", nn.Parameter(torch.ones(4)))
+        >>> unread(model)
+        ['scale']
+    """
+    claimed: dict[str, tuple[str, Part]] = {}
+    names = []
+    for prefix, module in model.named_modules():
+        found = parts(module)
+        claimed |= _claims(prefix, found)
+        own = module.named_parameters(recurse=False)
+        free = [_path(prefix, name) for name, p in own if p.requires_grad and name not in found]
+        names += [path for path in free if path not in claimed]
+    return names
+
+
 def _claims(prefix: str, found: Parts) -> dict[str, tuple[str, Part]]:
     """What a layer says of parameters of its children, and which layer each of them belongs to."""
     claimed = {}

@@ -40,7 +40,8 @@ def save_checkpoint(
         generator_state: State of its generator at the start of the epoch.
     """
     tensors = {
-        f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()
+        f"model.{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in model.state_dict().items()  # cloned: tied weights are one tensor
     }
     header = {
         "id": config.id,

@@ -12,11 +12,20 @@ Layers = Literal["all", "hidden"]
 LARGEST_SEED = 2**62
 """A generator takes 64 bits, and each run has two generators."""
 
-NOT_IDENTITY = frozenset({"checkpoint_seconds"})
+NOT_IDENTITY = frozenset({"checkpoint_seconds", "folder"})
 """Fields that do not change the result of a run."""
 
-ADDED = frozenset({"optimizer"})
+NOTED = ("folder", "data_hash", "model_hash")
+"""Fields that are filled in where a study file is read: where its own sources are, and what."""
+
+ADDED = frozenset(
+    {"optimizer", "context", "vocabulary", "side", "targets", "data_hash", "model_hash"}
+)
 """Fields that came later: left out at their default, so that older runs keep their identity."""
+
+
+COUNTS = ("width", "epochs", "batch_size", "depth", "base_width", "patch", "heads", "context")
+"""Fields that are at least 1."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,10 @@ class RunConfig:
     """Everything that determines the result of one training run.
 
     Args:
-        dataset: Name of the task: `digits`, `teacher`, `cifar10`, `cifar100`, `fashion_mnist`.
-        model: `mlp` or `vit`.
+        dataset: Name of the task, one of `matrigami.studies.TASKS`; or data of your own:
+            `file.npz`, a folder of images, a text, `file.py:function`.
+        model: Name of the model, one of `matrigami.studies.MODELS`, with its options, such as
+            `gpt(positions=learned)`; or `file.py:function`.
         structure: Structure of the linear layers as text, e.g. `btt(rank=1)`; see
             `matrigami.parse`.
         width: Features of the residual stream.
@@ -51,6 +62,14 @@ class RunConfig:
         heads: Attention heads of the vision transformer.
         optimizer: Optimiser as text: `adamw`, `sgd` or one of `matrigami.optim.OPTIMIZERS`, with
             options of its class, e.g. `soap(frequency=5)`.
+        context: Tokens of an example of a text.
+        vocabulary: Tokens of a byte-pair encoding of a text; left out for characters.
+        side: Pixels to which images of a folder are resized; left out to keep their size.
+        targets: Names of the layers of your own model that carry the structure, as a pattern such
+            as `re:.*mlp.*`; left out for all but the last.
+        folder: What paths of `dataset` and `model` are relative to; not part of the identity.
+        data_hash: What the data of your own were when the study was planned.
+        model_hash: The same of the model.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -60,7 +79,7 @@ class RunConfig:
         ...     "digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64
         ... )
         >>> config.id, len(config.to_json())
-        ('5e68720d8c5b', 22)
+        ('5e68720d8c5b', 29)
     """
 
     dataset: str
@@ -85,11 +104,21 @@ class RunConfig:
     patch: int = 8
     heads: int = 8
     optimizer: str = "adamw"
+    context: int = 128
+    vocabulary: int | None = None
+    side: int | None = None
+    targets: str = ""
+    folder: str = ""
+    data_hash: str = ""
+    model_hash: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained."""
-        for name in ("width", "epochs", "batch_size", "depth", "base_width", "patch", "heads"):
+        for name in COUNTS:
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("samples_per_epoch", "vocabulary", "side"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or left out")
         for name in ("weight_decay", "mixup", "checkpoint_seconds", "input_lr_scale", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("seed", self.seed < LARGEST_SEED, f"below {LARGEST_SEED}")
@@ -99,8 +128,6 @@ class RunConfig:
         )
         layers = self.structured_layers in ("all", "hidden")
         self._require("structured_layers", layers, "'all' or 'hidden'")
-        samples = self.samples_per_epoch is None or self.samples_per_epoch >= 1
-        self._require("samples_per_epoch", samples, "at least 1, or left out")
 
     def _require(self, name: str, valid: bool, range_: str) -> None:
         """One range."""

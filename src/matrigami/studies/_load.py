@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from matrigami.studies._checkpoint import load_checkpoint
 from matrigami.studies._config import RunConfig
-from matrigami.studies._models import build_model
 from matrigami.studies._record import read_json
-from matrigami.studies._tasks import load_task
 from matrigami.studies._train import CHECKPOINT
+from matrigami.studies.models import build_model
+from matrigami.studies.tasks import load_task
 
 
 class LoadedRun(NamedTuple):

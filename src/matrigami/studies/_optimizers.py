@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from matrigami import optim
-from matrigami.nn import adam_rule, param_groups, sgd_rule
+from matrigami.nn import adam_rule, param_groups, sgd_rule, unread
 from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Plan
 from matrigami.structures._parsing import parse_call
 from matrigami.studies._config import RunConfig
-from matrigami.studies._models import HEAD_LAYER, INPUT_LAYER, Model
+from matrigami.studies.models import Network
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -97,7 +97,7 @@ def canonical_optimizer(text: str) -> str:
 
 
 def build_optimizer(
-    model: Model,
+    model: Network,
     config: RunConfig,
     loss: nn.Module | None = None,
     together: nn.Module | None = None,
@@ -108,19 +108,22 @@ def build_optimizer(
     processes, over which it averages what it sees.
     """
     make, matrices = parse_optimizer(config.optimizer), matrix_method(config.optimizer)
-    reading = [n for n, _ in model.named_parameters() if n.startswith(f"{INPUT_LAYER}.")]
+    begins = tuple(f"{name}." for name in model.reads)
+    reading = [n for n, _ in model.named_parameters() if n.startswith(begins)]
+    unknown = unread(model)
     scaling: dict[str, Any] = {
-        "base_width": config.base_width,
-        "fixed": [INPUT_LAYER],
-        "fixed_outputs": [HEAD_LAYER],
+        "base_width": None if model.width is None else config.base_width,
+        "fixed": model.reads,
+        "fixed_outputs": model.answers,
         "scales": dict.fromkeys(reading, config.input_lr_scale),
         "weight_decay": config.weight_decay,
+        "elementwise": unknown,
     }
     if matrices is None:
         rule = RULES[_call(config.optimizer)[0]]
         groups = param_groups(model, config.lr, rule=rule, **scaling)
     else:
-        plan = optim.plan(model, matrices)
+        plan = optim.plan(model, matrices, elementwise=unknown)
         for name, scale in _adam_scales(plan, matrices, config).items():
             scaling["scales"][name] = scale * scaling["scales"].get(name, 1.0)
         groups = plan.groups(param_groups(model, config.lr, rules=plan.rules, **scaling))
@@ -151,11 +154,12 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
 
-def plan_table(model: Model, config: RunConfig) -> str:
+def plan_table(model: Network, config: RunConfig) -> str:
     """What each parameter of a run takes: method, blocks and state, or only its rate.
 
     Examples:
-        >>> from matrigami.studies._models import Shape, build_model
+        >>> from matrigami.studies.models import build_model
+        >>> from matrigami.studies.tasks import Shape
         >>> config = RunConfig(
         ...     "digits", "mlp", "dense", 16, seed=0, lr=0.01, epochs=1, batch_size=64, depth=1
         ... )
@@ -168,7 +172,7 @@ def plan_table(model: Model, config: RunConfig) -> str:
     names = {name: by_parameter[p] for name, p in model.named_parameters()}
     matrices = matrix_method(config.optimizer)
     if matrices is not None:
-        lines = str(optim.plan(model, matrices)).splitlines()
+        lines = str(optim.plan(model, matrices, elementwise=unread(model))).splitlines()
         known = [names.get(line.split()[0]) for line in lines[1:]]
         cells = ["learning rate", *["" if rate is None else f"{rate:.3g}" for rate in known]]
         width = max(map(len, lines))

@@ -16,8 +16,9 @@ from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
 from matrigami.studies._record import Record, damaged, read_json, write_json, write_results
 from matrigami.studies._signals import stop_signals
-from matrigami.studies._size import RunSize, check_data, check_memory, run_size
+from matrigami.studies._size import RunSize, check_data, check_memory, run_size, task_size
 from matrigami.studies._spec import Study
+from matrigami.studies._together import data
 from matrigami.studies._worker import (
     ATTEMPTS,
     FINISHED,
@@ -27,6 +28,7 @@ from matrigami.studies._worker import (
     run_folder,
     write_status,
 )
+from matrigami.studies.tasks import Shape
 
 _POLL_SECONDS = 0.5
 
@@ -62,17 +64,23 @@ class Plan:
         }
 
 
-def plan_study(study: Study) -> Plan:
+def plan_study(study: Study, data_dir: Path | None = None) -> Plan:
     """Build every model once, to know its size and that it can be built.
 
+    Args:
+        study: The study.
+        data_dir: Folder of the data sets, for tasks whose size is not known without them.
+
     Raises:
-        ValueError: If a structure does not fit a width.
+        ValueError: If a structure does not fit a width, or data are missing.
     """
     known: dict[RunConfig, RunSize] = {}
+    tasks: dict[tuple[Any, ...], tuple[Shape, int]] = {}
     sizes = {}
     for config in study.configs:
         key = replace(config, seed=0)  # the seed does not change the size
-        known[key] = sizes[config.id] = known.get(key) or run_size(config)
+        task = tasks[data(config)] = tasks.get(data(config)) or task_size(config, data_dir)
+        known[key] = sizes[config.id] = known.get(key) or run_size(config, task=task)
     plan = Plan(study.name, study.configs, sizes)
     work = plan.work
     return Plan(study.name, tuple(sorted(study.configs, key=lambda c: -work[c.id])), sizes)

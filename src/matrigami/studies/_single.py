@@ -15,14 +15,14 @@ import torch
 from matrigami.studies._config import RunConfig
 from matrigami.studies._environment import environment
 from matrigami.studies._lock import hold
-from matrigami.studies._models import build_model
 from matrigami.studies._optimizers import canonical_optimizer, plan_table
 from matrigami.studies._record import Record, read_json, write_json
 from matrigami.studies._signals import stop_signals
-from matrigami.studies._size import RunSize, check_memory, known_shape, run_size
+from matrigami.studies._size import RunSize, check_memory, run_size, task_size
 from matrigami.studies._spec import Study, canonical_structure
 from matrigami.studies._team import Team
 from matrigami.studies._train import Progress, train_run
+from matrigami.studies.models import build_model
 
 SPELLING: dict[str, Callable[[str], str]] = {
     "structure": canonical_structure,
@@ -55,15 +55,20 @@ def single_run(study: Study, **settings: Any) -> RunConfig:
     return replace(near[0], **given)
 
 
-def plan_run(config: RunConfig) -> tuple[RunSize, str]:
+def plan_run(config: RunConfig, data_dir: Path | None = None) -> tuple[RunSize, str]:
     """Size of a run, and a table of what each of its parameters takes.
+
+    Args:
+        config: The run.
+        data_dir: Folder of the data sets, for tasks whose size is not known without them.
 
     Raises:
         ValueError: If the structure does not fit the width, or the run not into memory.
     """
-    size = run_size(config)
+    task = task_size(config, data_dir)
+    size = run_size(config, task=task)
     check_memory(config, size)
-    return size, plan_table(build_model(config, known_shape(config)), config)
+    return size, plan_table(build_model(config, task[0]), config)
 
 
 def train_single(

@@ -6,15 +6,9 @@ from typing import NamedTuple
 
 from matrigami.operators._memory import free_memory
 from matrigami.studies._config import RunConfig
-from matrigami.studies._models import Shape, build_model
-from matrigami.studies._tasks import load_task
-
-PUBLISHED = {
-    "cifar10": (Shape(3, 32, 10), 50_000),
-    "cifar100": (Shape(3, 32, 100), 50_000),
-    "fashion_mnist": (Shape(1, 28, 10), 60_000),
-}
-"""Shape and training examples of data sets to fetch: a study can be planned without them."""
+from matrigami.studies._together import data
+from matrigami.studies.models import build_model
+from matrigami.studies.tasks import TASKS, Shape, load_task
 
 
 class RunSize(NamedTuple):
@@ -25,11 +19,18 @@ class RunSize(NamedTuple):
     examples: int
 
 
-def run_size(config: RunConfig) -> RunSize:
+def run_size(
+    config: RunConfig, data_dir: Path | None = None, task: tuple[Shape, int] | None = None
+) -> RunSize:
     """Size of a run, from its model.
 
+    Args:
+        config: The run.
+        data_dir: Folder of the data sets, for tasks whose size is not known without them.
+        task: Shape and training examples of its task, if they are known: `task_size`.
+
     Raises:
-        ValueError: If the structure does not fit the width.
+        ValueError: If the structure does not fit the width, or data are missing.
 
     Examples:
         >>> config = RunConfig(
@@ -38,7 +39,7 @@ def run_size(config: RunConfig) -> RunSize:
         >>> run_size(config)
         RunSize(params=603236, macs=591872, examples=100000)
     """
-    shape, samples = _shape_and_examples(config)
+    shape, samples = task or task_size(config, data_dir)
     try:
         model = build_model(config, shape, device="meta")
     except ValueError as error:
@@ -77,18 +78,14 @@ def check_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:
     Raises:
         ValueError: If a data set is missing or damaged.
     """
-    for config in {config.dataset: config for config in configs}.values():
+    for config in {data(config): config for config in configs}.values():
         load_task(config, data_dir)
 
 
-def known_shape(config: RunConfig) -> Shape:
-    """Sizes of the task of a run, without data that would have to be fetched."""
-    return _shape_and_examples(config)[0]
-
-
-def _shape_and_examples(config: RunConfig) -> tuple[Shape, int]:
-    """Published ones, or those of a task whose data are always at hand."""
-    if config.dataset in PUBLISHED:
-        return PUBLISHED[config.dataset]
-    task = load_task(config)
+def task_size(config: RunConfig, data_dir: Path | None = None) -> tuple[Shape, int]:
+    """Shape and training examples of a task: those of the table, or from its data."""
+    entry = TASKS.get(config.dataset)
+    if entry is not None and entry.size is not None:
+        return entry.size
+    task = load_task(config, data_dir)
     return task.shape, task.examples

@@ -29,14 +29,17 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from matrigami.structures import parse
-from matrigami.studies._config import RunConfig
+from matrigami.studies._config import NOTED, RunConfig
 from matrigami.studies._optimizers import canonical_optimizer
+from matrigami.studies._own import is_function, source_hash
+from matrigami.studies.models import MODELS, canonical_model
+from matrigami.studies.tasks import TASKS
 
 _SEEDS = ("seeds", "repeat_seeds", "repeat_widths")
 _RUN = tuple(
     f.name
     for f in fields(RunConfig)
-    if f.name not in ("dataset", "model", "structure", "width", "seed")
+    if f.name not in ("dataset", "model", "structure", "width", "seed", *NOTED)
 )
 _KEYS = {
     "study": ("name", "description"),
@@ -51,7 +54,7 @@ _TYPES = {
     **{f.name: f.type for f in fields(RunConfig)},
     **dict.fromkeys(("widths", *_SEEDS), list[int]),
     "structured_layers": str,
-    "samples_per_epoch": int,
+    **dict.fromkeys(("samples_per_epoch", "vocabulary", "side"), int),
     "datasets": list[str],
     "description": str,
     "name": str,
@@ -134,15 +137,16 @@ def load_spec(path: str | Path) -> Study:
             f"Study file {path} was asked for.\nIt cannot be read: {error}.\n"
             "Give the path of a TOML file, or one of `matrigami study presets`."
         ) from error
-    return parse_spec(text, str(path))
+    return parse_spec(text, str(path), Path(path).resolve().parent)
 
 
-def parse_spec(text: str, origin: str = "the spec") -> Study:
+def parse_spec(text: str, origin: str = "the spec", folder: str | Path = "") -> Study:
     """A study from TOML text.
 
     Args:
         text: The tables described at the top of this module.
         origin: What to call the text in messages.
+        folder: What paths of data and models of your own are relative to.
 
     Raises:
         ValueError: If the text is not TOML, or has an unknown, missing or invalid entry.
@@ -160,7 +164,9 @@ def parse_spec(text: str, origin: str = "the spec") -> Study:
         if not parts[name]:
             raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
     head, model, train = (parts[name][0] for name in ("study", "model", "train"))
-    settings = {"model": model.get("name", "mlp"), **_without(model, "name"), **train}
+    name = canonical_model(model.get("name", "mlp"))
+    settings = {"model": name, **_without(model, "name"), **train}
+    parts["task"] = [{**task, **_noted(task["dataset"], name, folder)} for task in parts["task"]]
     pairs = [(task, structure) for task in parts["task"] for structure in parts["structure"]]
     runs = [run for pair in pairs for run in _runs(settings, *pair)]
     if not runs:
@@ -195,6 +201,16 @@ def _runs(
         repeats = again if width in structure.get("repeat_widths", []) else []
         for seed in [*seeds, *repeats]:
             yield RunConfig(**merged, width=width, seed=seed)
+
+
+def _noted(dataset: str, model: str, folder: str | Path) -> dict[str, str]:
+    """Where sources of your own are, and a hash of each; nothing where there are none."""
+    known = [*MODELS, model] if not is_function(model) else MODELS
+    hashes = {
+        "data_hash": source_hash(dataset, str(folder), TASKS),
+        "model_hash": source_hash(model, str(folder), known),
+    }
+    return {"folder": str(folder), **hashes} if any(hashes.values()) else {}
 
 
 def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:

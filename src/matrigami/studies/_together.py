@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies._tasks import Batch, Plan, Score, Task
+from matrigami.studies.tasks import Batch, Plan, Score, Task
 
 DATA = (
     "dataset",
@@ -23,6 +23,11 @@ DATA = (
     "label_smoothing",
     "shuffle_pixels",
     "samples_per_epoch",
+    "context",
+    "vocabulary",
+    "side",
+    "folder",
+    "data_hash",
 )
 """Settings that determine, but for the seed, the batches of a run and what their scores are."""
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from matrigami.studies._accelerator import Accelerator, accelerator
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
-from matrigami.studies._models import Model, build_model
 from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies._position import Position, StepClock
-from matrigami.studies._tasks import Batch, Plan, Score, Task, load_task
 from matrigami.studies._team import Team
+from matrigami.studies.models import Network, build_model
+from matrigami.studies.tasks import Batch, Plan, Score, Task, load_task
 
 Progress = Callable[[float, Mapping[str, Any]], None]
 """Told about once a second: the fraction of the run that is done, and where it stands."""
@@ -126,7 +126,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.task, self.device = config, folder, task, device
         self.team, self.shared = team or Team(), shared
-        self.model: Model = build_model(
+        self.model: Network = build_model(
             config, task.shape, torch.Generator().manual_seed(2 * config.seed)
         ).to(device)
         self.together: nn.Module = self.team.wrapped(self.model)
@@ -154,7 +154,8 @@ class Run:
         A loss that stops being finite ends the run and is its `cause`.
         """
         self.resume()
-        self.accelerator = accelerator(self, alone=self.team.size == 1)
+        alone = self.team.size == 1 and self.model.recordable
+        self.accelerator = accelerator(self, alone=alone)
         clock = StepClock(self.position, self.config.checkpoint_seconds)
         try:
             for _ in range(self.position.epoch, self.config.epochs):

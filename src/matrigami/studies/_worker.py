@@ -20,9 +20,9 @@ from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
 from matrigami.studies._record import read_json, write_atomic, write_json
 from matrigami.studies._signals import STOPPING
-from matrigami.studies._tasks import Task, load_task
 from matrigami.studies._together import SharedTask, data, in_turns
 from matrigami.studies._train import Interrupted, Training, training
+from matrigami.studies.tasks import Task, load_task
 
 FINISHED = ("done", "failed")
 """A run in these states is not trained again: it ended, or its loss would diverge as before."""

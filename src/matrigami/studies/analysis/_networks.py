@@ -19,10 +19,10 @@ from matrigami.curvature import fisher
 from matrigami.optim import Shampoo
 from matrigami.studies._config import RunConfig
 from matrigami.studies._load import load_run
-from matrigami.studies._models import build_model
-from matrigami.studies._tasks import load_task
 from matrigami.studies._train import train_run
 from matrigami.studies.analysis._sources import Loaded, Source
+from matrigami.studies.models import build_model
+from matrigami.studies.tasks import load_task
 
 WIDTHS = (32, 64, 128)
 """Features of the residual stream; the layer that is shown has four times as many outputs."""

@@ -13,8 +13,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
-from matrigami.studies._datasets import data_folder, read_checked
-from matrigami.studies._sources import SOURCES, Source
+from matrigami.studies.tasks._datasets import data_folder, read_checked
+from matrigami.studies.tasks._sources import SOURCES, Source
 
 Tell = Callable[[str, int, int | None], None]
 """Told while bytes arrive: file name, bytes so far, bytes in all if known."""
@@ -75,6 +75,9 @@ def get_dataset(
         _download_all(source, folder, tell or _silent)
     elif at_hand.is_dir():
         _copy(source, at_hand, folder)
+    elif len(source.files) == 1:
+        with at_hand.open("rb") as content:
+            _store(content, paths[0])
     else:
         _unpack(source, at_hand, folder)
     for file in source.files:

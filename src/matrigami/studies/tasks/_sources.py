@@ -56,5 +56,13 @@ SOURCES: dict[str, Source] = {
     "fashion_mnist": Source(
         "fashion_mnist", tuple(f"{_ZALANDO}/{name}" for name in _FASHION), "fashion-mnist", _FASHION
     ),
+    "tinyshakespeare": Source(
+        "tinyshakespeare",
+        (
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        ),
+        "tinyshakespeare",
+        {"input.txt": "04486597058d11dcc2c556b1d0433891eb639d2e"},
+    ),
 }
 """Data sets that can be downloaded, by name."""

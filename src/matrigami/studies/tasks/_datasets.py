@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from matrigami.studies._sources import SOURCES, Source
+from matrigami.studies.tasks._sources import SOURCES, Source
 
 
 class Images(NamedTuple):

@@ -1,0 +1,109 @@
+"""What a user brings along: a file of arrays, a folder of images, a text, a function.
+
+A name in a study file is relative to the folder of that file. Its content belongs to the identity
+of a run: a hash is noted when the file is read, and a source that has changed since is refused, so
+that no result is silently of other data.
+"""
+
+import difflib
+import hashlib
+import runpy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def is_function(name: str) -> bool:
+    """Whether a name means a function in a Python file.
+
+    Examples:
+        >>> is_function("nets.py:small"), is_function("mlp")
+        (True, False)
+    """
+    return ".py:" in name
+
+
+def source_path(name: str, folder: str) -> Path:
+    """The file or folder that a name means."""
+    return Path(folder, name.partition(".py:")[0] + ".py" if is_function(name) else name)
+
+
+def function_of(name: str, folder: str) -> Callable[..., Any]:
+    """A function of a Python file.
+
+    Args:
+        name: `file.py:function`.
+        folder: What the file is relative to.
+
+    Raises:
+        ValueError: If the file or the function is missing, or the file cannot be run.
+    """
+    path, function = source_path(name, folder), name.rpartition(":")[2]
+    try:
+        names = runpy.run_path(str(path))
+    except OSError as error:
+        raise ValueError(
+            f"{name} was asked for.\n{path} cannot be read: {error.strerror}.\n"
+            "Give a path relative to the study file."
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{name} was asked for.\n{path} cannot be run: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}.\nMend the file."
+        ) from error
+    found = names.get(function)
+    if not callable(found):
+        functions = [n for n, f in names.items() if callable(f) and not n.startswith("_")]
+        near = difflib.get_close_matches(function, functions, 3, 0.3)
+        raise ValueError(
+            f"{name} was asked for.\n{path} has no function {function!r}.\n"
+            f"Nearest: {', '.join(near) or 'none'}."
+        )
+    return found
+
+
+def source_hash(name: str, folder: str, known: Iterable[str]) -> str:
+    """A hash of what a name stands for: 16 hexadecimal digits; empty for a known name.
+
+    Of a file its content; of a folder the names and sizes of its files.
+
+    Raises:
+        ValueError: If it is neither known nor there.
+    """
+    if name in known:
+        return ""
+    path = source_path(name, folder)
+    digest = hashlib.sha256()
+    try:
+        if path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+        else:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise missing(name, path, error, known) from error
+    return digest.hexdigest()[:16]
+
+
+def missing(name: str, path: Path, error: OSError, known: Iterable[str]) -> ValueError:
+    """What to raise for a name that is neither known nor a file."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return ValueError(
+        f"{name!r} was asked for.\nIt is none of {', '.join(known)}, and {path} cannot be read: "
+        f"{error.strerror}.\nDid you mean {near[0] if near else 'another file'!r}?"
+    )
+
+
+def refuse_changed(folder: str, name: str, noted: str) -> None:
+    """Refuse a source whose content is not what was noted.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if noted and source_hash(name, folder, ()) != noted:
+        raise ValueError(
+            f"{name} was asked for.\n{source_path(name, folder)} has changed since the run was "
+            "planned.\nStart the study anew from its file, or restore what was there."
+        )

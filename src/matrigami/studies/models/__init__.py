@@ -1,0 +1,144 @@
+"""The models of the studies: a table from a name to what builds it.
+
+A model is a `Network`: a module that knows its multiply-adds and its two ends. A new one is a file
+here and a line of `MODELS`; `matrigami.testing.check_model` holds it to the protocol. In a study
+file a model is a name with literal options, such as `gpt(positions=learned)`, or a function of your
+own, `file.py:function`.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+
+from matrigami.structures._parsing import parse_call
+from matrigami.studies._config import RunConfig
+from matrigami.studies._own import is_function
+from matrigami.studies.models._base import Makers, Network, makers
+from matrigami.studies.models._gpt import GPT
+from matrigami.studies.models._mlp import MLP
+from matrigami.studies.models._own import OwnModel, counted_macs
+from matrigami.studies.models._vit import ViT
+from matrigami.studies.tasks import DTYPE, Shape
+
+MODELS: dict[str, Callable[..., Network]] = {"mlp": MLP, "vit": ViT, "gpt": GPT}
+"""Called with a `RunConfig`, a `Shape`, the `Makers` of its layers, and its options."""
+
+FIXED = ("config", "shape", "make")
+"""Arguments of every model; the others are options."""
+
+
+def build_model(
+    config: RunConfig,
+    shape: Shape,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """The network of a run.
+
+    Args:
+        config: The run.
+        shape: Sizes of the task.
+        generator: Source of the initial weights; a model of your own takes the seed of the run.
+        device: `cpu`, or `meta` for the sizes without the numbers.
+
+    Raises:
+        ValueError: If the model is unknown, or the structure does not fit its sizes.
+
+    Examples:
+        >>> config = RunConfig(
+        ...     "cifar100", "mlp", "btt(rank=1)", 512, seed=0, lr=3e-3, epochs=1, batch_size=1024
+        ... )
+        >>> build_model(config, Shape(channels=3, side=32, outputs=100)).macs()
+        591872
+    """
+    if is_function(config.model):
+        return OwnModel(config, shape)
+    if config.targets:
+        raise ValueError(
+            f"Model {config.model!r} was asked for with targets = {config.targets!r}.\n"
+            "This model puts the structure in place itself.\n"
+            "Use structured_layers, or a model of your own."
+        )
+    name, options = parse_model(config.model)
+    make = makers(config, generator, device)
+    with torch.device(device):
+        return MODELS[name](config, shape, make, **options).to(DTYPE)
+
+
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model.
+
+    Raises:
+        ValueError: If the text is no call with literals, or the name or an option is unknown.
+
+    Examples:
+        >>> parse_model("gpt(positions=learned)")
+        ('gpt', {'positions': 'learned'})
+    """
+    refusal = (
+        f"Model {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
+        "Write for example: mlp, gpt(positions=learned), my_file.py:function."
+    )
+    name, args, options = parse_call(text, refusal, _value)
+    if args:
+        raise ValueError(refusal)
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Model {name!r} was asked for.\nKnown are {', '.join(MODELS)}, or a function "
+            f"file.py:function.\nDid you mean {near!r}?"
+        )
+    parameters = inspect.signature(MODELS[name]).parameters
+    known = {key: _choices(p) for key, p in parameters.items() if key not in FIXED}
+    for key, value in options.items():
+        if not any(
+            type(value) is type(choice) and value == choice for choice in known.get(key, ())
+        ):
+            raise ValueError(
+                f"Model {text!r} was asked for.\n{name} has no option {key!r} of this value.\n"
+                f"Its options are {known or 'none'}; width, depth, heads and patch are keys of "
+                "their own."
+            )
+    return name, options
+
+
+def _choices(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    """What an option may be: names, or yes and no."""
+    return get_args(parameter.annotation) or (True, False)
+
+
+def canonical_model(text: str) -> str:
+    """One spelling of a model.
+
+    Examples:
+        >>> canonical_model(" gpt( positions = learned )"), canonical_model("mlp()")
+        ('gpt(positions=learned)', 'mlp')
+    """
+    if is_function(text):
+        return text.strip()
+    parse_model(text)
+    return ast.unparse(ast.parse(text.strip(), mode="eval")).removesuffix("()")
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal, or a bare word."""
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+__all__ = [
+    "GPT",
+    "MLP",
+    "MODELS",
+    "Makers",
+    "Network",
+    "OwnModel",
+    "ViT",
+    "build_model",
+    "canonical_model",
+    "counted_macs",
+    "parse_model",
+]

@@ -1,0 +1,244 @@
+"""Arrays of your own: vectors or images, with classes or numbers to learn.
+
+Images of bytes are taken as such, with augmentation if it is asked for; anything else is a vector
+of features, normalised one by one (of a stack of planes, plane by plane). Whole numbers as targets
+are classes; other numbers are learned by least squares, normalised, and the error is the mean
+square in percent of that of the mean.
+
+Shapes: n = examples, b = examples in a batch, f = features, o = outputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matrigami.studies._config import RunConfig
+from matrigami.studies.tasks._augment import draw_mixing
+from matrigami.studies.tasks._base import (
+    DTYPE,
+    Batch,
+    Plan,
+    Score,
+    Shape,
+    Task,
+    classified,
+    refuse_settings,
+    regressed,
+)
+from matrigami.studies.tasks._datasets import Images, Split
+from matrigami.studies.tasks._images import image_task
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+"""What arrays are called, and their order."""
+
+CHANNELS = (1, 3, 4)
+"""Channels of an image of bytes."""
+
+TEST_BATCH = 2000
+
+
+class ArrayTask:
+    """Vectors in memory, with classes or numbers to learn.
+
+    Args:
+        train: Inputs of any shape and targets: whole numbers are classes.
+        test: The same of the test set.
+        mixup: Parameter of the Beta distribution of the mixing weight; 0 for none.
+        label_smoothing: Share of the target that is spread over all classes.
+        device: Where batches are made.
+    """
+
+    def __init__(
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        *,
+        mixup: float = 0.0,
+        label_smoothing: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        (x, y), device = train, torch.device(device)
+        self.has_classes = not y.is_floating_point()
+        outputs = int(y.max()) + 1 if self.has_classes else y.shape[1]
+        self.shape = _shape_of(x, outputs)
+        self.examples, self.tests = len(x), len(test[0])
+        self.mixup, self.label_smoothing, self.device = mixup, label_smoothing, device
+        inputs = [_planes(t, self.shape) for t in (x, test[0])]
+        inputs = [t.flatten(1).to(device, DTYPE) for t in _normalised(inputs, 2)]
+        targets = [y, test[1]] if self.has_classes else _normalised([y, test[1]], 0)
+        self._train, self._test = (
+            (t, u.to(device, torch.int64 if self.has_classes else DTYPE))
+            for t, u in zip(inputs, targets, strict=True)
+        )
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """What the loss stands for, without smoothing and mixing."""
+        return nn.CrossEntropyLoss() if self.has_classes else nn.MSELoss()
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+        """Draw an epoch."""
+        order = torch.randperm(self.examples, generator=generator)
+        mixing = draw_mixing(-(-self.examples // batch_size), self.mixup, generator)
+        return Plan(order.to(self.device), None, mixing)
+
+    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+        """Examples `start` to `start + size` of an epoch."""
+        x, y = (t.index_select(0, plan.order[start : start + size]) for t in self._train)
+        if self.mixup == 0:
+            return Batch(x, y)
+        weight = plan.mixing[start // size]
+        return Batch(torch.lerp(x, x.roll(1, 0), 1 - weight), y, y.roll(1, 0), weight)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test set."""
+        yield from map(Batch, *[t.split(TEST_BATCH) for t in self._test])
+
+    def score(self, outputs: Float[Tensor, "b o"], batch: Batch) -> Score:
+        """Cross-entropy and wrong classes, or mean square error."""
+        if self.has_classes:
+            return classified(outputs, batch, self.label_smoothing)
+        return regressed(outputs, batch)
+
+
+def task_of_arrays(arrays: Any, config: RunConfig, device: torch.device) -> Task:
+    """The task of a run on arrays.
+
+    Args:
+        arrays: A mapping of `x_train`, `y_train`, `x_test`, `y_test`, or these four in order.
+        config: The run.
+        device: Where batches are made.
+
+    Raises:
+        ValueError: If one is missing, or they do not fit each other.
+    """
+    x, y, x_test, y_test = (_tensor(config.dataset, n, a) for n, a in _four(config, arrays))
+    for name, a, b in (("train", x, y), ("test", x_test, y_test)):
+        if len(a) != len(b) or len(a) == 0:
+            raise _refusal(
+                config.dataset,
+                f"x_{name} has {len(a)} examples, y_{name} has {len(b)}",
+                "Give as many of both, and at least one.",
+            )
+    if x.shape[1:] != x_test.shape[1:]:
+        raise _refusal(
+            config.dataset,
+            f"examples of x_train are {tuple(x.shape[1:])}, of x_test {tuple(x_test.shape[1:])}",
+            "Give both the same shape.",
+        )
+    y, y_test = _targets(config.dataset, y, y_test)
+    pixels = _pixels(x), _pixels(x_test)
+    if pixels[0] is not None and pixels[1] is not None and not y.is_floating_point():
+        train, test = Images(pixels[0], y), Images(pixels[1], y_test)
+        return image_task(Split(train, test, int(y.max()) + 1), config, device)
+    refuse_settings(config, ("augment", "shuffle_pixels"), "arrays that are no images of bytes")
+    if y.is_floating_point():
+        refuse_settings(config, ("mixup", "label_smoothing"), "targets that are no classes")
+    more = {"mixup": config.mixup, "label_smoothing": config.label_smoothing}
+    return ArrayTask((x, y), (x_test, y_test), **more, device=device)
+
+
+def _four(config: RunConfig, arrays: Any) -> list[tuple[str, Any]]:
+    """The arrays by name."""
+    if isinstance(arrays, Mapping):
+        lacking = [name for name in NAMES if name not in arrays]
+        if lacking:
+            raise _refusal(
+                config.dataset,
+                f"it lacks {', '.join(lacking)}; it has {', '.join(map(str, arrays)) or 'nothing'}",
+                f"Give the arrays {', '.join(NAMES)}.",
+            )
+        return [(name, arrays[name]) for name in NAMES]
+    if not isinstance(arrays, tuple | list) or len(arrays) != len(NAMES):
+        raise _refusal(
+            config.dataset,
+            f"it gave a {type(arrays).__name__}",
+            f"Give a tuple ({', '.join(NAMES)}), a mapping of these names, a text, or a Task.",
+        )
+    return list(zip(NAMES, arrays, strict=True))
+
+
+def _tensor(dataset: str, name: str, a: Any) -> Tensor:
+    """An array of finite numbers."""
+    try:
+        t = a.detach().cpu() if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
+    except (TypeError, ValueError) as error:
+        raise _refusal(
+            dataset, f"{name} is no array of numbers: {error}", "Give numbers, and no objects."
+        ) from error
+    if t.is_complex() or t.ndim == 0:
+        raise _refusal(
+            dataset,
+            f"{name} is {'complex' if t.is_complex() else 'a single number'}",
+            "Give one row for each example.",
+        )
+    if t.is_floating_point() and not torch.isfinite(t).all():
+        raise _refusal(dataset, f"{name} has NaN or infinite entries", "Remove or replace them.")
+    return t
+
+
+def _targets(dataset: str, y: Tensor, y_test: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes from 0 without a test class that training lacks, or a column for each number."""
+    if y.is_floating_point() or y_test.is_floating_point():
+        return y.to(DTYPE).flatten(1 if y.ndim > 1 else 0).reshape(len(y), -1), y_test.to(
+            DTYPE
+        ).reshape(len(y_test), -1)
+    if y.numel() != len(y) or y_test.numel() != len(y_test):
+        raise _refusal(
+            dataset,
+            f"labels have the shapes {tuple(y.shape)} and {tuple(y_test.shape)}",
+            "Give one whole number for each example, or floats for numbers to learn.",
+        )
+    y, y_test = y.reshape(-1).long(), y_test.reshape(-1).long()
+    least, most = int(min(y.min(), y_test.min())), int(y_test.max())
+    if least < 0 or most > int(y.max()):
+        raise _refusal(
+            dataset,
+            f"labels run from {least} to {max(most, int(y.max()))}; those of y_train to "
+            f"{int(y.max())}",
+            "Number the classes from 0, and have each class of y_test in y_train.",
+        )
+    return y, y_test
+
+
+def _pixels(x: Tensor) -> Tensor | None:
+    """Images of bytes by row, channel, column; None if the arrays are none."""
+    if x.dtype != torch.uint8 or x.ndim not in (3, 4):
+        return None
+    if x.ndim == 3:
+        return x[:, :, None, :] if x.shape[1] == x.shape[2] else None
+    if x.shape[1] == x.shape[2] and x.shape[3] in CHANNELS:
+        return x.transpose(2, 3).contiguous()
+    if x.shape[2] == x.shape[3] and x.shape[1] in CHANNELS:
+        return x.transpose(1, 2).contiguous()
+    return None
+
+
+def _shape_of(x: Tensor, outputs: int) -> Shape:
+    """Planes of a square, or one vector."""
+    if x.ndim == 4 and x.shape[2] == x.shape[3]:
+        return Shape(x.shape[1], x.shape[2], outputs)
+    return Shape(max(1, x[0].numel()), 1, outputs)
+
+
+def _planes(x: Tensor, shape: Shape) -> Tensor:
+    """Examples, channels, positions."""
+    return x.reshape(len(x), shape.channels, -1).to(torch.float64)
+
+
+def _normalised(parts: list[Tensor], last: int) -> list[Tensor]:
+    """Mean 0 and deviation 1 on the first, over examples and an axis of positions, if any."""
+    axes = (0, last) if last else (0,)
+    first = parts[0].double()
+    mean, std = first.mean(axes, keepdim=True), first.std(axes, correction=0, keepdim=True)
+    std = torch.where(std > 1e-12 * mean.abs().clamp_min(1e-300), std, torch.ones_like(std))
+    return [(t.double() - mean) / std for t in parts]
+
+
+def _refusal(dataset: str, what: str, advice: str) -> ValueError:
+    """What to raise for arrays that make no task."""
+    return ValueError(f"{dataset} was asked for.\nIts arrays make no task: {what}.\n{advice}")
