@@ -5,7 +5,16 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from matrigami import Monarch
-from matrigami.nn import Parts, Role, StructuredLinear, Use, linear_use, parts, weight_part
+from matrigami.nn import (
+    Parts,
+    Role,
+    StructuredLinear,
+    StructuredMoE,
+    Use,
+    linear_use,
+    parts,
+    weight_part,
+)
 from matrigami.operators import stacked_view
 from matrigami.structures import EXAMPLES
 
@@ -95,72 +104,85 @@ def attention(**options) -> nn.Module:
     return nn.MultiheadAttention(4, 2, batch_first=True, **options)
 
 
-KINDS = {
-    "linear": lambda: (nn.Linear(4, 3), images()),
-    "linear on words": lambda: (nn.Linear(5, 3, bias=False), images(5)),
-    "linear to one": lambda: (nn.Linear(4, 1), images()),
-    "conv1d": lambda: (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), images(7)),
-    "conv2d": lambda: (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding="same"), images(6, 5)),
-    "conv2d depthwise": lambda: (nn.Conv2d(4, 8, 3, groups=4), images(5, 4)),
-    "conv3d": lambda: (nn.Conv3d(4, 3, 2, stride=(1, 2, 1), padding=(0, 1, 1)), images(3, 4, 3)),
-    "conv3d circular": lambda: (
-        nn.Conv3d(4, 2, 2, padding=1, padding_mode="circular", groups=2),
-        images(3, 2, 2),
-    ),
-    "conv transpose 1d": lambda: (
-        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=2, output_padding=1, groups=2),
-        images(5),
-    ),
-    "conv transpose 2d": lambda: (
-        nn.ConvTranspose2d(4, 3, (2, 3), stride=(2, 1), dilation=(3, 1), output_padding=(2, 0)),
-        images(3, 4),
-    ),
-    "conv transpose 3d": lambda: (nn.ConvTranspose3d(4, 2, 2, bias=False), images(2, 3, 2)),
-    "bilinear": lambda: (nn.Bilinear(4, 4, 3), images(), images()),
-    "embedding": lambda: (nn.Embedding(7, 4, padding_idx=1), tokens()),
-    "embedding bag": lambda: (nn.EmbeddingBag(7, 4, mode="mean", padding_idx=1), tokens()),
-    "sum of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="sum"), tokens()),
-    "most of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="max"), tokens()),
-    "attention": lambda: (attention(), *[torch.randn(3, 5, 4)] * 3),
-    "attention of other widths": lambda: (
-        attention(kdim=3, vdim=5, add_bias_kv=True),
-        torch.randn(3, 5, 4),
-        torch.randn(3, 6, 3),
-        torch.randn(3, 6, 5),
-    ),
-    "lstm": lambda: (nn.LSTM(4, 6, 2, proj_size=3, batch_first=True), torch.randn(3, 5, 4)),
-    "gru": lambda: (nn.GRU(4, 3, bidirectional=True, batch_first=True), torch.randn(3, 5, 4)),
-    "lstm cell": lambda: (nn.LSTMCell(4, 3), images()),
-    "rnn": lambda: (nn.RNN(4, 3, batch_first=True), torch.randn(3, 5, 4)),
-    "layer norm": lambda: (nn.LayerNorm([4, 5]), images(5)),
-    "layer norm without bias": lambda: (nn.LayerNorm(5, bias=False), images(5)),
-    "rms norm": lambda: (nn.RMSNorm(5), images(5)),
-    "group norm": lambda: (nn.GroupNorm(2, 4), images(5, 3)),
-    "group norm of vectors": lambda: (nn.GroupNorm(2, 4), images()),
-    "batch norm 1d": lambda: (nn.BatchNorm1d(4), images()),
-    "batch norm 2d": lambda: (nn.BatchNorm2d(4), images(3, 2)),
-    "batch norm 3d": lambda: (nn.BatchNorm3d(4).eval(), images(2, 3, 2)),
-    "batch norm of all processes": lambda: (nn.SyncBatchNorm(4).eval(), images(3)),
-    "instance norm 1d": lambda: (nn.InstanceNorm1d(4, affine=True), images(5)),
-    "instance norm 2d": lambda: (nn.InstanceNorm2d(4, affine=True), images(3, 2)),
-    "instance norm 3d": lambda: (
-        nn.InstanceNorm3d(4, affine=True, track_running_stats=True).eval(),
-        images(2, 3, 2),
-    ),
-    "prelu": lambda: (nn.PReLU(), images(5)),
-    "prelu of channels": lambda: (nn.PReLU(4), images(5)),
-    "weight norm": lambda: (parametrizations.weight_norm(nn.Linear(4, 3)), images()),
-    "spectral norm": lambda: (parametrizations.spectral_norm(nn.Conv2d(4, 3, 2)), images(3, 3)),
-    "orthogonal": lambda: (parametrizations.orthogonal(nn.Linear(4, 3)), images()),
-    "transformers' linear": lambda: (Conv1D(3, 5), images(5)),
-    "transformers' norm": lambda: (LlamaRMSNorm(5), images(5)),
-    "transformers' other norm": lambda: (GemmaRMSNorm(5), images(5)),
-    "registered": lambda: (Registered(5, 3), images(5)),
-    "capped": lambda: (StructuredLinear(5, 6, Monarch(blocks=1), rms_cap=True), images(5)),
-} | {
-    f"structured: {name}": lambda recipe=recipe: (StructuredLinear(6, 6, recipe), images(6))
-    for name, recipe in EXAMPLES.items()
-}
+KINDS = (
+    {
+        "linear": lambda: (nn.Linear(4, 3), images()),
+        "linear on words": lambda: (nn.Linear(5, 3, bias=False), images(5)),
+        "linear to one": lambda: (nn.Linear(4, 1), images()),
+        "conv1d": lambda: (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), images(7)),
+        "conv2d": lambda: (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding="same"), images(6, 5)),
+        "conv2d depthwise": lambda: (nn.Conv2d(4, 8, 3, groups=4), images(5, 4)),
+        "conv3d": lambda: (
+            nn.Conv3d(4, 3, 2, stride=(1, 2, 1), padding=(0, 1, 1)),
+            images(3, 4, 3),
+        ),
+        "conv3d circular": lambda: (
+            nn.Conv3d(4, 2, 2, padding=1, padding_mode="circular", groups=2),
+            images(3, 2, 2),
+        ),
+        "conv transpose 1d": lambda: (
+            nn.ConvTranspose1d(4, 6, 3, stride=2, padding=2, output_padding=1, groups=2),
+            images(5),
+        ),
+        "conv transpose 2d": lambda: (
+            nn.ConvTranspose2d(4, 3, (2, 3), stride=(2, 1), dilation=(3, 1), output_padding=(2, 0)),
+            images(3, 4),
+        ),
+        "conv transpose 3d": lambda: (nn.ConvTranspose3d(4, 2, 2, bias=False), images(2, 3, 2)),
+        "bilinear": lambda: (nn.Bilinear(4, 4, 3), images(), images()),
+        "embedding": lambda: (nn.Embedding(7, 4, padding_idx=1), tokens()),
+        "embedding bag": lambda: (nn.EmbeddingBag(7, 4, mode="mean", padding_idx=1), tokens()),
+        "sum of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="sum"), tokens()),
+        "most of a bag": lambda: (nn.EmbeddingBag(7, 4, mode="max"), tokens()),
+        "attention": lambda: (attention(), *[torch.randn(3, 5, 4)] * 3),
+        "attention of other widths": lambda: (
+            attention(kdim=3, vdim=5, add_bias_kv=True),
+            torch.randn(3, 5, 4),
+            torch.randn(3, 6, 3),
+            torch.randn(3, 6, 5),
+        ),
+        "lstm": lambda: (nn.LSTM(4, 6, 2, proj_size=3, batch_first=True), torch.randn(3, 5, 4)),
+        "gru": lambda: (nn.GRU(4, 3, bidirectional=True, batch_first=True), torch.randn(3, 5, 4)),
+        "lstm cell": lambda: (nn.LSTMCell(4, 3), images()),
+        "rnn": lambda: (nn.RNN(4, 3, batch_first=True), torch.randn(3, 5, 4)),
+        "layer norm": lambda: (nn.LayerNorm([4, 5]), images(5)),
+        "layer norm without bias": lambda: (nn.LayerNorm(5, bias=False), images(5)),
+        "rms norm": lambda: (nn.RMSNorm(5), images(5)),
+        "group norm": lambda: (nn.GroupNorm(2, 4), images(5, 3)),
+        "group norm of vectors": lambda: (nn.GroupNorm(2, 4), images()),
+        "batch norm 1d": lambda: (nn.BatchNorm1d(4), images()),
+        "batch norm 2d": lambda: (nn.BatchNorm2d(4), images(3, 2)),
+        "batch norm 3d": lambda: (nn.BatchNorm3d(4).eval(), images(2, 3, 2)),
+        "batch norm of all processes": lambda: (nn.SyncBatchNorm(4).eval(), images(3)),
+        "instance norm 1d": lambda: (nn.InstanceNorm1d(4, affine=True), images(5)),
+        "instance norm 2d": lambda: (nn.InstanceNorm2d(4, affine=True), images(3, 2)),
+        "instance norm 3d": lambda: (
+            nn.InstanceNorm3d(4, affine=True, track_running_stats=True).eval(),
+            images(2, 3, 2),
+        ),
+        "prelu": lambda: (nn.PReLU(), images(5)),
+        "prelu of channels": lambda: (nn.PReLU(4), images(5)),
+        "weight norm": lambda: (parametrizations.weight_norm(nn.Linear(4, 3)), images()),
+        "spectral norm": lambda: (parametrizations.spectral_norm(nn.Conv2d(4, 3, 2)), images(3, 3)),
+        "orthogonal": lambda: (parametrizations.orthogonal(nn.Linear(4, 3)), images()),
+        "transformers' linear": lambda: (Conv1D(3, 5), images(5)),
+        "transformers' norm": lambda: (LlamaRMSNorm(5), images(5)),
+        "transformers' other norm": lambda: (GemmaRMSNorm(5), images(5)),
+        "registered": lambda: (Registered(5, 3), images(5)),
+        "capped": lambda: (StructuredLinear(5, 6, Monarch(blocks=1), rms_cap=True), images(5)),
+    }
+    | {
+        f"structured: {name}": lambda recipe=recipe: (StructuredLinear(6, 6, recipe), images(6))
+        for name, recipe in EXAMPLES.items()
+    }
+    | {
+        f"structured experts: {name}": lambda recipe=recipe: (
+            StructuredMoE(6, 6, recipe, experts=3, active=2),
+            images(6),
+        )
+        for name, recipe in EXAMPLES.items()
+    }
+)
 """A layer of each kind, and what it is called with."""
 
 SEEN = {name for name in KINDS if "structured" in name} | {

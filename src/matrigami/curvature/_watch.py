@@ -51,7 +51,7 @@ from matrigami.curvature._record import (
     read_input,
     unwrapped,
 )
-from matrigami.nn import StructuredLinear
+from matrigami.nn import StructuredLinear, StructuredMoE
 from matrigami.operators import trace
 
 WAITING = 16
@@ -324,9 +324,9 @@ class Watch:
 def _refuse_structured(sites: list[Site]) -> None:
     """The tensors of a structured layer are whole during its own forward pass only."""
     for site in sites:
-        if isinstance(site.layer, StructuredLinear):
+        if isinstance(site.layer, StructuredLinear | StructuredMoE):
             raise ValueError(
-                f"a watch was asked for a StructuredLinear, {site.name}, "
+                f"a watch was asked for a {type(site.layer).__name__}, {site.name}, "
                 "whose tensors are sharded.\n"
                 "Its curvature needs them whole after the forward pass.\n"
                 "Use DistributedDataParallel, or another optimiser."

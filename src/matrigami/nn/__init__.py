@@ -18,6 +18,7 @@ from matrigami.nn._anatomy import (
 )
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
+from matrigami.nn._experts import Routing, RoutingLosses, StructuredMoE, routing_loss
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
 from matrigami.nn._scaling import (
@@ -45,9 +46,12 @@ __all__ = [
     "Parts",
     "Patterns",
     "Role",
+    "Routing",
+    "RoutingLosses",
     "Rule",
     "StructuredConv",
     "StructuredLinear",
+    "StructuredMoE",
     "Tap",
     "Use",
     "Uses",
@@ -67,6 +71,7 @@ __all__ = [
     "parts",
     "refusal",
     "replace_",
+    "routing_loss",
     "runs_as",
     "scale_and_shift",
     "sgd_rule",

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from matrigami.nn._anatomy import Part, Parts, Role, Tap, Use, Whole, parts
 from matrigami.nn._choice import matrix_view
-from matrigami.nn._taps import batched, constant_use
+from matrigami.nn._taps import batched, constant_use, core_use
 from matrigami.operators import (
     Contraction,
     Cost,
@@ -330,18 +330,11 @@ def _core_tap(layer: StructuredLinear, i: int) -> Tap:
     """How the blocks of one tensor are read: from both sides through the rest of the product."""
 
     def tap(x: Tensor, g: Tensor | None) -> Use:
-        """Shapes: b blocks, s shared positions, N examples, K columns of gradients."""
+        """One use."""
         x, g = batched(x, g, 1)
-        N, (C, before, after) = len(x), contractions(layer.matrix())[i]
         X = x.reshape(-1, layer.in_features).mT
-        Z = C.split_inputs(X if before is None else before @ X)  # b s i NS
-        inputs = Z.unflatten(-1, (N, -1)).permute(0, 3, 4, 1, 2).flatten(2, 3)
-        if g is None:
-            return Use(inputs, None, transposed=not C.row_major)
-        G = g.reshape(-1, layer.out_features).mT
-        H = C.split_outputs(G if after is None else after.T @ G)  # b s o KNS
-        H = H.unflatten(-1, (len(g), N, -1)).permute(0, 4, 3, 5, 1, 2)
-        return Use(inputs, H.flatten(3, 4), transposed=not C.row_major)
+        G = None if g is None else g.reshape(len(g), -1, layer.out_features).movedim(-1, 0)
+        return core_use(contractions(layer.matrix())[i], X, G, len(x))
 
     return tap
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.nn._anatomy import OneHot, Use
+from matrigami.operators import Contraction
 
 
 def batched(x: Tensor, g: Tensor | None, axes: int) -> tuple[Tensor, Tensor | None]:
@@ -39,6 +40,30 @@ def constant_use(x: Tensor, g: Tensor | None) -> Use:
     """Of a vector that is added to the last axis: the weight of an input that is always one."""
     x, g = batched(x, g, 1)
     return Use(x.new_ones(1, len(x), x.shape[1:-1].numel(), 1), positions(g))
+
+
+def core_use(
+    part: Contraction, X: Float[Tensor, "*stack n c"], G: Tensor | None, examples: int
+) -> Use:
+    """Of one tensor of a product, from the vectors on both sides of the product, as columns.
+
+    Args:
+        part: How the tensor enters the product, or the products of a stack.
+        X: Inputs of the product, all positions of the first example first, `c = N S`.
+        G: Gradients of its outputs, `(*stack, m, K, c)`, or None.
+        examples: How many, `N`.
+    """
+    C, before, after = part
+    Z = C.split_inputs(X if before is None else before @ X)  # stack b s i NS
+    Z = Z.reshape(-1, *Z.shape[-3:]).unflatten(-1, (examples, -1))
+    inputs = Z.permute(0, 3, 4, 1, 2).flatten(2, 3)
+    if G is None:
+        return Use(inputs, None, transposed=not C.row_major)
+    columns, G = G.shape[-2], G.flatten(-2)
+    H = C.split_outputs(G if after is None else after.T @ G)  # stack b s o KNS
+    H = H.reshape(-1, *H.shape[-3:]).unflatten(-1, (columns, examples, -1))
+    H = H.permute(0, 4, 3, 5, 1, 2)
+    return Use(inputs, H.flatten(3, 4), transposed=not C.row_major)
 
 
 def patches(x: Float[Tensor, "..."], layer: Any) -> Float[Tensor, "*batch S i"]:

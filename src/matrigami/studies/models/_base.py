@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.nn import StructuredLinear
+from matrigami.nn import StructuredLinear, StructuredMoE
 from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
 from matrigami.studies.tasks import DTYPE, Shape
@@ -181,7 +181,7 @@ def table_of(rows: int, width: int, generator: torch.Generator | None) -> nn.Emb
 
 def layer_macs(layer: nn.Module) -> int:
     """Multiply-adds of one layer for one vector."""
-    if isinstance(layer, StructuredLinear):
+    if isinstance(layer, StructuredLinear | StructuredMoE):
         return layer.cost().macs
     return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
 

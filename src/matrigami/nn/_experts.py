@@ -1,0 +1,340 @@
+"""A mixture of structured experts: the rank index of a factorised layer is the index of an expert.
+
+`y = sum_e w_e(x) A_e x + b` over the `active` experts with the largest logits `G x`; `w` is the
+softmax of those. With block tensor trains of rank 1 the experts are the terms of one train of rank
+`experts`, each switched on where it is needed (Potapczynski et al. 2024, arXiv:2410.02117). Vectors
+are sorted by their expert and each expert multiplies its own: nothing is computed to be thrown
+away, nothing is dropped, and the order of all sums is fixed.
+
+Storage: `experts` members and the gate, `experts n`; cost per vector: `active` products and the
+gate.
+
+Shapes: N = examples, S = positions, c = vectors (all positions of all examples), E = experts, a =
+active ones, n = inputs, m = outputs, K = columns of gradients.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from matrigami.nn._anatomy import Part, Parts, Role, Use, Whole, parts
+from matrigami.nn._layers import weight_part
+from matrigami.nn._taps import batched, constant_use, core_use, linear_use
+from matrigami.operators import (
+    Cost,
+    LinearOperator,
+    Structure,
+    contractions,
+    cost,
+    draw,
+    fans,
+    named_tensors,
+    stacked_view,
+    with_tensors,
+)
+
+GATE_SCALE = 0.1
+"""Variance of a logit at the start (Fedus et al. 2022): nearly uniform, but no tie for all."""
+
+
+class Routing(NamedTuple):
+    """Where each vector goes.
+
+    Args:
+        logits: Of all experts.
+        experts: The active ones, the largest logit first.
+        weights: Of the active ones; they sum to one.
+    """
+
+    logits: Float[Tensor, "c E"]
+    experts: Int[Tensor, "c a"]
+    weights: Float[Tensor, "c a"]
+
+
+class RoutingLosses(NamedTuple):
+    """What keeps a gate healthy; add both, weighted, to the loss of the task.
+
+    Args:
+        balance: `E sum_e f_e p_e`, with `f` the shares of the vectors that the experts got and `p`
+            the mean probabilities: 1 if all get alike, up to `E / active` if some get all (Fedus et
+            al. 2022, arXiv:2101.03961).
+        z: The mean square of the logarithm of the sum of exponentials of the logits, which keeps
+            them small (Zoph et al. 2022, arXiv:2202.08906).
+    """
+
+    balance: Tensor
+    z: Tensor
+
+
+class StructuredMoE(nn.Module):
+    """`y = sum_e w_e(x) A_e x + b`: a few of many members of a structure for each input vector.
+
+    It takes the place of a linear layer. Its parameters are the tensors of the structure with the
+    experts first, the gate and the bias. Logits are computed in single precision at least. The
+    split into experts waits for their counts: `torch.compile` breaks its graph there, and `vmap`
+    over inputs is refused by torch.
+
+    Args:
+        in_features: Size `n` of the last axis of the input.
+        out_features: Size `m` of the last axis of the output.
+        structure: The recipe of one expert, e.g. `BlockTensorTrain(rank=1)`.
+        experts: How many there are, `E`.
+        active: How many multiply each vector.
+        bias: Add a learnable vector, zero at the start.
+        zero_init: Start with `A = 0`, as in `StructuredLinear`.
+        device: Where the parameters are.
+        dtype: Their type.
+        generator: Source of the random numbers.
+
+    Raises:
+        ValueError: If the numbers of experts or the sizes do not fit.
+
+    Examples:
+        >>> from matrigami import BlockTensorTrain
+        >>> moe = StructuredMoE(16, 64, BlockTensorTrain(rank=1), experts=8, active=2)
+        >>> moe(torch.ones(2, 5, 16)).shape, moe.matrix().shape
+        (torch.Size([2, 5, 64]), (8, 64, 16))
+        >>> moe.cost().params, moe.cost().macs
+        (3200, 896)
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        structure: Structure,
+        experts: int,
+        active: int,
+        *,
+        bias: bool = True,
+        zero_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= active <= experts or in_features < 1 or out_features < 1:
+            raise ValueError(
+                f"StructuredMoE({in_features}, {out_features}, experts={experts}, "
+                f"active={active}): this is no mixture.\n"
+                "Sizes must be at least 1, and active from 1 to the number of experts."
+            )
+        self.in_features, self.out_features, self.structure = in_features, out_features, structure
+        self.experts, self.active, self.zero_init = experts, active, zero_init
+        empty = partial(torch.empty, dtype=dtype, device=device)
+        one = structure.blank(out_features, in_features, partial(empty, device="meta"))
+        self.fans, self._template = fans(one), one
+        self.factor_names = tuple(named_tensors(one))
+        for name, t in named_tensors(one).items():
+            self.register_parameter(name, nn.Parameter(empty(experts, *t.shape)))
+        self.gate = nn.Parameter(empty(experts, in_features))
+        self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
+        self._routing: Routing | None = None
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the experts and the gate again; needed after `to_empty`."""
+        with torch.no_grad():
+            drawn = named_tensors(draw(self.matrix(), generator))
+            for (name, t), fan in zip(drawn.items(), self.fans, strict=True):
+                zero = self.zero_init and fan.last
+                self.get_parameter(name).copy_(torch.zeros_like(t) if zero else t)
+            scale = (GATE_SCALE / self.in_features) ** 0.5
+            self.gate.normal_(0.0, scale, generator=generator)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def matrix(self) -> LinearOperator:
+        """All experts as one stack `(E, m, n)`, sharing storage and gradients."""
+        return with_tensors(self._template, self._stored())
+
+    def cost(self) -> Cost:
+        """All parameters and bytes, and the multiply-adds of the active experts and the gate."""
+        all_of_them = cost(self.matrix())
+        macs = all_of_them.macs // self.experts * self.active + self.gate.numel()
+        return Cost(
+            all_of_them.params + self.gate.numel(), macs, all_of_them.bytes + self.gate.nbytes
+        )
+
+    def route(self, x: Float[Tensor, "*batch n"]) -> Routing:
+        """The experts of each vector; of logits that are equal, torch decides."""
+        x = x.reshape(-1, self.in_features)
+        kind = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = nn.functional.linear(x.to(kind), self.gate.to(kind))
+        values, experts = logits.topk(self.active, -1)
+        return Routing(logits, experts, values.softmax(-1))
+
+    def losses(self) -> RoutingLosses:
+        """The losses of the last call's routing, differentiable if that call was.
+
+        Raises:
+            ValueError: If there was no call.
+        """
+        if self._routing is None:
+            raise ValueError(
+                f"losses(): {self} has not been called.\nThey are about the vectors of a call."
+            )
+        logits, experts, _ = self._routing
+        if not len(logits):
+            return RoutingLosses(logits.sum(), logits.sum())
+        counts = torch.bincount(experts.flatten(), minlength=self.experts)
+        share = counts.to(logits) / experts.numel()
+        balance = self.experts * (share * logits.softmax(-1).mean(0)).sum()
+        return RoutingLosses(balance, logits.logsumexp(-1).square().mean())
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Multiply the last axis, each vector by its experts."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{self}: the input has shape {tuple(x.shape)}.\n"
+                f"Its last axis must be {self.in_features}."
+            )
+        X = x.reshape(-1, self.in_features)
+        self._routing = self.route(X)
+        y = self._mixed(X, self._routing).mT
+        y = y if self.bias is None else y + self.bias.to(y.dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _mixed(self, X: Float[Tensor, "c n"], routing: Routing) -> Float[Tensor, "m c"]:
+        """The weighted sum of the products of all experts, each with its own vectors.
+
+        The rows are taken as those of a table are: the sum in the gradient has a fixed order.
+        """
+        flat = routing.experts.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.experts).tolist()
+        places = order // self.active
+        kind = _kind(X)
+        weights = routing.weights.flatten()[order].to(kind)
+        split = zip(
+            self._members(),
+            nn.functional.embedding(places, X.contiguous()).split(counts),
+            places.split(counts),
+            weights.split(counts),
+            strict=True,
+        )
+        Y = X.new_zeros(self.out_features, len(X), dtype=kind)
+        for A, own, place, weight in split:  # an expert has a vector once: no sum races
+            Y = Y.index_add_(1, place, A.matmat(own.mT).to(kind) * weight)
+        return Y
+
+    def _members(self) -> Iterator[LinearOperator]:
+        """Each expert."""
+        for tensors in zip(*[t.unbind(0) for t in self._stored()], strict=True):
+            yield with_tensors(self._template, iter(tensors))
+
+    def _stored(self) -> Iterator[Tensor]:
+        """The parameters of the experts."""
+        return iter([getattr(self, name) for name in self.factor_names])
+
+    def extra_repr(self) -> str:
+        """Sizes, structure and experts."""
+        sizes = f"{self.in_features}, {self.out_features}, {self.structure}"
+        return f"{sizes}, {self.experts}, {self.active}, bias={self.bias is not None}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has had no call: the graph of the last one is not copied."""
+        return self.__dict__ | {"_routing": None}
+
+
+def routing_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.001) -> Tensor:
+    """The weighted losses of the last call, the mean over all mixtures of a model.
+
+    Args:
+        model: A model that was called.
+        balance: Weight of the load-balancing loss (0.01 in arXiv:2101.03961 and in 2410.02117).
+        z: Weight of the loss of the logits (a tenth of it).
+
+    Raises:
+        ValueError: If the model has no mixture, or one that was not called.
+
+    Examples:
+        >>> from matrigami import LowRank
+        >>> _ = torch.manual_seed(0)
+        >>> moe = StructuredMoE(8, 8, LowRank(rank=2), experts=4, active=1)
+        >>> y = moe(torch.randn(64, 8))
+        >>> round(float(routing_loss(moe, balance=1.0, z=0.0).detach()), 1)
+        1.0
+    """
+    found = [layer.losses() for layer in model.modules() if isinstance(layer, StructuredMoE)]
+    if not found:
+        raise ValueError(
+            f"routing_loss({type(model).__name__}): the model has no StructuredMoE.\n"
+            "Leave the loss out."
+        )
+    return torch.stack([balance * loss.balance + z * loss.z for loss in found]).mean()
+
+
+def _kind(X: Tensor) -> torch.dtype:
+    """The type of the output: that of autocast, where it is on and the input is in single."""
+    kind = X.device.type
+    cast = torch.is_autocast_enabled(kind) and X.dtype == torch.float32
+    return torch.get_autocast_dtype(kind) if cast else X.dtype
+
+
+@parts.register
+def _(layer: StructuredMoE) -> Parts:
+    """Each tensor is a stack of its blocks over all experts; the gate is a matrix of its own."""
+    sizes, factors = (layer.in_features, layer.out_features), len(layer.factor_names)
+    stack = contractions(_stack(layer))
+    found: Parts = {}
+    for i, (name, part) in enumerate(zip(layer.factor_names, stack, strict=True)):
+        view, ordered = part.matrix.view, part.matrix.row_major or part.matrix.column_major
+        found[name] = Part(
+            Role.CORE,
+            view if view.two_sided else None,
+            layer.fans[i],
+            Whole(*sizes, factors),
+            partial(_core_tap, layer, i) if ordered else None,
+            refused="" if ordered else "with a core whose axes are neither row- nor column-major",
+            features=1,
+        )
+    gate = weight_part(
+        Role.MATRIX,
+        stacked_view(tuple(layer.gate.shape)),
+        partial(_gate_tap, layer),
+        whole=Whole(layer.in_features, layer.experts, growth=(1, 0)),
+        features=1,
+    )
+    return found | {"gate": gate, "bias": Part(Role.BIAS, tap=constant_use, features=1)}
+
+
+def _stack(layer: StructuredMoE) -> LinearOperator:
+    """The experts without numbers, for their layout."""
+    blank = [t.detach().to("meta") for t in named_tensors(layer.matrix()).values()]
+    return with_tensors(layer._template, iter(blank))
+
+
+def _core_tap(layer: StructuredMoE, i: int, x: Tensor, g: Tensor | None) -> Use:
+    """Of a tensor of all experts: each sees every input, and the gradients of its own vectors."""
+    x, g = batched(x, g, 1)
+    X = x.reshape(-1, layer.in_features).mT.expand(layer.experts, -1, -1)  # E n c
+    part = contractions(layer.matrix())[i]
+    if g is None:
+        return core_use(part, X, None, len(x))
+    logits, experts, weights = layer.route(x)
+    W = torch.zeros_like(logits).scatter(1, experts, weights).to(g)  # c E
+    G = g.reshape(len(g), -1, layer.out_features).movedim(-1, 0)  # m K c
+    return core_use(part, X, W.mT[:, None, None] * G, len(x))
+
+
+def _gate_tap(layer: StructuredMoE, x: Tensor, g: Tensor | None) -> Use:
+    """Of the logits, through the softmax of the active ones."""
+    x, g = batched(x, g, 1)
+    if g is None:
+        return linear_use(x, None)
+    _, experts, weights = layer.route(x)
+    outputs = layer.matrix().matmat(x.reshape(-1, layer.in_features).mT)  # E m c
+    G = g.reshape(len(g), -1, layer.out_features)  # K c m
+    score = torch.einsum("emc,kcm->kce", outputs, G)
+    own = score.gather(-1, experts.expand(len(g), -1, -1))  # K c a
+    change = weights.to(own) * (own - (weights.to(own) * own).sum(-1, keepdim=True))
+    logits = torch.zeros_like(score).scatter(-1, experts.expand(len(g), -1, -1), change)
+    return linear_use(x, logits.reshape(*g.shape[:-1], layer.experts))
