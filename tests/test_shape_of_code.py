@@ -130,8 +130,9 @@ def test_import_stays_light():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_help_of_the_command_line_does_not_import_torch():
-    result = run_python("-X", "importtime", "-m", "matrigami.cli", "--help")
+@pytest.mark.parametrize("module", ["matrigami", "matrigami.cli"])
+def test_help_of_the_command_line_does_not_import_torch(module: str):
+    result = run_python("-X", "importtime", "-m", module, "--help")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Usage" in result.stdout
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}

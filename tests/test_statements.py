@@ -76,17 +76,17 @@ def counted(term: re.Match[str]) -> str:
 
 
 @pytest.fixture
-def circulant(monkeypatch) -> type:
+def hankel(monkeypatch) -> type:
     """The recipe that CONTRIBUTING prints."""
     code = re.search(r"```python\n(.*?)```", page("CONTRIBUTING.md"), re.DOTALL)[1]
     module = ModuleType("contributed")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code, module.__name__, "exec"), vars(module))
-    return module.Circulant
+    return module.Hankel
 
 
-def test_the_printed_structure_works_in_half_precision(circulant):
-    layer, x = StructuredLinear(12, 12, circulant()), torch.randn(5, 12)
+def test_the_printed_structure_works_in_half_precision(hankel):
+    layer, x = StructuredLinear(12, 9, hankel()), torch.randn(5, 12)
     half = layer(x)
     got = layer.to(torch.bfloat16)(x.to(torch.bfloat16))
     assert got.dtype == torch.bfloat16
@@ -94,8 +94,8 @@ def test_the_printed_structure_works_in_half_precision(circulant):
 
 
 @pytest.mark.compile
-def test_the_printed_structure_exports_with_any_number_of_tokens(circulant):
-    layer = StructuredLinear(12, 12, circulant())
+def test_the_printed_structure_exports_with_any_number_of_tokens(hankel):
+    layer = StructuredLinear(12, 9, hankel())
     tokens = torch.export.Dim("tokens", min=2, max=1024)
     program = torch.export.export(layer, (torch.randn(5, 12),), dynamic_shapes=({0: tokens},))
     x = torch.randn(7, 12)

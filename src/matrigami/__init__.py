@@ -51,12 +51,16 @@ if TYPE_CHECKING:
     )
     from matrigami.structures import (
         HODLR,
+        Banded,
+        BandedMatrix,
         BlockDiagonal,
         BlockDiagonalMatrix,
         BlockLowRank,
         BlockLowRankMatrix,
         BlockTensorTrain,
         BlockTensorTrainMatrix,
+        Circulant,
+        CirculantMatrix,
         Dense,
         Diagonal,
         Einsum,
@@ -78,6 +82,8 @@ if TYPE_CHECKING:
         SparseMatrix,
         TensorTrain,
         TensorTrainMatrix,
+        Toeplitz,
+        ToeplitzMatrix,
         from_scipy,
         parse,
     )
@@ -121,12 +127,16 @@ def __dir__() -> list[str]:
 
 
 __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
+    "Banded",
+    "BandedMatrix",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
     "BlockLowRank",
     "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
+    "Circulant",
+    "CirculantMatrix",
     "Cost",
     "Dense",
     "DenseMatrix",
@@ -156,6 +166,8 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "Svd",
     "TensorTrain",
     "TensorTrainMatrix",
+    "Toeplitz",
+    "ToeplitzMatrix",
     "cholesky",
     "cost",
     "diagonal",

@@ -12,7 +12,7 @@ from matrigami import LinearOperator, Structure, cost, norm, project
 from matrigami.nn import StructuredLinear
 from matrigami.structures import EXAMPLES, BlockTensorTrain, Dense, LowRank, Monarch
 
-SIZES = dict.fromkeys(("diagonal", "kronecker_sum"), (12, 12))
+SIZES = dict.fromkeys(("diagonal", "kronecker_sum", "circulant"), (12, 12))
 """Inputs and outputs of structures that are square; the others take a rectangle."""
 
 each_structure = pytest.mark.parametrize("name", EXAMPLES)

@@ -7,8 +7,10 @@ from matrigami.curvature._damping import damped
 from matrigami.curvature._ekfac import ekfac
 from matrigami.curvature._ggn import GaussNewtonMatrix, fisher, ggn
 from matrigami.curvature._hessian import HessianMatrix, hessian
+from matrigami.curvature._influence import influence
 from matrigami.curvature._kfac import kfac
 from matrigami.curvature._kfoc import kfoc
+from matrigami.curvature._laplace import LaplacePosterior, Prediction, laplace
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
 from matrigami.curvature._watch import Sides, Watch
@@ -21,8 +23,10 @@ __all__ = [
     "CurvatureMatrix",
     "GaussNewtonMatrix",
     "HessianMatrix",
+    "LaplacePosterior",
     "Moments",
     "Objective",
+    "Prediction",
     "Sides",
     "Watch",
     "capture",
@@ -33,7 +37,9 @@ __all__ = [
     "fisher",
     "ggn",
     "hessian",
+    "influence",
     "kfac",
     "kfoc",
+    "laplace",
     "positions",
 ]

@@ -22,7 +22,7 @@ from matrigami.krylov._solution import (
     safe,
     tolerance,
 )
-from matrigami.operators import LinearOperator
+from matrigami.operators import LinearOperator, is_concrete
 
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
@@ -95,7 +95,7 @@ def check_system(name: str, A: LinearOperator, B: Tensor, *, square: bool = True
             f"{name}(A, B): B is of shape {tuple(B.shape)}; for a {m}x{n} matrix it must be of "
             f"shape (..., {m}, k).\nFor a vector b pass b[:, None]."
         )
-    if not torch.isfinite(B).all():
+    if is_concrete(B) and not torch.isfinite(B).all():
         raise ValueError(
             f"{name}(A, B): B has NaN or infinite entries; no solution exists.\n"
             "Check where it comes from."

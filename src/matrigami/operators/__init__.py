@@ -36,6 +36,9 @@ from matrigami.operators._contraction import (
     contractions,
 )
 from matrigami.operators._convert import as_array
+from matrigami.operators._cyclic_reduction import (
+    reduced_slogdet,
+)
 from matrigami.operators._dense import (
     DenseMatrix,
     operator,
@@ -59,6 +62,7 @@ from matrigami.operators._eigen import (
     largest,
     norm,
     positive,
+    raised,
     schatten,
     sqrt,
     svd,
@@ -242,7 +246,9 @@ __all__ = [
     "power",
     "project",
     "question",
+    "raised",
     "raveled",
+    "reduced_slogdet",
     "refuse_zeros",
     "resolve_blocks",
     "resolve_rank",

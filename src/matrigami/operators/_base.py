@@ -5,7 +5,7 @@ Shapes: m = rows, n = columns, k = right-hand sides, batch = leading axes of a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, reduce
 from typing import Any, ParamSpec, TypeVar
 
@@ -316,7 +316,18 @@ def scale(A: LinearOperator, factor: Any) -> LinearOperator:
 @question
 def conj(A: Any) -> Any:
     """The complex conjugate: that of every tensor, if entries are real polynomials in them."""
-    return mapped(A, Tensor.conj) if A.dtype.is_complex else A
+    if not A.dtype.is_complex:
+        return A
+    return type(A)(*[_conjugate(getattr(A, field.name)) for field in fields(A)])
+
+
+def _conjugate(part: Any) -> Any:
+    """The conjugate of a field; the operators in it know their own."""
+    if isinstance(part, tuple):
+        return tuple(map(_conjugate, part))
+    if isinstance(part, LinearOperator):
+        return conj(part)
+    return part.conj() if isinstance(part, Tensor) else part
 
 
 @question

@@ -150,7 +150,11 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
 
 def _refuse_infinite(name: str, A: LinearOperator) -> None:
     """Name the tensors of the matrix that explain an answer with NaN."""
-    bad = [tensor for tensor, t in named_tensors(A).items() if not t.isfinite().all()]
+    bad = [
+        tensor
+        for tensor, t in named_tensors(A).items()
+        if is_concrete(t) and not t.isfinite().all()
+    ]
     if bad:
         raise ValueError(
             f"{name}(A, B): {', '.join(bad)} of the {A!r} is not finite.\n"

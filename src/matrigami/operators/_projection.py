@@ -186,10 +186,11 @@ class Search:
         return stacked(found, batch)
 
 
-def stacked(values: list[LinearOperator], batch: tuple[int, ...]) -> LinearOperator:
-    """Values of one layout as a stack."""
+def stacked(values: list[Value], batch: tuple[int, ...]) -> Value:
+    """Values of one layout as a stack; as a single one where there are no batch axes."""
     parts = zip(*[named_tensors(A).values() for A in values], strict=True)
-    return with_tensors(values[0], iter([torch.stack(t).unflatten(0, batch) for t in parts]))
+    every = [torch.stack(t).reshape(*batch, *t[0].shape) for t in parts]
+    return with_tensors(values[0], iter(every))
 
 
 @OpenFunction

@@ -1,15 +1,18 @@
 """Figures and reports; the only package that imports matplotlib."""
 
 from matrigami.plots._analysis import plot_analysis, plot_gains, write_analysis
+from matrigami.plots._compression import SizePoint, plot_sizes
 from matrigami.plots._curvature import plot_blocks, plot_errors
 from matrigami.plots._report import write_report
 from matrigami.plots._scaling import plot_study
 
 __all__ = [
+    "SizePoint",
     "plot_analysis",
     "plot_blocks",
     "plot_errors",
     "plot_gains",
+    "plot_sizes",
     "plot_study",
     "write_analysis",
     "write_report",

@@ -2,6 +2,7 @@
 
 import matrigami.krylov  # noqa: F401 - registers the answers for large matrices
 from matrigami.operators import DenseMatrix, DiagonalMatrix, Structure
+from matrigami.structures._banded import Banded, BandedMatrix
 from matrigami.structures._block_diagonal import BlockDiagonal, BlockDiagonalMatrix
 from matrigami.structures._block_low_rank import (
     BlockLowRank,
@@ -10,9 +11,11 @@ from matrigami.structures._block_low_rank import (
     as_monarch,
 )
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
+from matrigami.structures._circulant import Circulant, CirculantMatrix
 from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
+from matrigami.structures._fourier import FourierMatrix
 from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
 from matrigami.structures._h2_rules import nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
@@ -26,11 +29,15 @@ from matrigami.structures._parsing import parse_recipe
 from matrigami.structures._permuted import PermutedMatrix
 from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
 from matrigami.structures._tensor_train import TensorTrain, TensorTrainMatrix
+from matrigami.structures._toeplitz import Toeplitz, ToeplitzMatrix
 from matrigami.structures._update import SHARE  # noqa: F401 - registers the lemmas
 
 EXAMPLES: dict[str, Structure] = {
     "dense": Dense(),
     "diagonal": Diagonal(),
+    "banded": Banded(),
+    "circulant": Circulant(),
+    "toeplitz": Toeplitz(),
     "block_diagonal": BlockDiagonal(blocks=2),
     "lowrank": LowRank(rank=2),
     "kronecker": Kronecker(),
@@ -64,18 +71,23 @@ def parse(text: str) -> Structure:
 __all__ = [
     "EXAMPLES",
     "HODLR",
+    "Banded",
+    "BandedMatrix",
     "BlockDiagonal",
     "BlockDiagonalMatrix",
     "BlockLowRank",
     "BlockLowRankMatrix",
     "BlockTensorTrain",
     "BlockTensorTrainMatrix",
+    "Circulant",
+    "CirculantMatrix",
     "Dense",
     "DenseMatrix",
     "Diagonal",
     "DiagonalMatrix",
     "Einsum",
     "EinsumMatrix",
+    "FourierMatrix",
     "H2Matrix",
     "HODLRFactors",
     "HODLRMatrix",
@@ -95,6 +107,8 @@ __all__ = [
     "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",
+    "Toeplitz",
+    "ToeplitzMatrix",
     "as_block_low_rank",
     "as_monarch",
     "from_scipy",

@@ -4,7 +4,7 @@ The product of rank-`r` factors has rank up to `r^2`. By the Khatri-Rao identity
 with `K_U = U1 . U2` and `K_V = V1 . V2` the row-wise (face-splitting) products, so `A` is never
 formed. Storage `2 r (m + n)`; cost per vector `r^2 (m + n)`; forming `K_U` and `K_V`, once for all
 vectors, takes as many multiplications (LoHa: Hyeon-Woo et al. 2022, arXiv:2108.06098).
-Projection: no closed form; nonlinear least squares from the low-rank square root, with seeded
+Projection: no closed form; alternating least squares from the low-rank square root, with seeded
 restarts (quasi-best).
 
 Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
@@ -39,6 +39,7 @@ from matrigami.operators import (
     project,
     resolve_rank,
     scale,
+    stacked,
     truncated_svd,
 )
 from matrigami.structures._low_rank import LowRankMatrix
@@ -46,8 +47,17 @@ from matrigami.structures._low_rank import LowRankMatrix
 RESTARTS = 8
 """Random starts besides the square root."""
 
-SCREENING = 12
-"""Steps from each start; the best of them goes on alone."""
+SCREENING = 30
+"""Sweeps of alternating least squares from each start; the best goes on alone."""
+
+SWEEPS = 1000
+"""Most further sweeps of that one."""
+
+STALLED = 1e-6
+"""Relative decrease of the squared error in one sweep below which it ends."""
+
+SMALL = 256
+"""Entries up to which Newton-like steps follow: sweeps creep where nearly all can be fitted."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,24 +197,60 @@ def _(A: HadamardMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
 
 @project.register
 def _(recipe: Hadamard, W: Float[Tensor, "*batch m n"]) -> HadamardMatrix:
-    flat = [_fit(recipe, D) for D in W.reshape(-1, *W.shape[-2:])]
-    names = ("U1", "V1", "U2", "V2")
-    stacked = [torch.stack([getattr(A, name) for A in flat]) for name in names]
-    return HadamardMatrix(*[t.reshape(*W.shape[:-2], *t.shape[1:]) for t in stacked])
+    double = torch.promote_types(W.dtype, torch.float64)  # in single another start may win
+    flat = [_fit(recipe, D) for D in W.to(double).reshape(-1, *W.shape[-2:])]
+    return stacked(flat, tuple(W.shape[:-2])).to(W.dtype)
 
 
 def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
-    """Least squares from the most promising of several starts."""
+    """Least squares from the most promising of several starts, which are screened together."""
     m, n = W.shape
     r = resolve_rank(recipe.rank, min(m, n), str(recipe))
     U1, V1 = truncated_svd(W.abs().sqrt(), r)
     U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
     generator = torch.Generator(W.device).manual_seed(0)
-    starts: list[Any] = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
+    starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
     starts += [
         recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
         for _ in range(RESTARTS)
     ]
-    screened = [least_squares_fit(start, W, steps=SCREENING) for start in starts]
-    errors = [float(torch.linalg.matrix_norm(W - A.dense())) for A in screened]
-    return least_squares_fit(screened[errors.index(min(errors))], W)
+    A: Any = stacked(starts, (len(starts),))
+    for _ in range(SCREENING):
+        A = _sweep(A, W)
+    errors = torch.linalg.matrix_norm(W - A.dense()).square()
+    best = HadamardMatrix(*[t[errors.argmin()] for t in (A.U1, A.V1, A.U2, A.V2)])
+    A = _converged(best, W, float(errors.min()))
+    return least_squares_fit(A, W) if W.numel() <= SMALL else A
+
+
+def _converged(A: HadamardMatrix, W: Float[Tensor, "m n"], error: float) -> HadamardMatrix:
+    """Sweep until nothing is gained; a member is found again to rounding."""
+    floor = torch.finfo(W.dtype).eps ** 2 * float(W.square().sum())
+    for _ in range(SWEEPS):
+        A = _sweep(A, W)
+        error, before = float((W - A.dense()).square().sum()), error
+        if before - error <= STALLED * before or error <= floor:
+            break
+    return A
+
+
+def _sweep(A: HadamardMatrix, W: Float[Tensor, "m n"]) -> HadamardMatrix:
+    """Each tensor in turn at its best, the other three held fixed."""
+    U1, V1, U2, V2 = A.U1, A.V1, A.U2, A.V2
+    U1 = _best(W, U2 @ V2.mT, V1)
+    V1 = _best(W.mT, V2 @ U2.mT, U1)
+    U2 = _best(W, U1 @ V1.mT, V2)
+    V2 = _best(W.mT, V1 @ U1.mT, U2)
+    return HadamardMatrix(U1, V1, U2, V2)
+
+
+def _best(
+    W: Float[Tensor, "m n"], S: Float[Tensor, "*batch m n"], V: Float[Tensor, "*batch n r"]
+) -> Float[Tensor, "*batch m r"]:
+    """The `U` that minimises `||W - (U V.T) o S||`, by the normal equations of each row."""
+    r = V.shape[-1]
+    gram = ((S * S) @ _rowwise(V, V)).unflatten(-1, (r, r))
+    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    ridge = torch.finfo(W.dtype).eps * (size + torch.finfo(W.dtype).tiny)
+    eye = torch.eye(r, dtype=W.dtype, device=W.device)
+    return torch.linalg.solve_ex(gram + ridge * eye, ((W * S) @ V)[..., None]).result[..., 0]

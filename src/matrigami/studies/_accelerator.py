@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from matrigami.studies.tasks import Batch
+from matrigami.studies.tasks import DTYPE, Batch
 
 PLAIN_STEPS = 3
 """Steps of each size of batch before one is recorded; torch asks for a few."""
@@ -110,8 +110,8 @@ class Graphs(Accelerator):
         super().__init__(run)
         self.stream = torch.cuda.Stream(run.device)
         self.pool = torch.cuda.graph_pool_handle()
-        self.factor = torch.ones((), device=run.device)
-        self.full_rates = torch.tensor(run.rates, device=run.device)
+        self.factor = torch.ones((), dtype=DTYPE, device=run.device)
+        self.full_rates = torch.tensor(run.rates, dtype=DTYPE, device=run.device)
         self.rates = self.full_rates.clone()
         self._place_rates()
         self.steps: dict[int, tuple[Batch, _Recorded]] = {}

@@ -44,6 +44,7 @@ class Grid:
         ValueError: If a size is below 1, a length is not positive, or the boundary is unknown.
 
     Examples:
+        >>> import matrigami as mg
         >>> grid = Grid((3, 3))
         >>> A = grid.stiffness()
         >>> A

@@ -124,6 +124,7 @@ def multigrid(A: LinearOperator) -> MultigridMatrix:
         TypeError: If `A` is neither.
 
     Examples:
+        >>> from matrigami.geometry.mesh import Grid
         >>> grid = Grid((31, 31))
         >>> A = grid.stiffness(lambda x, y: 1 + x * y)
         >>> multigrid(A)

@@ -1,0 +1,168 @@
+"""The page of the measurements on language models: tables, figures, and what people wrote.
+
+`expected.md`, written before the run, and `notes.md`, written after it, go around the tables.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import exp, log
+from pathlib import Path
+
+from benchmarks._report import table
+from matrigami.plots import SizePoint, plot_sizes
+
+FAMILIES = ("bits", "sparsity", "structure")
+"""Those that are drawn."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement on the held-out text; bytes and multiply-adds are shares of the dense ones."""
+
+    model: str
+    family: str
+    setting: str
+    way: str
+    seed: int
+    bytes: float
+    macs: float
+    perplexity: float
+    dense_perplexity: float
+    kl: float
+    agreement: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What was measured."""
+        return self.model, self.family, self.setting, self.way, str(self.seed)
+
+
+Group = tuple[tuple[str, str, str, str], list[Row]]
+"""A way at a setting, and its rows, one for each seed."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The measurements so far."""
+    if not path.exists():
+        return []
+    kinds = Row.__annotations__
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{k: kinds[k](v) for k, v in line.items()})  # pyright: ignore[reportArgumentType]
+            for line in csv.DictReader(file)
+        ]
+
+
+def write_page(out: Path, rows: Sequence[Row]) -> None:
+    """`README.md` and its figures."""
+    (out / "fig").mkdir(parents=True, exist_ok=True)
+    parts = ["# Language models made smaller", _text(out / "expected.md"), "## Measured"]
+    for model, some in groupby(rows, key=lambda row: row.model):
+        parts += _section(out, model, list(some))
+    machine = json.loads(_text(out / "env.json") or "{}")
+    made = f"with torch {machine['versions']['torch']} on {machine['cpu']}" if machine else ""
+    parts += [_text(out / "notes.md"), f"{ABOUT}\n{made} ([env.json](env.json))."]
+    (out / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", "utf-8")
+
+
+def _text(path: Path) -> str:
+    """A file, if it is there."""
+    return path.read_text("utf-8").strip() if path.exists() else ""
+
+
+def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
+    """One model."""
+    groups = list(_groups(rows))
+    drawn = [_point(*group) for group in groups if group[0][1] in FAMILIES]
+    figure = Path("fig") / f"{model}.png"
+    plot_sizes(drawn, out / figure, title=f"{model}: divergence from the dense model, held out")
+    seeds = len({row.seed for row in rows})
+    yield (
+        f"### {model}, perplexity {rows[0].dense_perplexity:.4f}\n\n"
+        f"Means over {seeds} calibration draws, and the least and largest of them."
+    )
+    yield f"![Nats a token against bytes, {model}]({figure.as_posix()})"
+    yield table(HEAD, [_line(*group) for group in groups if group[0][1] != "budget"])
+    if budgets := [row for row in rows if row.family == "budget"]:
+        yield table(BUDGET, [_budget(row) for row in budgets])
+
+
+HEAD = ("", "way", "bytes", "MACs", "perplexity", "nats a token", "agreement", "CPU s")
+BUDGET = (
+    "budget",
+    "seed",
+    "bytes",
+    "perplexity",
+    "nats, all held out",
+    "predicted",
+    "measured in `allocate`",
+    "best uniform",
+    "its measured",
+    "kept",
+)
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[Group]:
+    """The rows of each way, in the order in which they came."""
+    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.family, row.setting, row.way), []).append(row)
+    yield from found.items()
+
+
+def _line(key: tuple[str, str, str, str], rows: list[Row]) -> list[str]:
+    """One way."""
+    words = _spread([row.perplexity for row in rows], "{:.3f}")
+    size, work, same, took = (
+        sum(getattr(row, name) for row in rows) / len(rows)
+        for name in ("bytes", "macs", "agreement", "seconds")
+    )
+    loss = _spread([row.kl for row in rows], "{:.2e}")
+    return [key[2], key[3], f"{size:.3f}", f"{work:.2f}", words, loss, f"{same:.1%}", f"{took:.0f}"]
+
+
+def _spread(values: list[float], form: str) -> str:
+    """The mean, and the range where there is one."""
+    mean = form.format(sum(values) / len(values))
+    if len(values) < 2:
+        return mean
+    return f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def _point(key: tuple[str, str, str, str], rows: list[Row]) -> SizePoint:
+    """One way in the figure: the geometric mean."""
+    losses = [row.kl for row in rows]
+    series = f"{key[2].split(',')[0]}, {key[3]}" if key[1] == "structure" else key[3]
+    if key[2] == "2 of 4":
+        series = "both, 2 of 4"
+    mean = exp(sum(map(log, losses)) / len(losses))
+    return SizePoint(key[1], series, rows[0].bytes, mean, min(losses), max(losses))
+
+
+def _budget(row: Row) -> list[str]:
+    """What `allocate` said, and what came out."""
+    told = json.loads(row.note)
+    nats = [f"{v:.2e}" for v in (row.kl, told["predicted"], told["measured"])]
+    other = told["uniform"].partition(",")[0].replace("(bits=", " ")
+    kept = "uniform" if told["fell back"] else "allocated"
+    size, words = f"{row.bytes:.3f}", f"{row.perplexity:.3f}"
+    uniform = [other, f"{told['uniform measured']:.2e}"]
+    return [row.setting, str(row.seed), size, words, *nats, *uniform, kept]
+
+
+ABOUT = """*nearest*, *magnitude* and *Frobenius* look at the weights alone. *GPTQ* and *SparseGPT*
+are the published loops (static order of activity, damping 0.01) on all calibration vectors,
+*KFAC-SVD* the published recipe (gradient norms within 0.1 and 10 of the mean, shrinkage 0.3, 0.1).
+*inputs* and *both* are `compress_`, one-sided and two-sided; for low rank *inputs* is the loss of
+SVD-LLM. A quarter of their calibration is held out, by which they choose the damping and refuse
+what is worse than the simple way.
+
+All layers of the blocks are compressed, embedding and head are not. Bytes count scales of 16 bits,
+zeros, and a bit for each entry of sparse weights; bytes and multiply-adds are shares of those of
+the layers in float32. All numbers: [results.csv](results.csv). Written by
+`python -m benchmarks.language_models docs/results/compression --model FOLDER TEXT`"""

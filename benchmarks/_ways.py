@@ -1,0 +1,270 @@
+"""Ways to make a model smaller: ours, and the published loops that they are compared with.
+
+Each takes a copy of a model and calibration batches. *nearest*, *magnitude* and *Frobenius* look at
+the weights alone; *GPTQ* and *SparseGPT* are the published loops; *KFAC-SVD* is the published
+recipe of low rank in both moments; *inputs* and *both* are ours with one moment and with two. For
+low rank *inputs* is the loss of SVD-LLM.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, eye, nn
+
+from benchmarks.compress import gptq, sparse_gpt
+from matrigami import BlockTensorTrain, LowRank, Monarch, cost, project
+from matrigami.compress import (
+    Grid,
+    Report,
+    allocate,
+    compress_,
+    n_of_m,
+    set_weight,
+    unstructured,
+    weight,
+)
+from matrigami.compress._calibration import block_by_block, output_moments
+from matrigami.nn import chosen, stand_in, swap, under_budget
+
+GROUP = 32
+"""Inputs that share a scale: the width of the smallest model is 64."""
+
+SHARES = (0.75, 0.5)
+"""Of the multiply-adds, for structures."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compressed model, what its chosen layers store and multiply, and what is to be told."""
+
+    model: nn.Module
+    nbytes: float
+    macs: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make a model smaller.
+
+    Attributes:
+        family: Bits, sparsity, structure or budget.
+        setting: How much.
+        name: By which method.
+        make: Compresses a copy, given batches.
+        seeded: Whether it looks at the calibration.
+    """
+
+    family: str
+    setting: str
+    name: str
+    make: Callable[[nn.Module, list[Any]], Made]
+    seeded: bool = True
+
+
+def ways() -> Iterator[Way]:
+    """Everything that is measured, but the budgets last."""
+    for bits in (4, 3, 2):
+        grid = Grid(bits, GROUP, symmetric=False)
+        told = ("bits", f"{bits} bits")
+        yield Way(*told, "nearest", partial(plainly, nearest(grid)), seeded=False)
+        yield Way(*told, "GPTQ", partial(by_core, rounded(grid)))
+        yield Way(*told, "inputs", partial(ours, grid, two_sided=False))
+        yield Way(*told, "both", partial(ours, grid, two_sided=True))
+    for sparsity in (0.5, 0.7):
+        support = unstructured(sparsity)
+        told = ("sparsity", f"{sparsity:.0%} removed")
+        yield Way(*told, "magnitude", partial(plainly, by_magnitude(support)), seeded=False)
+        yield Way(*told, "SparseGPT", partial(by_core, pruned(sparsity)))
+        yield Way(*told, "inputs", partial(ours, support, two_sided=False))
+        yield Way(*told, "both", partial(ours, support, two_sided=True))
+    two_of_four = n_of_m(2, 4)
+    yield Way("sparsity", "2 of 4", "both", partial(ours, two_of_four, two_sided=True))
+    for share in SHARES:
+        yield from structures(share)
+    grids = [Grid(bits, GROUP, symmetric=False) for bits in (2, 3, 4, 8)]
+    for budget in ("0.5x bytes", "0.12x bytes"):
+        yield Way("budget", budget, "allocate", partial(allocated, budget, grids))
+
+
+def structures(share: float) -> Iterator[Way]:
+    """The structures at a share of the multiply-adds."""
+    for name, kind in (("LowRank", low_rank), ("Monarch", monarch), ("BTT", train)):
+        told = ("structure", f"{name}, {share}x MACs")
+        yield Way(*told, "Frobenius", partial(projected, kind, share), seeded=False)
+        if kind is low_rank:
+            yield Way(*told, "KFAC-SVD", partial(kfac_svd, share))
+            yield Way(*told, "inputs", partial(structured, kind, share, two_sided=False))
+        yield Way(*told, "both", partial(structured, kind, share, two_sided=True))
+
+
+def low_rank(m: int, n: int, share: float) -> Any:
+    """Of the rank that the budget pays."""
+    return LowRank(rank=max(int(share * m * n / (m + n)), 1))
+
+
+def monarch(m: int, n: int, share: float) -> Any:
+    """A few, of which the nearest is taken."""
+    return tuple(s for s in under_budget(m, n, share, "macs") if isinstance(s, Monarch))
+
+
+def train(m: int, n: int, share: float) -> Any:
+    """Of the rank that the budget pays."""
+    found = under_budget(m, n, share, "macs")
+    return next(s for s in found if isinstance(s, BlockTensorTrain))
+
+
+def nearest(grid: Grid) -> Callable[[Tensor], tuple[Tensor, float, float]]:
+    """Rounding to nearest."""
+    return lambda W: (grid.round(W).dense(), packed_bytes(grid, W), W.numel())
+
+
+def by_magnitude(support: Any) -> Callable[[Tensor], tuple[Tensor, float, float]]:
+    """The smallest weights go."""
+
+    def core(W: Tensor) -> tuple[Tensor, float, float]:
+        """One matrix."""
+        mask = support(W)
+        return W * mask, sparse_bytes(W, int(mask.sum())), float(mask.sum())
+
+    return core
+
+
+def rounded(grid: Grid) -> Callable[[Tensor, Tensor], tuple[Tensor, float, float]]:
+    """The published loop of GPTQ."""
+    return lambda W, A: (gptq(W, A.float(), grid), packed_bytes(grid, W), W.numel())
+
+
+def pruned(sparsity: float) -> Callable[[Tensor, Tensor], tuple[Tensor, float, float]]:
+    """The published loop of SparseGPT."""
+
+    def core(W: Tensor, A: Tensor) -> tuple[Tensor, float, float]:
+        """One matrix."""
+        found = sparse_gpt(W, A.float(), sparsity)
+        kept = int((found != 0).sum())
+        return found, sparse_bytes(W, kept), kept
+
+    return core
+
+
+def packed_bytes(grid: Grid, W: Tensor) -> float:
+    """Codes, and for each group a scale of 16 bits and a zero."""
+    groups = len(W) * -(-W.shape[-1] // grid.size(W.shape[-1]))
+    return (grid.bits * W.numel() + groups * (16 + grid.bits)) / 8
+
+
+def sparse_bytes(W: Tensor, kept: int) -> float:
+    """The numbers that stay, and a bit for each entry."""
+    return W.element_size() * kept + W.numel() / 8
+
+
+def plainly(core: Callable[[Tensor], Any], model: nn.Module, _: list[Any]) -> Made:
+    """Every layer by itself, from its weights alone."""
+    nbytes = macs = 0.0
+    for layer in chosen(model, None, ()).values():
+        W, size, work = core(weight(layer))
+        set_weight(layer, W)
+        nbytes, macs = nbytes + size, macs + work
+    return Made(model, nbytes, macs)
+
+
+def by_core(core: Callable[[Tensor, Tensor], Any], model: nn.Module, data: list[Any]) -> Made:
+    """Every layer from its inputs, behind what is compressed, all vectors used."""
+    layers, totals = chosen(model, None, ()), [0.0, 0.0]
+
+    def compress(seen: Any) -> None:
+        """The layers that were just seen."""
+        for name, what in seen.items():
+            A = (what.A + what.holdout) / (what.rows + what.held)
+            W, size, work = core(weight(layers[name]), A)
+            set_weight(layers[name], W)
+            totals[0], totals[1] = totals[0] + size, totals[1] + work
+
+    block_by_block(model, layers, data, compress)
+    return Made(model, totals[0], totals[1])
+
+
+def ours(methods: Any, model: nn.Module, data: list[Any], *, two_sided: bool) -> Made:
+    """By `compress_`."""
+    report = compress_(model, data, methods, two_sided=two_sided)
+    return Made(model, *totals_of(report, model))
+
+
+def totals_of(report: Report, model: nn.Module) -> tuple[float, float]:
+    """Bytes and multiply-adds of the layers of a report."""
+    sizes = {n: m.in_features * m.out_features for n, m in linears(model).items()}
+    nbytes = sum(layer.bits * sizes[layer.name] / 8 for layer in report.layers)
+    return nbytes, sum(layer.macs for layer in report.layers)
+
+
+def linears(model: nn.Module) -> dict[str, Any]:
+    """Layers with sizes."""
+    return {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
+
+
+def by_layer(kind: Callable[..., Any], share: float, model: nn.Module) -> dict[str, Any]:
+    """The structure of each layer."""
+    layers: dict[str, Any] = chosen(model, None, ())
+    return {n: kind(m.out_features, m.in_features, share) for n, m in layers.items()}
+
+
+def structured(
+    kind: Callable[..., Any], share: float, model: nn.Module, data: list[Any], *, two_sided: bool
+) -> Made:
+    """By `compress_`, a structure of the size of each layer."""
+    return ours(by_layer(kind, share, model), model, data, two_sided=two_sided)
+
+
+def projected(kind: Callable[..., Any], share: float, model: nn.Module, _: list[Any]) -> Made:
+    """The nearest in the Frobenius norm."""
+    nbytes = macs = 0.0
+    for name, found in by_layer(kind, share, model).items():
+        layer, W = model.get_submodule(name), weight(model.get_submodule(name))
+        recipes = found if isinstance(found, tuple) else (found,)
+        tried = [(r, project(r, W)) for r in recipes]
+        recipe, value = min(tried, key=lambda t: float((W - t[1].dense()).norm()))
+        swap(model, {layer: stand_in(layer, recipe, value)})
+        nbytes, macs = nbytes + 4 * cost(value).params, macs + cost(value).macs
+    return Made(model, nbytes, macs)
+
+
+def kfac_svd(share: float, model: nn.Module, data: list[Any]) -> Made:
+    """Low rank as KFAC-SVD has it: norms of gradients in [0.1, 10], shrinkage 0.3 and 0.1."""
+    layers = chosen(model, None, ())
+    gradients = output_moments(model, layers, data, bound=(0.1, 10.0))
+    recipes, totals = by_layer(low_rank, share, model), [0.0, 0.0]
+
+    def compress(seen: Any) -> None:
+        """The layers that were just seen."""
+        for name, what in seen.items():
+            A = (what.A + what.holdout) / (what.rows + what.held)
+            left, right = shrunk(gradients[name], 0.3), shrunk(A, 0.1)
+            value = project(recipes[name], weight(layers[name]), left=left, right=right)
+            swap(model, {layers[name]: stand_in(layers[name], recipes[name], value)})
+            totals[0] += 4 * cost(value).params
+            totals[1] += cost(value).macs
+
+    block_by_block(model, layers, data, compress)
+    return Made(model, totals[0], totals[1])
+
+
+def shrunk(M: Tensor, share: float) -> Tensor:
+    """A multiple of its mean diagonal added."""
+    return M + share * M.diagonal().mean() * eye(len(M)).to(M)
+
+
+def allocated(budget: str, grids: list[Grid], model: nn.Module, data: list[Any]) -> Made:
+    """By `allocate`, over grids and half of the weights removed."""
+    found = allocate(model, data, budget, [*grids, unstructured(0.5)])
+    told = {
+        "predicted": found.predicted,
+        "measured": found.measured,
+        "uniform": found.uniform,
+        "uniform measured": found.uniform_measured,
+        "fell back": found.fell_back,
+    }
+    nbytes, macs = totals_of(found.report, found.model)
+    return Made(found.model, nbytes, macs, json.dumps(told))

@@ -1,0 +1,160 @@
+"""Pretrained language models made smaller: rounded, pruned, restructured, and by a budget.
+
+    python -m benchmarks.language_models docs/results/compression --model FOLDER TEXT
+
+FOLDER holds a model of transformers and its tokenizer; `--model` may be given several times. TEXT
+is plain or packed by xz. Where it has `<|endoftext|>` it is a set of documents, each read by itself
+behind the token that begins a text: calibration draws documents from the front, and the last ones
+are held out. Otherwise calibration draws windows from the second half, and the first windows are
+held out. Every measurement is a line of `results.csv`; what is there already is not measured again.
+"""
+
+import copy
+import csv
+import json
+import lzma
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from benchmarks._compression_page import Row, read_rows, write_page
+from benchmarks._timing import one_thread
+from benchmarks._ways import Way, ways
+from matrigami.compress import evaluate
+from matrigami.nn import chosen
+from matrigami.studies import environment
+
+LENGTH, CALIBRATION, BATCH = 256, 64, 8
+"""Tokens of a calibration sequence, sequences of a calibration, sequences at once."""
+
+DOCUMENTS, DOCUMENT, WINDOWS, WINDOW = 100, 512, 16, 1024
+"""What is held out: documents and where they are cut, or windows and their tokens."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Sequences to calibrate on, `(N, LENGTH)`, and batches that are held out."""
+
+    pool: Tensor
+    held: list[dict[str, Tensor]]
+
+    def calibration(self, seed: int) -> list[dict[str, Tensor]]:
+        """The draw of a seed, in batches."""
+        generator = torch.Generator().manual_seed(seed)
+        at = torch.randperm(len(self.pool), generator=generator)[:CALIBRATION]
+        return [{"input_ids": ids} for ids in self.pool[at].split(BATCH)]
+
+
+def read_text(path: Path, tokenizer: Any) -> Text:
+    """Calibration and held-out sequences of a text."""
+    raw = path.read_bytes()
+    text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode()
+    if "<|endoftext|>" not in text:
+        ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+        held = ids[: WINDOWS * WINDOW].view(WINDOWS, WINDOW)
+        pool = ids[len(ids) // 2 :]
+        pool = pool[: len(pool) // LENGTH * LENGTH].view(-1, LENGTH)
+        return Text(pool, [{"input_ids": row} for row in held.split(1)])
+    documents = [d.strip() for d in text.split("<|endoftext|>")[:-1]]  # the last one may be cut
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = [first + tokenizer(d, add_special_tokens=False)["input_ids"] for d in documents if d]
+    front = [row[:LENGTH] for row in rows[: -2 * DOCUMENTS] if len(row) >= LENGTH]
+    held = sorted((row[:DOCUMENT] for row in rows[-DOCUMENTS:]), key=len)
+    parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
+    return Text(torch.tensor(front), list(map(padded, parts)))
+
+
+def padded(rows: list[list[int]]) -> dict[str, Tensor]:
+    """Sequences of unequal length, filled up behind."""
+    size = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (size - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (size - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def measure(name: str, dense: nn.Module, text: Text, way: Way, seed: int) -> Row:
+    """Compress a copy and evaluate it."""
+    start = time.process_time()
+    made = way.make(copy.deepcopy(dense), text.calibration(seed))
+    took = time.process_time() - start
+    weights: Any = chosen(dense, None, ()).values()
+    whole = sum(m.weight.numel() for m in weights)
+    found = evaluate(made.model, dense, text.held)
+    return Row(
+        name,
+        way.family,
+        way.setting,
+        way.name,
+        seed,
+        made.nbytes / (4 * whole),
+        made.macs / whole,
+        found.perplexity,
+        found.reference_perplexity,
+        found.kl,
+        found.agreement,
+        took,
+        made.note,
+    )
+
+
+def append(path: Path, row: Row) -> None:
+    """One more measurement."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(row)), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
+def run(folder: Path, text: Path, out: Path, seeds: int, only: str) -> None:
+    """All measurements of one model that are lacking."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    done = {row.key for row in read_rows(out / "results.csv")}
+    wanted = [
+        (way, seed)
+        for way in ways()
+        for seed in range(seeds if way.seeded else 1)
+        if re.search(only, f"{way.family} {way.setting} {way.name}")
+        and (folder.name, way.family, way.setting, way.name, str(seed)) not in done
+    ]
+    if not wanted:
+        return
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    data = read_text(text, AutoTokenizer.from_pretrained(folder))
+    for i, (way, seed) in enumerate(wanted):
+        row = measure(folder.name, model, data, way, seed)
+        append(out / "results.csv", row)
+        told = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
+        print(f"{folder.name} {i + 1}/{len(wanted)} {told}, {row.seconds:.0f} s", flush=True)
+
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--model", "models", type=(FOLDER, Path), multiple=True, metavar="FOLDER TEXT")
+@click.option("--seeds", default=3, show_default=True, help="Draws of the calibration.")
+@click.option("--only", default="", help="A regular expression for family, setting and way.")
+def main(out: Path, models: tuple[tuple[Path, Path], ...], seeds: int, only: str) -> None:
+    """Measure what is lacking in OUT/results.csv, and write the page and its figures."""
+    one_thread()
+    out.mkdir(parents=True, exist_ok=True)
+    for folder, text in models:
+        run(folder, text, out, seeds, only)
+    if models:
+        machine = environment("cpu", 1, torch.get_num_threads())
+        (out / "env.json").write_text(json.dumps(machine, indent=1) + "\n", "utf-8")
+    write_page(out, read_rows(out / "results.csv"))
+
+
+if __name__ == "__main__":
+    main()
