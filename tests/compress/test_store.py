@@ -228,5 +228,3 @@ def test_models_of_transformers_are_made_from_their_configuration(tmp_path):
     assert again.lm_head.weight is again.model.embed_tokens.weight
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
-    with pytest.raises(OSError, match="no file named model"):  # others do not guess
-        transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -14,6 +14,7 @@ from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._rounding import Rounding, round_ldl
 from matrigami.compress._shrink import Shrunk, shrink_
 from matrigami.compress._store import load, quantized_values, save
+from matrigami.compress._transformers import register_transformers
 from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "prune_",
     "quantize_",
     "quantized_values",
+    "register_transformers",
     "remove",
     "round_ldl",
     "round_waterfill",

@@ -98,6 +98,24 @@ def densely(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     return t.reshape(shape)
 
 
+def decoded_value(
+    name: str, told: Mapping[str, Any], parts: Mapping[str, Tensor]
+) -> QuantizedMatrix | Tensor:
+    """An encoded tensor.
+
+    Raises:
+        ValueError: If its parts are not those of its description.
+    """
+    try:
+        decode = {"quantized": decoded, "sparse": densely}[told["kind"]]
+        return decode(told, parts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"load: the tensors of {name} do not fit their description: {error}.\n"
+            "The folder is damaged; save the model again."
+        ) from error
+
+
 def recipe_as_json(recipe: Structure) -> Description:
     """The name of a structure, and its fields.
 

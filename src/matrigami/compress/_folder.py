@@ -17,6 +17,9 @@ COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vo
 WEIGHTS = "model.safetensors"
 """The file of the tensors."""
 
+OURS = "matrigami.safetensors"
+"""That of our own format: not the other name, under which it would be read without its meaning."""
+
 
 @contextmanager
 def new_folder(folder: str | Path, source: str | Path | None = None) -> Iterator[Path]:
@@ -67,6 +70,7 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     if not hasattr(config, "to_dict"):
         return {}
     found = config.to_dict()  # pyright: ignore[reportOptionalMemberAccess]
+    found.pop("quantization_config", None)  # of the file that it came from
     return found | {"architectures": found.get("architectures") or [type(model).__name__]}
 
 

@@ -19,22 +19,19 @@ from torch import Tensor, nn
 
 from matrigami.compress._codes import (
     Description,
-    decoded,
-    densely,
+    decoded_value,
     encoded,
     recipe_as_json,
     recipe_from_json,
     sparsely,
 )
-from matrigami.compress._folder import configuration, new_folder, own_tensors, sha256
+from matrigami.compress._folder import OURS, configuration, new_folder, own_tensors, sha256
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._shrink import Shrunk
 from matrigami.compress._skeleton import exchanges, filled, from_config
+from matrigami.compress._transformers import config_of
 from matrigami.nn import StructuredConv, StructuredLinear
-
-WEIGHTS = "matrigami.safetensors"
-"""The file of the tensors; not `model.safetensors`, which others would read without its meaning."""
 
 MANIFEST = "matrigami.json"
 """The file that describes the tensors."""
@@ -88,10 +85,11 @@ def save(
         "factory": factory,
     }
     with new_folder(folder, source) as work:
-        save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
-        manifest["sha256"] = sha256(work / WEIGHTS)
+        save_file(tensors, work / OURS, metadata={"format": "pt"})
+        manifest["sha256"] = sha256(work / OURS)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if config := configuration(model):
+            config["quantization_config"] = config_of(manifest)
             (work / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     return Path(folder)
 
@@ -137,7 +135,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     try:
         manifest = _checked(json.loads((folder / MANIFEST).read_text()), folder)
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(folder / OURS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -152,8 +150,8 @@ def _checked(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The description, if its parts are what they should be, and the weights those of it."""
     if manifest["format"] != "matrigami" or manifest["version"] != VERSION:
         raise ValueError(f"version {manifest['version']} is not {VERSION}")
-    if sha256(folder / WEIGHTS) != manifest["sha256"]:
-        raise ValueError(f"{WEIGHTS} is not the file that was written: its hash differs")
+    if sha256(folder / OURS) != manifest["sha256"]:
+        raise ValueError(f"{OURS} is not the file that was written: its hash differs")
     for key in ("structures", "tensors", "tied"):
         if not isinstance(manifest[key], dict):
             raise TypeError(f"{key} is a {type(manifest[key]).__name__}")
@@ -168,14 +166,7 @@ def _values(
     for name, told in manifest["tensors"].items():
         keys = [key for key in tensors if key.rpartition(".")[0] == name]
         parts = {key.rpartition(".")[2]: tensors.pop(key) for key in keys}
-        try:
-            decode = {"quantized": decoded, "sparse": densely}[told["kind"]]
-            found[name] = decode(told, parts)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"load: the tensors of {name} do not fit their description: {error}.\n"
-                "The folder is damaged; save the model again."
-            ) from error
+        found[name] = decoded_value(name, told, parts)
     return found
 
 

@@ -1,0 +1,365 @@
+"""One budget, spent in every way: a smaller network, structure, bits, sparsity. Which is simplest?
+
+    python -m benchmarks.simplest_way docs/results/simplest_way [--stories FOLDER TEXT]
+
+Every network is trained here, so that what is trained in and what is done afterwards start from the
+same data and the same number of steps: a perceptron on scikit-learn's digits, and with `--stories`
+a small Llama of the configuration in FOLDER on TEXT. The budget counts the layers that are
+compressed, all but the last, in float32. Finished measurements in `results.csv` are kept.
+"""
+
+import copy
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from benchmarks._report import table
+from benchmarks._timing import one_thread
+from benchmarks._ways import GROUP, Made, low_rank, monarch, ours, train
+from matrigami.compress import Grid, unstructured, weight
+from matrigami.nn import chosen, param_groups, replace_
+from matrigami.studies import environment
+
+BUDGETS = (0.5, 0.25, 0.125)
+TUNING = 0.1
+"""Of the steps of training, for what is trained a little more afterwards."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and a family of dense models.
+
+    Attributes:
+        name: What it is.
+        build: The dense model of which the layers that count have about this share of the weights.
+        batches: Training batches of a seed, one a step.
+        held: Batches that are held out.
+        loss: The loss of a model on a batch, a mean.
+        calibration: Batches as `compress_` takes them.
+        lr: Learning rate of Adam.
+        seeds: Starts.
+        budgets: Shares.
+    """
+
+    name: str
+    build: Callable[[float], nn.Module]
+    batches: Callable[[int], list[Any]]
+    held: list[Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    calibration: Callable[[int], list[Any]]
+    lr: float
+    seeds: int
+    budgets: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model: what it stores and multiplies, of the dense one, and its loss held out."""
+
+    problem: str
+    budget: float
+    way: str
+    seed: int
+    bytes: float
+    macs: float
+    loss: float
+    steps: int
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, float, str, int]:
+        """What was measured."""
+        return self.problem, self.budget, self.way, self.seed
+
+
+def digits() -> Problem:
+    """64-256-256-10 on digits; 500 images are held out."""
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(images, dtype=torch.float32)[order] / 8 - 1
+    y = torch.tensor(labels)[order]
+
+    def build(share: float) -> nn.Module:
+        """The widest network within the share."""
+        most = share * 256 * (64 + 256)
+        w = max(w for w in range(8, 257, 8) if w * (64 + w) <= most)
+        layers = [nn.Linear(64, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, 10)]
+        return nn.Sequential(*layers)
+
+    def batches(seed: int) -> list[Any]:
+        """400 draws."""
+        generator = torch.Generator().manual_seed(seed)
+        at = torch.randint(len(x) - 500, (400, 128), generator=generator)
+        return [(x[i], y[i]) for i in at]
+
+    return Problem(
+        "digits, perceptron of width 256",
+        build,
+        batches,
+        [(x[-500:], y[-500:])],
+        lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        lambda _: list(x[:-500].split(128)),
+        2e-3,
+        5,
+        BUDGETS,
+    )
+
+
+def stories(folder: Path, text: Path, steps: int = 400) -> Problem:
+    """A Llama of the configuration of a folder, trained from the start."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    from benchmarks.language_models import read_text  # noqa: PLC0415
+
+    data = read_text(text, AutoTokenizer.from_pretrained(folder))
+
+    def build(share: float) -> nn.Module:
+        """Narrower by the root of the share, in steps of 8."""
+        config = AutoConfig.from_pretrained(folder)
+        scale = int(config.hidden_size * share**0.5 / 8) * 8 / config.hidden_size
+        config.hidden_size = int(config.hidden_size * scale)
+        config.intermediate_size = int(config.intermediate_size * scale)
+        config.head_dim = config.hidden_size // config.num_attention_heads
+        return LlamaForCausalLM(config)
+
+    def batches(seed: int) -> list[Any]:
+        """Draws of eight sequences."""
+        generator = torch.Generator().manual_seed(seed)
+        at = torch.randint(len(data.pool), (steps, 8), generator=generator)
+        return [{"input_ids": data.pool[i]} for i in at]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        """Of the next tokens."""
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        labels = batch["input_ids"].masked_fill(mask == 0, -100)
+        return model(**batch, labels=labels).loss
+
+    held = data.held[: max(len(data.held) // 2, 1)]
+    parts = (data.calibration, 5e-3, 2, BUDGETS[:2])
+    return Problem(f"Llama like {folder.name}, {steps} steps", build, batches, held, loss, *parts)
+
+
+def fit(problem: Problem, model: nn.Module, seed: int, share: float = 1.0) -> int:
+    """Adam with a falling rate; for a share of the steps, at a third of the rate, afterwards."""
+    batches = problem.batches(seed if share == 1 else seed + 1000)
+    batches = batches[: round(share * len(batches))]
+    rate = problem.lr if share == 1 else problem.lr / 3
+    masks = {p: p != 0 for p in model.parameters() if bool((p == 0).any())} if share < 1 else {}
+    optimizer = torch.optim.Adam(param_groups(model, rate))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    model.train()
+    for batch in batches:
+        optimizer.zero_grad()
+        problem.loss(model, batch).backward()
+        optimizer.step()
+        schedule.step()
+        for p, mask in masks.items():
+            p.data.mul_(mask)
+    model.eval()
+    return len(batches)
+
+
+@torch.no_grad()
+def held_out(problem: Problem, model: nn.Module) -> float:
+    """The mean loss on batches that were not trained on."""
+    return float(torch.stack([problem.loss(model, batch) for batch in problem.held]).mean())
+
+
+def whole(model: nn.Module) -> int:
+    """Weights of the layers that are compressed."""
+    return sum(weight(layer).numel() for layer in chosen(model).values())
+
+
+def within(layer: nn.Module, budget: float) -> tuple[Any, ...]:
+    """A block tensor train, Monarch matrices, and low rank; the last alone if no other is small."""
+    m, n = weight(layer).shape
+    low = low_rank(m, n, budget)
+    try:
+        return (train(m, n, budget), *monarch(m, n, budget), low)
+    except ValueError:
+        return (low,)
+
+
+def narrower(problem: Problem, _dense: nn.Module, seed: int, budget: float) -> tuple[Made, int]:
+    """A smaller dense model, trained."""
+    torch.manual_seed(seed)
+    model = problem.build(budget)
+    steps, size = fit(problem, model, seed), whole(model)
+    return Made(model, 4 * size, size), steps
+
+
+def trained_in(problem: Problem, _dense: nn.Module, seed: int, budget: float) -> tuple[Made, int]:
+    """A block tensor train for each layer, or low rank if none is small enough; a random start."""
+    torch.manual_seed(seed)
+    model = problem.build(1.0)
+    recipes = {name: within(layer, budget)[0] for name, layer in chosen(model).items()}
+    done = replace_(model, recipes, init="random")
+    size = sum(layer.macs[1] for layer in done.layers)
+    return Made(model, 4 * size, size), fit(problem, model, seed)
+
+
+def projected(problem: Problem, dense: nn.Module, seed: int, budget: float) -> tuple[Made, int]:
+    """The nearest of a block tensor train, Monarch matrices and low rank, in both moments."""
+    recipes = {name: within(layer, budget) for name, layer in chosen(dense).items()}
+    return ours(recipes, dense, problem.calibration(seed), two_sided=True), 0
+
+
+def rounded(problem: Problem, dense: nn.Module, seed: int, budget: float) -> tuple[Made, int]:
+    """The most bits within the budget, scales counted; 8 at most."""
+    bits = max(b for b in range(2, 9) if b + (16 + b) / GROUP <= 32 * budget)
+    grid = Grid(bits, GROUP, symmetric=False)
+    return ours(grid, dense, problem.calibration(seed), two_sided=True), 0
+
+
+def pruned(problem: Problem, dense: nn.Module, seed: int, budget: float) -> tuple[Made, int]:
+    """As many weights as the budget pays with a bit for each entry."""
+    support = unstructured(1 - (budget - 1 / 32))
+    return ours(support, dense, problem.calibration(seed), two_sided=True), 0
+
+
+def and_tuned(make: Callable[..., tuple[Made, int]], problem: Problem, *args: Any) -> Any:
+    """The same, trained for a few steps more; what is zero stays."""
+    made, _ = make(problem, *args)
+    return made, fit(problem, made.model, args[1], TUNING)
+
+
+WAYS: dict[str, Callable[..., tuple[Made, int]]] = {
+    "a narrower dense network": narrower,
+    "structure, trained in": trained_in,
+    "structure, projected": projected,
+    "structure, projected, then trained": partial(and_tuned, projected),
+    "bits": rounded,
+    "sparsity": pruned,
+    "sparsity, then trained": partial(and_tuned, pruned),
+}
+
+
+def run(problem: Problem, done: set[Any]) -> Iterator[Result]:
+    """All measurements of one problem that are lacking."""
+    for seed in range(problem.seeds):
+        keys = [(problem.name, b, way, seed) for b in problem.budgets for way in WAYS]
+        dense_key = (problem.name, 1.0, "dense", seed)
+        if {dense_key, *keys} <= done:
+            continue
+        torch.manual_seed(seed)
+        dense = problem.build(1.0)
+        start = time.process_time()
+        steps = fit(problem, dense, seed)
+        took = time.process_time() - start
+        if dense_key not in done:
+            yield Result(*dense_key, 1.0, 1.0, held_out(problem, dense), steps, took)
+        for key in keys:
+            if key not in done:
+                yield measured(problem, dense, key)
+
+
+def measured(problem: Problem, dense: nn.Module, key: tuple[str, float, str, int]) -> Result:
+    """One way."""
+    _, budget, way, seed = key
+    start = time.process_time()
+    made, steps = WAYS[way](problem, copy.deepcopy(dense), seed, budget)
+    took, size = time.process_time() - start, whole(dense)
+    loss = held_out(problem, made.model)
+    return Result(*key, made.nbytes / (4 * size), made.macs / size, loss, steps, took)
+
+
+def read_results(path: Path) -> list[Result]:
+    """The measurements so far."""
+    if not path.exists():
+        return []
+    kinds = Result.__annotations__
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Result(**{k: kinds[k](v) for k, v in line.items()})  # pyright: ignore[reportArgumentType]
+            for line in csv.DictReader(file)
+        ]
+
+
+def section(name: str, results: list[Result]) -> str:
+    """The table of one problem."""
+    rows = []
+    order = [(1.0, "dense"), *((b, way) for b in BUDGETS for way in WAYS)]
+    results = sorted(results, key=lambda r: order.index((r.budget, r.way)))
+    for (budget, way), some in groupby(results, key=lambda r: (r.budget, r.way)):
+        group = list(some)
+        losses = [r.loss for r in group]
+        size, work, took = (
+            sum(getattr(r, field) for r in group) / len(group)
+            for field in ("bytes", "macs", "seconds")
+        )
+        mean = sum(losses) / len(losses)
+        spread = f"{mean:.4f} ({min(losses):.4f} to {max(losses):.4f})"
+        cells = [f"{size:.3f}", f"{work:.3f}", spread, group[0].steps, f"{took:.1f}"]
+        rows.append([f"{budget:g}x", way, *cells])
+    head = ("budget", "way", "bytes", "MACs", "nats, held out", "steps", "CPU s")
+    return f"### {name}\n\n{table(head, rows)}"
+
+
+def write_page(out: Path, results: list[Result]) -> None:
+    """`README.md`."""
+    texts = [(out / name) for name in ("expected.md", "notes.md")]
+    before, after = (p.read_text("utf-8").strip() if p.exists() else "" for p in texts)
+    names = dict.fromkeys(r.problem for r in results)
+    tables = [section(name, [r for r in results if r.problem == name]) for name in names]
+    machine = json.loads((out / "env.json").read_text("utf-8"))
+    made = f"with torch {machine['versions']['torch']} on {machine['cpu']}"
+    parts = [TITLE, before, "## Measured", *tables, ABOUT, after, f"{END} {made}."]
+    (out / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", "utf-8")
+
+
+TITLE = """# One budget, spent in every way
+
+What is the simplest way to a smaller model: a smaller network, structure that is trained in,
+structure projected afterwards, fewer bits, or fewer weights?"""
+
+ABOUT = """Bytes and multiply-adds are shares of those of the dense layers in float32; scales of 16
+bits and a bit for each entry of sparse weights are counted. *steps* are those of training that the
+way needs itself: where there are none, the dense network of the first line is needed. Means over
+all starts, and the least and largest.
+
+*Trained in* is a block tensor train, or low rank where no train is so small; *projected* takes the
+nearest of a train, Monarch matrices and low rank in both moments; *bits* and *sparsity* are
+`compress_`, two-sided."""
+
+END = """All numbers: [results.csv](results.csv). Written by
+`python -m benchmarks.simplest_way docs/results/simplest_way --stories FOLDER TEXT`"""
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--stories", "text", type=(FOLDER, Path), metavar="FOLDER TEXT")
+@click.option("--page-only", is_flag=True, help="Measure nothing.")
+def main(out: Path, text: tuple[Path, Path] | None, page_only: bool) -> None:
+    """Measure what is lacking in OUT/results.csv, and write the page."""
+    one_thread()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "results.csv"
+    for make in [] if page_only else [digits, *([partial(stories, *text)] if text else [])]:
+        for result in run(make(), {r.key for r in read_results(path)}):
+            new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(asdict(result)), lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(asdict(result))
+            print(*asdict(result).values(), flush=True)
+        machine = environment("cpu", 1, torch.get_num_threads())
+        (out / "env.json").write_text(json.dumps(machine, indent=1) + "\n", "utf-8")
+    write_page(out, read_results(path))
+
+
+if __name__ == "__main__":
+    main()
