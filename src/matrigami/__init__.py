@@ -94,6 +94,7 @@ PACKAGES = (
     "cli",
     "compress",
     "curvature",
+    "demo",
     "geometry",
     "krylov",
     "nn",

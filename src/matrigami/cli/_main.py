@@ -20,6 +20,7 @@ VERBS = {
         "Show the curvature of a trained model, and how well it is approximated.",
     ),
     "data": ("matrigami.cli._data:data", "Fetch the data sets of the studies."),
+    "demo": ("matrigami.cli._demo:demo", "Show the ideas one by one, as pages that run."),
     "eval": (
         "matrigami.cli._evaluate:evaluate",
         "Compare a compressed model with the one that it was made of.",
