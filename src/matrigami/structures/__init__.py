@@ -10,6 +10,7 @@ from matrigami.structures._block_low_rank import (
     as_block_low_rank,
     as_monarch,
 )
+from matrigami.structures._block_low_rank_factors import TileFactors
 from matrigami.structures._block_tensor_train import BlockTensorTrain, BlockTensorTrainMatrix
 from matrigami.structures._circulant import Circulant, CirculantMatrix
 from matrigami.structures._dense import Dense
@@ -107,6 +108,7 @@ __all__ = [
     "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",
+    "TileFactors",
     "Toeplitz",
     "ToeplitzMatrix",
     "as_block_low_rank",

@@ -8,7 +8,8 @@ blocked layout; with ranks that differ it is a list of indices.
 Storage and cost per vector: `p + q` for each rank of each tile, `r n (m / p + ...)` in all; square
 tiles of side `b` in an `n x n` matrix: `2 r n^2 / b`. Projection: one SVD for each tile, the best
 approximation for the given ranks; with a budget or a tolerance the singular values of all tiles
-compete, which is the best choice of ranks too. Source: Amestoy, Buttari, L'Excellent and Mary
+compete, which is the best choice of ranks too. `solve` and `slogdet` of large ones by block LU
+(`_block_low_rank_factors.py`). Source: Amestoy, Buttari, L'Excellent and Mary
 (2017), SIAM J. Sci. Comput. 39(4); as layers, Monarch (rank 1) and BTT (rank r), Qiu et al. (2024),
 arXiv:2406.06248.
 
@@ -19,13 +20,16 @@ coefficients of a row block and of a column block, m = rows, n = columns, k = ri
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
+from matrigami.krylov import implicit_solve, is_large, solve_iteratively
 from matrigami.operators import (
     Contraction,
+    CroppedMatrix,
     Fan,
     LinearOperator,
     Places,
@@ -35,14 +39,18 @@ from matrigami.operators import (
     contraction,
     contractions,
     cropped,
+    differentiated,
     entries,
     fans,
     padded_size,
     project,
     resolve_rank,
     scale,
+    slogdet,
+    solve,
     truncated_svd,
 )
+from matrigami.structures._block_low_rank_factors import tiles_slogdet, tiles_solve
 from matrigami.structures._block_tensor_train import BlockTensorTrainMatrix
 from matrigami.structures._monarch import MonarchMatrix
 from matrigami.structures._permuted import PermutedMatrix
@@ -237,6 +245,41 @@ def _(A: BlockLowRankMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "
     L, R = A.left.unflatten(-1, (g, -1)), A.right.unflatten(-1, (i, -1))
     above, before = rows // p, columns // q
     return (L[..., above, rows % p, before, :] * R[..., before, columns % q, above, :]).sum(-1)
+
+
+def _factorizable(A: LinearOperator, *_: Any) -> bool:
+    """Whether this is a large square matrix, or the corner of one, of square tiles."""
+    M: Any = A.padded if isinstance(A, CroppedMatrix) else A
+    if not isinstance(M, BlockLowRankMatrix) or A.shape[-1] != A.shape[-2] or len(A.shape) > 2:
+        return False
+    return M.left.shape[-3:-1] == M.right.shape[-3:-1] and is_large(A)
+
+
+def _by_tiles(A: Any, B: Tensor) -> Tensor:
+    """Block LU where that applies: the derivative may ask for stacks."""
+    if not _factorizable(A) or B.ndim > 2 or not B.numel():
+        return solve_iteratively(A, B)
+    return tiles_solve(A.padded if isinstance(A, CroppedMatrix) else A, A.shape[-1], B)
+
+
+@solve.register(where=_factorizable)
+def _(A: BlockLowRankMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    return implicit_solve(A, B, _by_tiles)
+
+
+@solve.register(where=_factorizable)
+def _(A: CroppedMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    return implicit_solve(A, B, _by_tiles)
+
+
+@slogdet.register(where=lambda A: _factorizable(A) and not differentiated(A))
+def _(A: BlockLowRankMatrix) -> tuple[Inexact[Tensor, ""], Inexact[Tensor, ""]]:
+    return tiles_slogdet(A, A.shape[-1])
+
+
+@slogdet.register(where=lambda A: _factorizable(A) and not differentiated(A))
+def _(A: CroppedMatrix) -> tuple[Inexact[Tensor, ""], Inexact[Tensor, ""]]:
+    return tiles_slogdet(A.padded, A.rows)
 
 
 @project.register
