@@ -2,11 +2,14 @@
 
 With `A = (I + L) D (I + D^-1 U)`, `D` the blocks on the diagonal, panel `k` is
 
-    D_k = A_kk - sum L_kl U_lk,   U_kj = A_kj - sum L_kl U_lj,   L_ik = (A_ik - sum L_il U_lk) D_k^-1
+    D_k = A_kk - sum L_kl U_lk
+    U_kj = A_kj - sum L_kl U_lj
+    L_ik = (A_ik - sum L_il U_lk) D_k^-1
 
-with sums over `l < k`: all of its tiles in one batch, compressed by a randomised range finder up to
-an absolute tolerance, or kept whole where that would not save. Source: Amestoy, Buttari, L'Excellent
-and Mary (2017), SIAM J. Sci. Comput. 39(4); the range finder: Halko, Martinsson and Tropp (2011).
+with sums over `l < k`: all of its tiles in one batch, compressed by a randomised range finder up
+to an absolute tolerance, or kept whole where that would not save. Source: Amestoy, Buttari,
+L'Excellent and Mary (2017), SIAM J. Sci. Comput. 39(4); the range finder: Halko, Martinsson and
+Tropp (2011).
 There is no pivoting between tiles; a solution is refined, and refused by the caller if that fails.
 
 Shapes: h = tiles along an edge, b = rows of a tile, r = rank, a = tiles of a panel, k = right-hand
@@ -121,18 +124,16 @@ def tiles_of(A: Any, rows: int) -> Tiles:
     index = counted.gather(2, torch.where(used, owner, h)[..., None])[..., 0] - 1
     keep = (torch.arange(h * b, device=device) < rows).reshape(h, b, 1)
     left, right = (A.left * keep).mT, (A.right * keep).mT.flatten(0, 1)  # h t b, (h s) b
-    parts = []
-    for here in (used & (owner == row), used & (owner != row)):
+
+    def tiled(here: Tensor, columns: Tensor, grid: int) -> list[Tensor]:
+        """Both factors of the tiles that are chosen."""
         rank = int(index[here].max()) + 1 if here.any() else 1
-        places = (row[here], owner[here], index[here])
-        shape = (h, h, rank, b) if len(parts) else (h, 1, rank, b)
-        places = places if len(parts) else (places[0], places[1] * 0, places[2])
-        parts += [
-            A.left.new_zeros(shape).index_put(places, values).mT
-            for values in (left[here], right[link[here]])
-        ]
+        places, zeros = (row[here], columns[here], index[here]), A.left.new_zeros(h, grid, rank, b)
+        return [zeros.index_put(places, t).mT for t in (left[here], right[link[here]])]
+
+    L, R = tiled(used & (owner == row), torch.zeros_like(owner), 1)
     outside = torch.diag_embed((~keep[..., 0]).to(A.dtype))
-    return Tiles((parts[0] @ parts[1].mT)[:, 0] + outside, parts[2], parts[3])
+    return Tiles((L @ R.mT)[:, 0] + outside, *tiled(used & (owner != row), owner, h))
 
 
 def _regular_link(A: Any) -> Int[Tensor, "h t"]:
