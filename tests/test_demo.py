@@ -18,9 +18,20 @@ ROOT = Path(__file__).parent.parent
 FEW = ("finite-differences", "low-rank", "monarch")
 
 NUMBERS = {
+    "three-ways": pytest.approx(0, abs=1e-12),
     "finite-differences": pytest.approx(4, abs=0.02),  # second order
+    "p1-elements": pytest.approx(9.6397, rel=0.02),  # from above
+    "particles": pytest.approx(0, abs=1e-4),  # as was asked for
+    "composition": pytest.approx(3.5267, abs=1e-3),
+    "linear-algebra": pytest.approx(0, abs=1e-12),
+    "products": pytest.approx(0, abs=1e-12),
+    "hadamard": 16,  # 4^2
     "low-rank": pytest.approx(0.0943, abs=1e-3),
+    "kronecker": pytest.approx(0, abs=1e-13),  # separable
     "monarch": pytest.approx(0, abs=1e-14),  # the Fourier matrix is one
+    "tensor-train": pytest.approx(1.9e-4, abs=2e-5),
+    "block-tensor-train": pytest.approx(0, abs=1e-13),  # cos(a + b) has two terms
+    "einsums": 8192,  # 2 n^1.5
     "shampoo": pytest.approx(0.302, abs=0.01),
     "quantisation": pytest.approx(0.2546, abs=0.02),  # log2(2 pi e / 12) / 2, at three bits
 }

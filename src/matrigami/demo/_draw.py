@@ -85,7 +85,7 @@ def matrix(
     side = HEIGHT - TOP - BOTTOM
     width = side * min(1.4, max(0.5, M.shape[1] / M.shape[0]))
     x = (WIDTH - width) / 2
-    image = base64.b64encode(_png(_colors(M, signed, limit))).decode()
+    image = base64.b64encode(_png(_places(M, signed, limit), _palette(signed))).decode()
     body = (
         _text(WIDTH / 2, 17, title, "middle")
         + f'<image x="{x:.0f}" y="{TOP}" width="{width:.0f}" height="{side}" '
@@ -98,8 +98,8 @@ def matrix(
     return Panel(body, f"{title}. {note}".strip(". "))
 
 
-def _colors(M: NDArray[Any], signed: bool, limit: float | None) -> NDArray[np.uint8]:
-    """Red, green and blue of each entry."""
+def _places(M: NDArray[Any], signed: bool, limit: float | None) -> NDArray[np.uint8]:
+    """The place of each entry among 256 colours."""
     M = np.nan_to_num(M)
     if signed:
         scale = limit or float(np.abs(M).max()) or 1.0
@@ -107,26 +107,31 @@ def _colors(M: NDArray[Any], signed: bool, limit: float | None) -> NDArray[np.ui
     else:
         low, high = float(M.min()), limit or float(M.max())
         place = np.clip((M - low) / ((high - low) or 1.0), 0, 1)
+    return np.round(254 * place).astype(np.uint8)  # 127 is the middle
+
+
+def _palette(signed: bool) -> NDArray[np.uint8]:
+    """Red, green and blue of each colour."""
     anchors = np.array(DIVERGING if signed else SEQUENTIAL, dtype=float)
-    at = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(place, at, anchors[:, c]) for c in range(3)], -1).astype(np.uint8)
+    at, places = np.linspace(0, 254, len(anchors)), np.arange(255)
+    return np.stack([np.interp(places, at, anchors[:, c]) for c in range(3)], -1).astype(np.uint8)
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file of 8-bit colours (RFC 2083)."""
+def _png(places: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
+    """A PNG file of indexed colours (RFC 2083)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         """Length, kind, data, check sum."""
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        total = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + total
 
-    rows, columns, _ = pixels.shape
-    raw = b"".join(b"\0" + row.tobytes() for row in pixels)
-    head = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+    rows, columns = places.shape
+    raw = b"".join(b"\0" + row.tobytes() for row in places)
+    head = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
+        + chunk(b"PLTE", palette.tobytes())
         + chunk(b"IDAT", zlib.compress(raw, 9))
         + chunk(b"IEND", b"")
     )
@@ -192,7 +197,7 @@ def mesh(vertices: Any, cells: Any, values: Any, title: str, note: str = "") -> 
     side = HEIGHT - TOP - BOTTOM
     P = (P - P.min(0)) / (P.max(0) - P.min(0)).max()
     xy = np.stack([(WIDTH - side) / 2 + side * P[:, 0], TOP + side * (1 - P[:, 1])], 1)
-    tones = _colors(u[T].mean(1)[None], True, float(np.abs(u).max()) or 1.0)[0]
+    tones = _palette(True)[_places(u[T].mean(1), True, float(np.abs(u).max()))]
     body = [_text(WIDTH / 2, 17, title, "middle")]
     for cell, (r, g, b) in zip(T, tones, strict=True):
         points = " ".join(f"{a:.1f},{c:.1f}" for a, c in xy[cell])

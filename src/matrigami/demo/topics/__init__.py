@@ -1,15 +1,65 @@
 """The topics of the gallery in their order: one file each, found by its name."""
 
 TOPICS: dict[str, tuple[str, str]] = {
+    "three-ways": (
+        "Three ways to model a system",
+        "A mesh, particles, a neural network: three matrices, one solve.",
+    ),
     "finite-differences": (
-        "Finite differences and A u = f",
+        "Finite differences and A x = b",
         "A derivative is a difference of neighbours, so a differential equation is a system.",
     ),
-    "low-rank": ("Low rank", "Few columns times few rows: the best one is a truncated SVD."),
-    "monarch": ("Monarch", "Two block-diagonal factors and a shuffle; the FFT is one of them."),
+    "p1-elements": (
+        "P1 elements",
+        "Piece-wise linear functions on triangles, and the tones of a drum.",
+    ),
+    "particles": (
+        "Particles and the fast multipole method",
+        "Every pair counts, and hardly any pair is computed.",
+    ),
+    "composition": (
+        "l = f(g(h(x))) and −log p",
+        "A loss is a composition; its gradient is a product of matrices.",
+    ),
+    "linear-algebra": (
+        "Basic linear algebra, one API",
+        "The same questions to every structure, with the answers of the dense matrix.",
+    ),
+    "products": (
+        "Products of matrices",
+        "Kronecker, Khatri–Rao, face-splitting, Hadamard, outer, sums, and their identities.",
+    ),
+    "hadamard": (
+        "Hadamard",
+        "The entry-wise product of two matrices of rank r has rank r².",
+    ),
+    "low-rank": (
+        "Low rank",
+        "Few columns times few rows: the best one is a truncated SVD.",
+    ),
+    "kronecker": (
+        "Kronecker",
+        "The nearest product of two small matrices; the factors answer for the whole.",
+    ),
+    "monarch": (
+        "Monarch",
+        "Two block-diagonal factors and a shuffle; the FFT is one of them.",
+    ),
+    "tensor-train": (
+        "Tensor train",
+        "One small core for each digit of the index.",
+    ),
+    "block-tensor-train": (
+        "Block tensor train",
+        "Monarch with a rank: from one step of the FFT to any matrix.",
+    ),
+    "einsums": (
+        "The continuous space of einsums",
+        "All products of two factors, with the coordinates ω, ψ, ν.",
+    ),
     "shampoo": (
-        "Shampoo and Muon",
-        "Precondition a gradient matrix from both sides: its singular values become equal.",
+        "Shampoo",
+        "Precondition a gradient from both sides: its singular values become equal (Muon).",
     ),
     "quantisation": (
         "Quantisation",
