@@ -1,5 +1,6 @@
-"""Matrices that come from geometry: meshes, and particles that interact by their distances."""
+"""Matrices that come from geometry: meshes, particles, and any that compress by it."""
 
 from matrigami.geometry import mesh, particles
+from matrigami.geometry._hierarchical import hierarchical, relative_error
 
-__all__ = ["mesh", "particles"]
+__all__ = ["hierarchical", "mesh", "particles", "relative_error"]
