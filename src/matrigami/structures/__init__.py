@@ -26,6 +26,11 @@ from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
 from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
 from matrigami.structures._monarch import Monarch, MonarchMatrix
+from matrigami.structures._multi_level import (
+    MultiLevelLowRank,
+    MultiLevelLowRankMatrix,
+    as_hodlr,
+)
 from matrigami.structures._parsing import parse_recipe
 from matrigami.structures._permuted import PermutedMatrix
 from matrigami.structures._sparse import ScipyMatrix, SparseMatrix, from_scipy
@@ -49,6 +54,7 @@ EXAMPLES: dict[str, Structure] = {
     "btt": BlockTensorTrain(rank=1),
     "blr": BlockLowRank(tile=4, rank=1),
     "hodlr": HODLR(leaf=4, rank=1),
+    "mlr": MultiLevelLowRank(ranks=(1, 1)),
     "einsum": Einsum(theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25)),
 }
 """One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
@@ -64,9 +70,8 @@ def parse(text: str) -> Structure:
         >>> parse("btt(rank=2)"), parse("lowrank(rank=0.25)")
         (BlockTensorTrain(rank=2, cores=2, interleaved=False), LowRank(rank=0.25))
     """
-    return parse_recipe(
-        text, {name: type(recipe) for name, recipe in EXAMPLES.items()}, {"einsum": "theta"}
-    )
+    recipes = {name: type(recipe) for name, recipe in EXAMPLES.items()}
+    return parse_recipe(text, recipes, {"einsum": "theta", "mlr": "ranks"})
 
 
 __all__ = [
@@ -102,6 +107,8 @@ __all__ = [
     "LowRankMatrix",
     "Monarch",
     "MonarchMatrix",
+    "MultiLevelLowRank",
+    "MultiLevelLowRankMatrix",
     "PermutedMatrix",
     "PlacedBlocksMatrix",
     "ScipyMatrix",
@@ -112,6 +119,7 @@ __all__ = [
     "Toeplitz",
     "ToeplitzMatrix",
     "as_block_low_rank",
+    "as_hodlr",
     "as_monarch",
     "from_scipy",
     "nystroem_inverse",
