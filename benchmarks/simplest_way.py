@@ -116,7 +116,7 @@ def digits() -> Problem:
     )
 
 
-def stories(folder: Path, text: Path, steps: int = 400) -> Problem:
+def stories(folder: Path, text: Path, steps: int = 250) -> Problem:
     """A Llama of the configuration of a folder, trained from the start."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
@@ -145,8 +145,8 @@ def stories(folder: Path, text: Path, steps: int = 400) -> Problem:
         labels = batch["input_ids"].masked_fill(mask == 0, -100)
         return model(**batch, labels=labels).loss
 
-    held = data.held[: max(len(data.held) // 2, 1)]
-    parts = (data.calibration, 5e-3, 2, BUDGETS[:2])
+    held = data.held[::3]
+    parts = (data.calibration, 5e-3, 1, BUDGETS[:2])
     return Problem(f"Llama like {folder.name}, {steps} steps", build, batches, held, loss, *parts)
 
 

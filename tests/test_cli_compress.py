@@ -1,7 +1,10 @@
 """The commands of compression on a model that the test makes, and their state after kill -9."""
 
+import importlib.util
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +74,11 @@ def test_plan_compress_evaluate_and_export(place, capsys):
     assert run(["export", "small", "--format", "dense", "-o", "plain", *into]) == 0
     assert run(["export", "small", "--format", "compressed-tensors", "-o", "packed", *into]) == 0
     assert "1.0.weight_packed" in load_file("packed/model.safetensors")
+    if importlib.util.find_spec("onnxscript") is None:
+        assert run(["export", "small", "--format", "onnx", "-o", "graph", *into, *data[2:4]]) == 2
+        assert "pip install matrigami[onnx]" in capsys.readouterr().err
+    assert run(["export", "small", "--format", "onnx", "-o", "graph", *into]) == 2
+    assert "Give --data FILE" in capsys.readouterr().err
     again = ("plain/model.safetensors", *into, *MODEL[1:])  # bare tensors, of a model that is named
     assert out_of(capsys, "prune", *again, "-o", "sparse")["layers"][0]["bits"] == 17
 
@@ -138,11 +146,25 @@ def test_a_killed_command_goes_on_where_it_was(place, capsys):
     assert not journal.exists()
 
 
-def test_six_commands_on_a_model_of_transformers(place, capsys):
+def shown(page):
+    """The commands of the first block about `MODEL` of a page."""
+    text = (Path(__file__).parents[1] / page).read_text()
+    block = next(b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "MODEL" in b)
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+
+
+@pytest.fixture
+def language_model(place):
+    """A folder `MODEL` with a small Llama and a tokenizer, and two texts."""
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    pytest.importorskip("compressed_tensors", reason="needs the extra hf")
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra hf")
+    words = {word: i for i, word in enumerate(["<s>", "?", *(f"w{i}" for i in range(60))])}
+    kind = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    kind.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=kind, bos_token="<s>")
+    fast.save_pretrained("MODEL")
     config = transformers.LlamaConfig(
-        vocab_size=64,
+        vocab_size=62,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -150,19 +172,38 @@ def test_six_commands_on_a_model_of_transformers(place, capsys):
         num_key_value_heads=2,
         tie_word_embeddings=True,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained("tiny")
-    save_file({"input_ids": torch.randint(0, 64, (16, 24))}, "ids.safetensors")
-    calib = ("--calib", "ids.safetensors", "--batch", "4")
-    assert run(["quantize", "tiny", *calib, "--plan", "--targets", "*.mlp.*"]) == 0
-    assert run(["quantize", "tiny", *calib, "-o", "q", "--group", "16"]) == 0
-    assert run(["prune", "tiny", *calib, "-o", "p", "--pattern", "2:4"]) == 0
-    assert run(["structure", "tiny", *calib, "-o", "s", "--structure", "lowrank(rank=8)"]) == 0
-    assert run(["export", "q", "--format", "compressed-tensors", "-o", "vllm"]) == 0
-    for out in ("q", "p", "s", "vllm"):
-        found = out_of(capsys, "eval", out, "--against", "tiny", "--data", "ids.safetensors")
-        assert found["kl"] < 0.05
-        assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=0.1)
-    again = transformers.AutoModelForCausalLM.from_pretrained("vllm")
-    ids = load_file("ids.safetensors")["input_ids"]
+    transformers.LlamaForCausalLM(config).save_pretrained("MODEL")
+    for name in ("text.txt", "held-out.txt"):
+        Path(name).write_text(" ".join(f"w{i * i % 60}" for i in range(2600)))
+    return transformers
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/compression.md"])
+def test_the_commands_of_a_page_run_as_they_stand(language_model, capsys, page):
+    pytest.importorskip("compressed_tensors", reason="needs the extra hf")
+    for command in shown(page):
+        assert run(command) == 0, command
+    capsys.readouterr()
+    mg.compress.register_transformers()
+    ids = torch.arange(2, 42).view(2, 20)
+    for name in ("small", "sparse", "low"):
+        again = language_model.AutoModelForCausalLM.from_pretrained(name)
+        with torch.no_grad():
+            assert torch.equal(again(ids).logits, mg.load(name)(ids).logits)
+    packed = language_model.AutoModelForCausalLM.from_pretrained("for-vllm")
     with torch.no_grad():
-        assert torch.equal(again(ids).logits, mg.load("q")(ids).logits)
+        assert torch.equal(packed(ids).logits, mg.load("small")(ids).logits)
+
+
+def test_pages_of_reports(place, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    assert run(["quantize", *MODEL, "--plan", "-o", "planned"]) == 0
+    assert run(["prune", *MODEL, "-o", "sparse", "--one-sided"]) == 0
+    for name, word in (("planned", "predicted nats"), ("sparse", "unstructured(0.5)")):
+        page = Path(name, "report.html").read_text()
+        assert page.count("data:image/png;base64,") == 1
+        assert word in page
+        assert "http" not in page.replace("http://www.w3.org", "")
+    layers = json.loads(Path("sparse/report.json").read_text())
+    assert [layer["name"] for layer in layers] == ["0", "1.0", "2.0", "3.0"]
+    assert len(json.loads(Path("planned/report.json").read_text())["options"]) == 4

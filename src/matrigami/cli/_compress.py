@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._model import batches_of, model_of
-from matrigami.cli._terminal import ProgressLine, say
+from matrigami.cli._terminal import ProgressLine, command_line, say
 
 if TYPE_CHECKING:
-    from matrigami.compress import Report
+    from matrigami.compress import Plan, Report
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 OPTIONS = (
     click.argument("model"),
     click.option("--calib", required=True, type=FILE, help="Text, or tensors in safetensors."),
-    click.option("-o", "--out", type=click.Path(path_type=Path), help="A new folder."),
+    click.option(
+        "-o", "--out", type=click.Path(path_type=Path), help="A new folder, with report.html in it."
+    ),
     click.option("--into", metavar="MODEL", help="The model that bare tensors belong to."),
     click.option("--targets", multiple=True, metavar="PATTERN", help="Layers, e.g. 're:.*mlp.*'."),
     click.option("--ignore", multiple=True, metavar="PATTERN", help="Layers to leave out."),
@@ -156,36 +158,44 @@ def _run(
 
     if out is None and not plan:
         raise click.UsageError("Give -o OUT, or --plan.")
-    out = out or Path()
-    if out.exists() and not plan:
+    if out is not None and out.exists():
         raise ValueError(f"-o {out} was asked for.\nIt exists.\nGive the name of a new folder.")
     net = model_of(model, into)
     data = batches_of(calib, model, length, sequences, batch)
     options = {"targets": targets or None, "ignore": ignore, "progress": _progress()}
-    if plan:
+    if plan or out is None:
         found = compress.plan(net, data, choices, two_sided=two_sided, **options)
         click.echo(found.to_json() if json_ else str(found))
+        if out is not None:
+            out.mkdir(parents=True)
+            _page(found, out)
         return 0
     if over is not None and budget is not None:
         made = compress.allocate(net, data, budget, over, **options)
         say(str(made))
         net, report = made.model, made.report
     else:
-        journal = _beside(out)
-        if journal.exists():
-            say(f"going on with {journal}")
-        options |= {"two_sided": two_sided, "journal": journal}
+        if _beside(out).exists():
+            say(f"going on with {_beside(out)}")
+        options |= {"two_sided": two_sided, "journal": _beside(out)}
         report = compress.compress_(net, data, method, **options)
-    compress.save(
-        net,
-        out,
-        report.values,
-        source=model if Path(model).is_dir() else None,
-        factory=into or model,
-    )
+    source = model if Path(model).is_dir() else None
+    compress.save(net, out, report.values, source=source, factory=into or model)
     shutil.rmtree(_beside(out), ignore_errors=True)
+    _page(report, out)
     _told(report, out, json_)
     return 0
+
+
+def _page(found: "Report | Plan", out: Path) -> None:
+    """`report.json`, and `report.html` where there is matplotlib."""
+    (out / "report.json").write_text(found.to_json() + "\n", "utf-8")
+    try:
+        from matrigami.plots import write_compression
+    except ModuleNotFoundError as error:
+        say(f"No report.html: {error.name} is not installed: pip install matrigami[plots].")
+        return
+    write_compression(out / "report.html", found, command=command_line())
 
 
 def _beside(out: Path) -> Path:

@@ -67,14 +67,18 @@ def evaluate(
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["compressed-tensors", "gptq", "dense"]),
+    type=click.Choice(["compressed-tensors", "gptq", "dense", "onnx"]),
     required=True,
-    help="What vLLM and transformers load, or plain numbers.",
+    help="What vLLM and transformers load, plain numbers, or a graph for other runtimes.",
 )
 @click.option("-o", "--to", required=True, type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--into", metavar="MODEL", help="The model, where OUT does not say which.")
-def export(out: Path, format_: str, to: Path, into: str | None) -> int:
-    """Write the model in OUT in the format of other programs; structured layers become dense.
+@click.option("--data", type=FILE, help="Examples; for onnx, of a model that reads no tokens.")
+def export(out: Path, format_: str, to: Path, into: str | None, data: Path | None) -> int:
+    """Write the model in OUT in the format of other programs.
+
+    Structured layers become dense, but for onnx, where they stay products of their factors and
+    what is quantised becomes plain numbers.
 
     \b
     Example:
@@ -85,10 +89,15 @@ def export(out: Path, format_: str, to: Path, into: str | None) -> int:
         save_compressed_tensors,
         save_dense,
         save_gptq,
+        save_onnx,
     )
     from matrigami.nn import to_dense_
 
     model = model_of(str(out), into)
+    if format_ == "onnx":
+        save_onnx(model, _example(out, data), to, out)
+        click.echo(f"Written: {to}")
+        return 0
     to_dense_(model)
     if format_ == "dense":
         save_dense(model, to, out)
@@ -103,6 +112,20 @@ def export(out: Path, format_: str, to: Path, into: str | None) -> int:
         save(model, values, to, out)
     click.echo(f"Written: {to}")
     return 0
+
+
+def _example(out: Path, data: Path | None) -> Any:
+    """A batch that the model is followed on."""
+    import torch
+
+    if data is not None:
+        return batches_of(data, str(out), 16, 2, 2)[0]
+    if (out / "config.json").exists():
+        return {"input_ids": torch.ones(2, 16, dtype=torch.long)}
+    raise ValueError(
+        "--format onnx was asked for.\nThe model is followed on an example, and none is given.\n"
+        "Give --data FILE, a safetensors file with inputs."
+    )
 
 
 def _tokenizer(out: Path, against: str) -> str:

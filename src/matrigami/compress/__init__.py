@@ -1,12 +1,13 @@
 """Compression: weights rounded, removed or restructured where the loss feels it least."""
 
-from matrigami.compress._allocation import Allocation, allocate
+from matrigami.compress._allocation import Allocation, allocate, knapsack
 from matrigami.compress._drivers import compress_, prune_, quantize_, structure_
 from matrigami.compress._evaluation import Evaluation, evaluate
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._methods import Method
+from matrigami.compress._onnx import save_onnx
 from matrigami.compress._packing import packed, unpacked
 from matrigami.compress._plan import Option, Plan, plan
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
@@ -37,6 +38,7 @@ __all__ = [
     "compress_",
     "entropy",
     "evaluate",
+    "knapsack",
     "load",
     "n_of_m",
     "packed",
@@ -52,6 +54,7 @@ __all__ = [
     "save_compressed_tensors",
     "save_dense",
     "save_gptq",
+    "save_onnx",
     "set_weight",
     "shrink_",
     "structure_",

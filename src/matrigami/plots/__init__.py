@@ -1,7 +1,13 @@
 """Figures and reports; the only package that imports matplotlib."""
 
 from matrigami.plots._analysis import plot_analysis, plot_gains, write_analysis
-from matrigami.plots._compression import SizePoint, plot_sizes
+from matrigami.plots._compression import (
+    SizePoint,
+    plot_layers,
+    plot_plan,
+    plot_sizes,
+    write_compression,
+)
 from matrigami.plots._curvature import plot_blocks, plot_errors
 from matrigami.plots._report import write_report
 from matrigami.plots._scaling import plot_study
@@ -12,8 +18,11 @@ __all__ = [
     "plot_blocks",
     "plot_errors",
     "plot_gains",
+    "plot_layers",
+    "plot_plan",
     "plot_sizes",
     "plot_study",
     "write_analysis",
+    "write_compression",
     "write_report",
 ]

@@ -1,17 +1,27 @@
 """Figures of compression: size against quality, and the error of every layer."""
 
-from collections.abc import Sequence
+import html
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from matrigami.compress import Plan, Report, knapsack
+from matrigami.plots._page import figure, filled, mapping, table
 from matrigami.plots._scaling import COLORS, MARKERS, render
-from matrigami.studies import write_atomic
+from matrigami.studies import environment, write_atomic
+
+ROOM = 1.06
+"""Beside the first and the last point."""
+
+STEPS = 25
+"""Sizes at which the best mixture is drawn."""
 
 
 class SizePoint(NamedTuple):
@@ -73,6 +83,7 @@ def _draw_series(ax: Axes, points: Sequence[SizePoint]) -> None:
     ax.set(xscale="log", yscale="log")
     ticks = sorted({round(p.size, 3) for p in points})
     apart = [t for i, t in enumerate(ticks) if i == 0 or t > 1.13 * ticks[i - 1]]
+    ax.set_xlim(ticks[0] / ROOM, ticks[-1] * ROOM)
     ax.set_xticks(apart)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.2g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
@@ -80,3 +91,213 @@ def _draw_series(ax: Axes, points: Sequence[SizePoint]) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=7, frameon=False)
+
+
+def plot_layers(report: Report, path: Path, *, title: str = "") -> Path:
+    """Draw the error of every layer, beside that of the simple method, and what is stored of it.
+
+    Args:
+        report: What was done with a model.
+        path: The file, `.png` or `.svg`.
+        title: Above all.
+
+    Returns:
+        The file.
+    """
+    write_atomic(path, render(_layers_figure(report, title), path.suffix[1:], title))
+    return path
+
+
+def plot_plan(plan: Plan, path: Path, *, title: str = "") -> Path:
+    """Draw what a plan predicts: by size for the whole model, and for every layer.
+
+    The line is the best mixture of the methods under each size, by the knapsack of `allocate`.
+
+    Args:
+        plan: What each method would cost.
+        path: The file, `.png` or `.svg`.
+        title: Above all.
+
+    Returns:
+        The file.
+    """
+    write_atomic(path, render(_plan_figure(plan, title), path.suffix[1:], title))
+    return path
+
+
+def write_compression(path: Path, found: Report | Plan, *, command: str = "") -> Path:
+    """Write a page with the figures and the table of a compression, or of a plan.
+
+    Args:
+        path: The file, `.html`.
+        found: What was done, or what it would cost.
+        command: Command line to note.
+
+    Returns:
+        The file.
+    """
+    planned = isinstance(found, Plan)
+    drawn = _plan_figure(found, "") if planned else _layers_figure(found, "")
+    header, rows = _plan_table(found) if planned else _report_table(found)
+    count = len(found.options) if planned else len(found.layers)
+    what = "planned, nothing changed" if planned else "compressed"
+    page = filled(
+        "compression.html",
+        title=html.escape(path.parent.name or path.stem),
+        summary=html.escape(f"{count} layers {what}. {command}"),
+        figures=figure("layers", render(drawn, "png", command), "png", CAPTIONS[planned]),
+        layers=table(header, rows, "sortable"),
+        method=html.escape(METHODS[planned]),
+        environment=mapping(environment("cpu", 1, torch.get_num_threads())),
+    )
+    write_atomic(path, page)
+    return path
+
+
+CAPTIONS = {
+    False: "Relative error of every layer on held-out vectors, of the method that was used and of "
+    "the simple one, and stored bits of a weight.",
+    True: "Left, the predicted rise of the loss against stored bytes: each method everywhere, and "
+    "the best mixture at each size. Right, the prediction for each layer.",
+}
+METHODS = {
+    False: "Errors are tr(B E A E') / tr(B W A W') with the error E of the weights W and the "
+    "second moment A of inputs that were held out; B is that of the output gradients where both "
+    "sides count, else the identity. The simple method is rounding to nearest, removal by "
+    "magnitude, or projection without a metric.",
+    True: "The prediction is tr(B E A E') / 2, the divergence from the model in nats a token to "
+    "second order: good for small errors, too low for large ones. It adds over layers.",
+}
+
+
+def _layers_figure(report: Report, title: str) -> Figure:
+    """Errors above, bits below."""
+    count = len(report.layers)
+    drawing = Figure(figsize=(max(6.0, 0.17 * count + 2), 5.4), layout="constrained")
+    errors, bits = drawing.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    x = np.arange(count)
+    for i, (name, key) in enumerate({"simple": "simple", "this method": "loss"}.items()):
+        values = [getattr(layer, key) for layer in report.layers]
+        errors.plot(x, values, ls="", marker=MARKERS[i], ms=5, color=COLORS[i], label=name)
+    errors.set(yscale="log", ylabel="relative error, held out")
+    errors.legend(fontsize=8, frameon=False)
+    bits.bar(x, [layer.bits for layer in report.layers], color=COLORS[2])
+    bits.set_ylabel("bits a weight")
+    names = _apart([layer.name for layer in report.layers])
+    bits.set_xticks(x, names, rotation=90, fontsize=7)
+    for ax in (errors, bits):
+        ax.spines[["top", "right"]].set_visible(False)
+    drawing.suptitle(title, fontsize=10)
+    return drawing
+
+
+def _plan_figure(plan: Plan, title: str) -> Figure:
+    """Sizes on the left, layers on the right."""
+    count = len(plan.options)
+    drawing = Figure(figsize=(max(9.0, 0.15 * count + 6), 5.0), layout="constrained")
+    sizes, layers = drawing.subplots(1, 2, width_ratios=[1, max(1.0, count / 40)])
+    dense = sum(nbytes for nbytes, _ in plan.dense.values())
+    for i, name in enumerate(plan.methods):
+        look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "ls": "", "ms": 6}
+        look["marker"] = MARKERS[i % len(MARKERS)]
+        total = plan.total(i)
+        if total is not None:
+            sizes.plot(total.nbytes / dense, total.predicted, label=_short(name), **look)
+        found = {
+            o.layer: o.predicted for some in plan.options.values() for o in some if o.index == i
+        }
+        at = [j for j, layer in enumerate(plan.options) if layer in found]
+        layers.plot(at, list(found.values()), **look)
+    if line := list(frontier(plan)):
+        sizes.plot(*zip(*line, strict=True), color="0.6", lw=1.2, zorder=0, label="best mixture")
+    sizes.set(xscale="log", yscale="log", xlabel="bytes / dense", ylabel="predicted nats a token")
+    sizes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    sizes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    sizes.tick_params(axis="x", which="both", labelsize=8)
+    sizes.legend(fontsize=7, frameon=False)
+    layers.set_xticks(range(count), _apart(list(plan.options)), rotation=90, fontsize=7)
+    layers.set(yscale="log", ylabel="predicted nats, of the layer alone")
+    for ax in (sizes, layers):
+        ax.spines[["top", "right"]].set_visible(False)
+    drawing.suptitle(title, fontsize=10)
+    return drawing
+
+
+def frontier(plan: Plan) -> Iterator[tuple[float, float]]:
+    """Share of the bytes and predicted loss of the best mixtures, from the least size to the most.
+
+    Nothing if a layer has no prediction.
+    """
+    dense = sum(nbytes for nbytes, _ in plan.dense.values())
+    known = [[o.nbytes for o in some if o.predicted >= 0] for some in plan.options.values()]
+    if not all(known):
+        return
+    least, most = (sum(map(pick, known)) for pick in (min, max))
+    for limit in np.geomspace(1.001 * least, 1.02 * most, STEPS):
+        picked = knapsack(plan, lambda o: o.nbytes, float(limit), "")
+        yield sum(o.nbytes for o in picked) / dense, sum(o.predicted for o in picked)
+
+
+def _apart(names: list[str]) -> list[str]:
+    """Names without the parts that all of them begin with."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+        same += 1
+    return [".".join(p[same:]) for p in parts]
+
+
+def _short(method: str) -> str:
+    """A method in a legend."""
+    return method if len(method) < 30 else method[:27] + "..."
+
+
+def _report_table(report: Report) -> tuple[list[str], list[list[Any]]]:
+    """What was done with each layer."""
+    header = [
+        "layer",
+        "method",
+        "rows",
+        "damping",
+        "error",
+        "simple",
+        "ratio",
+        "bits",
+        "MACs",
+        "note",
+    ]
+    rows = [
+        [
+            r.name,
+            r.method,
+            r.rows,
+            f"{r.damping:g}",
+            f"{r.loss:.3g}",
+            f"{r.simple:.3g}",
+            f"{r.loss / r.simple:.2f}" if r.simple else "",
+            f"{r.bits:.2f}",
+            r.macs,
+            r.note,
+        ]
+        for r in report.layers
+    ]
+    return [*header, "note"], rows
+
+
+def _plan_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
+    """What each method would do to each layer."""
+    header = ["layer", "method", "predicted nats", "error", "bytes", "of dense", "MACs"]
+    rows = [
+        [
+            o.layer,
+            o.method,
+            f"{o.predicted:.3g}",
+            f"{o.loss:.3g}",
+            f"{o.nbytes:.0f}",
+            f"{o.nbytes / plan.dense[o.layer][0]:.3f}",
+            o.macs,
+        ]
+        for some in plan.options.values()
+        for o in some
+    ]
+    return header, rows
