@@ -45,7 +45,7 @@ def test_is_hodlr_with_ranks_that_add_up():
 
 def test_large_ones_are_solved_and_measured_level_by_level(monkeypatch):
     monkeypatch.setattr(_memory, "BIG", 100)
-    A = drawn(6, 4, 4)
+    A = drawn(6, 6, 5)
     b = torch.randn(32, 2, dtype=torch.float64)
     torch.testing.assert_close(A.dense() @ solve(A, b), b)
     torch.testing.assert_close(logdet(A.T @ A), torch.logdet(A.dense().mT @ A.dense()))
