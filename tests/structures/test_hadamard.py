@@ -57,3 +57,12 @@ def test_projection_is_stationary():
 def test_ranks_out_of_range(rank):
     with pytest.raises(ValueError, match=f"rank {rank}"):
         Hadamard(rank=rank).init(5, 7)
+
+
+def test_the_norm_at_the_start_does_not_depend_on_the_rank():
+    generator = torch.Generator().manual_seed(0)
+    for rank in (4, 16, 48):
+        top = torch.linalg.matrix_norm(
+            Hadamard(rank=rank).init(64, 64, generator=generator).dense(), 2
+        )
+        assert 1 < top < 6  # of a square matrix it is of order 1

@@ -13,6 +13,7 @@ Shapes: m = rows, n = columns, r = rank of each factor, k = right-hand sides.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -44,11 +45,14 @@ from matrigami.operators import (
 )
 from matrigami.structures._low_rank import LowRankMatrix
 
-RESTARTS = 8
+RESTARTS = 31
 """Random starts besides the square root."""
 
 SCREENING = 30
 """Sweeps of alternating least squares from each start; the best goes on alone."""
+
+TOGETHER = 2**20
+"""Entries up to which starts are screened as one stack."""
 
 SWEEPS = 1000
 """Most further sweeps of that one."""
@@ -133,9 +137,11 @@ def _(A: LowRankMatrix, B: LowRankMatrix) -> HadamardMatrix:
 
 @fans.register
 def _(A: HadamardMatrix) -> tuple[Fan, ...]:
+    """Signals fill `n` of the `r` directions between the factors, so `m` counts for `m r / n`."""
     m, n = A.shape[-2:]
     r = A.U1.shape[-1] * A.U2.shape[-1]
-    return Fan(r, m, 2, last=True), Fan(n, r, 2), Fan(r, m, 2), Fan(n, r, 2)
+    outputs = m * r // n if r > n else m
+    return Fan(r, outputs, 2, last=True), Fan(n, r, 2), Fan(r, outputs, 2), Fan(n, r, 2)
 
 
 @contractions.register
@@ -209,18 +215,28 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
     U1, V1 = truncated_svd(W.abs().sqrt(), r)
     U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
     generator = torch.Generator(W.device).manual_seed(0)
-    starts = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
+    starts: list[Any] = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
     starts += [
         recipe.init(m, n, generator=generator, dtype=W.dtype, device=W.device)
         for _ in range(RESTARTS)
     ]
-    A: Any = stacked(starts, (len(starts),))
+    step = max(1, TOGETHER // W.numel())
+    found = [_screened(starts[i : i + step], W) for i in range(0, len(starts), step)]
+    best, error = min(found, key=itemgetter(1))
+    A = _converged(best, W, error)
+    return least_squares_fit(A, W) if W.numel() <= SMALL else A
+
+
+def _screened(
+    starts: list[HadamardMatrix], W: Float[Tensor, "m n"]
+) -> tuple[HadamardMatrix, float]:
+    """The best after a few sweeps, and its squared error."""
+    A = stacked(starts, (len(starts),))
     for _ in range(SCREENING):
         A = _sweep(A, W)
     errors = torch.linalg.matrix_norm(W - A.dense()).square()
     best = HadamardMatrix(*[t[errors.argmin()] for t in (A.U1, A.V1, A.U2, A.V2)])
-    A = _converged(best, W, float(errors.min()))
-    return least_squares_fit(A, W) if W.numel() <= SMALL else A
+    return best, float(errors.min())
 
 
 def _converged(A: HadamardMatrix, W: Float[Tensor, "m n"], error: float) -> HadamardMatrix:
