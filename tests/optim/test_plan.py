@@ -83,7 +83,9 @@ def test_the_forecast_is_what_is_allocated():
         counters = {"step", "skipped", "seeded", "offset"}
         entries = [(k, S) for state in optimizer.state.values() for k, S in state.items()]
         assert table.bytes == sum(S.nbytes for k, S in entries if k not in counters)
-        assert str(table).splitlines()[-1].startswith("total")
+        total, start = str(table).splitlines()[-2:]
+        assert total.startswith("total")
+        assert start.startswith("start with lr=")
 
 
 def test_unknown_parameters_are_refused_listed_or_registered():
