@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gallery import table
 from matrigami.cli._main import run
 from matrigami.demo import TOPICS, Topic, _book, load_topic, program, write_book
 from matrigami.demo._program import ran
@@ -32,12 +33,20 @@ NUMBERS = {
     "tensor-train": pytest.approx(1.9e-4, abs=2e-5),
     "block-tensor-train": pytest.approx(0, abs=1e-13),  # cos(a + b) has two terms
     "einsums": 8192,  # 2 n^1.5
+    "scaling-laws": pytest.approx(0.139, abs=2e-3),  # of the committed study
+    "mixture-of-experts": pytest.approx(0.2, abs=0.1),
+    "backprop": pytest.approx(0.143, abs=5e-3),
+    "hessian-and-fisher": pytest.approx(0.146, abs=0.03),
     "shampoo": pytest.approx(0.302, abs=0.01),
+    "soap": pytest.approx(6.3, rel=0.3),
     "quantisation": pytest.approx(0.2546, abs=0.02),  # log2(2 pi e / 12) / 2, at three bits
+    "pruning": pytest.approx(0.008, abs=2e-3),
+    "hpc-against-ai": pytest.approx(0.32, abs=0.02),
+    "equal-budget": pytest.approx(7.9, abs=1.5),
 }
 """The number of each page."""
 
-SLOW: set[str] = set()
+SLOW = {"scaling-laws", "mixture-of-experts", "soap", "hpc-against-ai", "equal-budget"}
 """Topics that take more than a second or two."""
 
 each_topic = pytest.mark.parametrize(
@@ -68,10 +77,14 @@ def test_the_program_on_the_page_prints_the_number(name: str):
 @each_topic
 def test_the_program_is_short_and_the_slider_starts_at_its_default(name: str):
     topic = load_topic(name)
-    assert len(program(topic).splitlines()) <= 30
+    assert len(program(topic).splitlines()) <= 64
     if topic.slider:
         default = inspect.signature(topic.example).parameters[topic.slider.parameter].default
         assert default in topic.slider.values
+
+
+def test_the_table_of_the_study_is_that_of_its_results():
+    assert (ROOT / "src/matrigami/demo/cifar100.csv").read_text() == table()
 
 
 def test_the_list(capsys):

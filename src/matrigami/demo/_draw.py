@@ -166,7 +166,7 @@ def curves(
     if mark:
         u, v = axes.place(mark)
         body.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="5" fill="{COLORS[3]}"/>')
-    body.append(_legend(list(kept)))
+    body.append(_legend(list(kept), [axes.place(p) for line in kept.values() for p in line]))
     shown = ", ".join(name for name in kept if name)
     return Panel("".join(body), f"{title}: {y} against {x}. {shown}".strip(". "))
 
@@ -316,18 +316,29 @@ def _dots(axes: Axes, points: Sequence[tuple[float, float]], color: str) -> str:
     )
 
 
-def _legend(names: Sequence[str]) -> str:
-    """Names beside their colours, in the upper right corner."""
-    parts, row = [], 0
-    for name, color in zip(names, COLORS * 3, strict=False):
-        if name:
-            v = TOP + 14 + 15 * row
-            parts.append(
-                _text(WIDTH - RIGHT - 18, v, name, "end")
-                + f'<rect x="{WIDTH - RIGHT - 14}" y="{v - 8}" width="9" height="9" '
-                f'fill="{color}"/>'
-            )
-            row += 1
+def _legend(names: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
+    """Names beside their colours, in the corner that has the fewest points."""
+    shown = [(name, color) for name, color in zip(names, COLORS * 3, strict=False) if name]
+    if not shown:
+        return ""
+    width, height = 22 + 7 * max(len(name) for name, _ in shown), 15 * len(shown) + 6
+    corners = [
+        (x, y) for y in (TOP, HEIGHT - BOTTOM - height) for x in (WIDTH - RIGHT - width, LEFT)
+    ]
+
+    def crowd(corner: tuple[float, float]) -> int:
+        """Points in the box of the legend."""
+        x, y = corner
+        return sum(x - 5 <= u <= x + width + 5 and y - 5 <= v <= y + height + 5 for u, v in points)
+
+    x, y = min(corners, key=crowd)
+    parts = []
+    for row, (name, color) in enumerate(shown):
+        v = y + 14 + 15 * row
+        parts.append(
+            f'<rect x="{x + 6}" y="{v - 8}" width="9" height="9" fill="{color}"/>'
+            + _text(x + 19, v, name, "start")
+        )
     return "".join(parts)
 
 

@@ -57,13 +57,45 @@ TOPICS: dict[str, tuple[str, str]] = {
         "The continuous space of einsums",
         "All products of two factors, with the coordinates ω, ψ, ν.",
     ),
+    "scaling-laws": (
+        "Scaling laws",
+        "Error against multiply-adds: which structure buys the most, on CIFAR-100 and digits.",
+    ),
+    "mixture-of-experts": (
+        "BTT mixture of experts",
+        "The rank index of a train is the index of an expert; only a few are computed.",
+    ),
+    "backprop": (
+        "Backprop is a Kronecker product",
+        "A layer's gradient is g ⊗ a, so its Fisher matrix is a mean of Kronecker products.",
+    ),
+    "hessian-and-fisher": (
+        "Hessian and Fisher",
+        "What the two share, and how training brings them together.",
+    ),
     "shampoo": (
         "Shampoo",
         "Precondition a gradient from both sides: its singular values become equal (Muon).",
     ),
+    "soap": (
+        "SOAP",
+        "Adam in the eigenbasis of Shampoo.",
+    ),
     "quantisation": (
         "Quantisation",
         "Fewer bits for each weight, and how far that is from Shannon's bound.",
+    ),
+    "pruning": (
+        "Pruning",
+        "Which weights to remove, and what the others can make good.",
+    ),
+    "hpc-against-ai": (
+        "HPC against AI matrices",
+        "Where blocks have low rank, and where all tiles are alike.",
+    ),
+    "equal-budget": (
+        "Changing the architecture is the simplest way",
+        "One table: the same bytes spent on width, structure, optimiser, bits, zeros.",
     ),
 }
 """Each topic: its heading, and one line. Its page is in the file of its name."""
