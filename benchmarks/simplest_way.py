@@ -125,12 +125,17 @@ def stories(folder: Path, text: Path, steps: int = 250) -> Problem:
     data = read_text(text, AutoTokenizer.from_pretrained(folder))
 
     def build(share: float) -> nn.Module:
-        """Narrower by the root of the share, in steps of 8."""
+        """Narrower by the root of the share, heads of one size; the rest goes into the MLP."""
         config = AutoConfig.from_pretrained(folder)
-        scale = int(config.hidden_size * share**0.5 / 8) * 8 / config.hidden_size
-        config.hidden_size = int(config.hidden_size * scale)
-        config.intermediate_size = int(config.intermediate_size * scale)
-        config.head_dim = config.hidden_size // config.num_attention_heads
+        if share == 1:
+            return LlamaForCausalLM(config)
+        n, k = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
+        budget = share * ((2 + 2 * k) * n**2 + 3 * n * config.intermediate_size)
+        size = n // config.num_attention_heads
+        config.num_attention_heads = config.num_key_value_heads = int(n * share**0.5 / size)
+        config.hidden_size, config.head_dim = size * config.num_attention_heads, size
+        rest = budget - 4 * config.hidden_size**2
+        config.intermediate_size = int(rest / (3 * config.hidden_size))
         return LlamaForCausalLM(config)
 
     def batches(seed: int) -> list[Any]:

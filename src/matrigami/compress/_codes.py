@@ -2,6 +2,7 @@
 
     quantised    codes as a bit stream, scales, zeros; bits and group in the description
     sparse       a bit for each entry that says whether it is stored, and the stored entries
+    lattice      integers of any size, entropy-coded (see `_entropy`)
 
 Recipes of structures are a name and the literals of their fields.
 
@@ -17,8 +18,10 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from matrigami.compress._entropy import restored
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._packing import packed, unpacked
+from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.operators import Structure
 from matrigami.structures import EXAMPLES
 
@@ -100,14 +103,14 @@ def densely(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
 
 def decoded_value(
     name: str, told: Mapping[str, Any], parts: Mapping[str, Tensor]
-) -> QuantizedMatrix | Tensor:
+) -> QuantizedMatrix | LatticeMatrix | Tensor:
     """An encoded tensor.
 
     Raises:
         ValueError: If its parts are not those of its description.
     """
     try:
-        decode = {"quantized": decoded, "sparse": densely}[told["kind"]]
+        decode = {"quantized": decoded, "sparse": densely, "lattice": restored}[told["kind"]]
         return decode(told, parts)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._shrink import smaller
+from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import StructuredConv, StructuredLinear, matrix_view, stand_in, swap
 from matrigami.operators import Structure
 
@@ -18,7 +19,7 @@ KINDS = {
 }
 """Types of weights, by the names that the description has."""
 
-Values = Mapping[str, QuantizedMatrix | Tensor]
+Values = Mapping[str, QuantizedMatrix | LatticeMatrix | Tensor]
 """Tensors that were encoded, by name."""
 
 

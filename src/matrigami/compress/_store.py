@@ -25,12 +25,14 @@ from matrigami.compress._codes import (
     recipe_from_json,
     sparsely,
 )
+from matrigami.compress._entropy import coded
 from matrigami.compress._folder import OURS, configuration, new_folder, own_tensors, sha256
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._shrink import Shrunk
 from matrigami.compress._skeleton import exchanges, filled, from_config
 from matrigami.compress._transformers import config_of
+from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import StructuredConv, StructuredLinear
 
 MANIFEST = "matrigami.json"
@@ -57,7 +59,8 @@ def save(
         model: The model; of transformers its configuration is written, too.
         folder: A new folder, which appears when all is written.
         values: The quantised matrices and new sizes by the name of their layer, `report.values` of
-            `quantize_` or `shrink_`; what else is among them is read from the model.
+            `quantize_` or `shrink_`, or values of `round_waterfill`, which are entropy-coded (extra
+            `entropy`); what else is among them is read from the model.
         source: The folder that the model came from, whose tokenizer is copied.
         factory: What made the model, `package.module:function`: told to who loads it, never called.
 
@@ -160,9 +163,9 @@ def _checked(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _values(
     manifest: Mapping[str, Any], tensors: dict[str, Tensor]
-) -> dict[str, QuantizedMatrix | Tensor]:
+) -> dict[str, QuantizedMatrix | LatticeMatrix | Tensor]:
     """What is encoded, decoded; its parts are taken out of the tensors."""
-    found: dict[str, QuantizedMatrix | Tensor] = {}
+    found: dict[str, QuantizedMatrix | LatticeMatrix | Tensor] = {}
     for name, told in manifest["tensors"].items():
         keys = [key for key in tensors if key.rpartition(".")[0] == name]
         parts = {key.rpartition(".")[2]: tensors.pop(key) for key in keys}
@@ -177,10 +180,10 @@ def _packed(
     tensors, tied = own_tensors(model)
     told: dict[str, Description] = {}
     for name, value in values.items():
-        if isinstance(value, QuantizedMatrix):
+        if isinstance(value, QuantizedMatrix | LatticeMatrix):
             _check_codes(model, name, value, tied)
             kind = {"dtype": str(tensors.pop(f"{name}.weight").dtype).removeprefix("torch.")}
-            codes, parts = encoded(value)
+            codes, parts = coded(value) if isinstance(value, LatticeMatrix) else encoded(value)
             _add(tensors, told, f"{name}.weight", (codes | kind, parts))
     for name in [name for name in tensors if name.rpartition(".")[0] not in told]:
         if (sparse := sparsely(tensors[name])) is not None:
@@ -201,7 +204,7 @@ def _add(
 
 
 def _check_codes(
-    model: nn.Module, name: str, value: QuantizedMatrix, tied: Mapping[str, str]
+    model: nn.Module, name: str, value: QuantizedMatrix | LatticeMatrix, tied: Mapping[str, str]
 ) -> None:
     """Whether a layer has a weight of its own, with the numbers that the codes stand for."""
     if f"{name}.weight" in tied:

@@ -18,6 +18,7 @@ from matrigami.compress._codes import decoded_value, recipe_from_json
 from matrigami.compress._folder import OURS, sha256
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._skeleton import KINDS, exchanges
+from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import matrix_view, swap
 
 METHOD = "matrigami"
@@ -45,7 +46,9 @@ class EncodedLayer(nn.Module):
             if key != "weight":
                 self.register_parameter(key, nn.Parameter(p.detach(), requires_grad=False))
 
-    def decoded(self, value: QuantizedMatrix | Tensor, kind: torch.dtype | None) -> nn.Module:
+    def decoded(
+        self, value: QuantizedMatrix | LatticeMatrix | Tensor, kind: torch.dtype | None
+    ) -> nn.Module:
         """The dense layer with its numbers."""
         (layer,) = self.layer
         view = matrix_view(layer)
