@@ -13,9 +13,9 @@ from matrigami.plots._scaling import (
     exponents_figure,
     read_reference,
     scaling_figure,
-    styles,
     time_figure,
 )
+from matrigami.plots._styles import styles
 from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
 
 EXPONENTS = {"dense": 0.1, "btt(rank=1)": 0.2, "<b>": 0.15}

@@ -29,6 +29,10 @@ VERBS = {
         "matrigami.cli._evaluate:export",
         "Write a compressed model in the formats of other programs.",
     ),
+    "list": (
+        "matrigami.cli._list:list_",
+        "List structures, optimizers, datasets, presets, tasks or models.",
+    ),
     "prune": ("matrigami.cli._compress:prune", "Set weights of a model to zero."),
     "quantize": ("matrigami.cli._compress:quantize", "Round the weights of a model."),
     "structure": (

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from matrigami.cli._compare import FOLDER, compare
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
     from matrigami.studies import Outcome, Plan, Study
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object instead of a table."
@@ -63,6 +63,7 @@ def study() -> None:
     help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
 )
 @click.option("--only", metavar="STRUCTURE", help="Only the runs of one structure.")
+@click.option("--grow", is_flag=True, help="Keep the runs of another study that the folder holds.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs with their sizes; train and write nothing."
 )
@@ -77,6 +78,7 @@ def run(
     device: str,
     data_dir: Path | None,
     only: str | None,
+    grow: bool,
     dry_run: bool,
     json_: bool,
 ) -> int:
@@ -112,6 +114,7 @@ def run(
         together=together,
         device=device,
         data_dir=data_dir,
+        grow=grow,
         report=lambda now: line.show(
             now.line(), done=now.finished == now.total, bad=now.failed > 0
         ),
@@ -257,6 +260,9 @@ def presets() -> int:
     return 0
 
 
+study.add_command(compare)
+
+
 def _load(spec: Path | None, preset: str | None) -> "Study":
     """The study that was asked for."""
     from matrigami.studies import load_preset, load_spec
@@ -285,9 +291,10 @@ def check_device(device: str) -> None:
 
 def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
     """Fit, figures, report, and what to read."""
-    from matrigami.studies import fit_results, write_fit
+    from matrigami.studies import conclusions, fit_results, write_fit
 
-    result = fit_results(outcome.records)
+    records = outcome.records
+    result = fit_results(records)
     write_fit(out / "fit.json", result)
     paths = [out / "results.csv", out / "fit.json", *_figures(out)]
     if json_:
@@ -309,6 +316,7 @@ def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
         )
     else:
         _echo_fit(result)
+        click.echo("\nIn words\n" + "\n".join(f"  {s}" for s in conclusions(records, result)))
         click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
         click.echo(
             f"\nNext: open {out / 'report.html'}, or compare with published points:\n"

@@ -1,6 +1,7 @@
 """Figures and reports; the only package that imports matplotlib."""
 
 from matrigami.plots._analysis import plot_analysis, plot_gains, write_analysis
+from matrigami.plots._comparison import write_comparison
 from matrigami.plots._compression import (
     SizePoint,
     plot_layers,
@@ -23,6 +24,7 @@ __all__ = [
     "plot_sizes",
     "plot_study",
     "write_analysis",
+    "write_comparison",
     "write_compression",
     "write_report",
 ]

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from matrigami.plots._page import figure, filled, mapping, table
-from matrigami.plots._scaling import COLORS, render
+from matrigami.plots._scaling import render
+from matrigami.plots._styles import COLORS
 from matrigami.studies import Analysis, Finding, write_atomic
 
 LINES = 8

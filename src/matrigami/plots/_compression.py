@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from matrigami.compress import Plan, Report, knapsack
 from matrigami.plots._page import figure, filled, mapping, table
-from matrigami.plots._scaling import COLORS, MARKERS, render
+from matrigami.plots._scaling import render
+from matrigami.plots._styles import COLORS, MARKERS
 from matrigami.studies import environment, write_atomic
 
 ROOM = 1.06

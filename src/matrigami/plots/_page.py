@@ -25,17 +25,20 @@ def figure(name: str, content: bytes, kind: str, caption: str) -> str:
     """An image inside the page, `png` or `svg+xml`."""
     data, text = base64.b64encode(content).decode(), html.escape(caption)
     return (
-        f'<figure id="{html.escape(name)}"><img alt="{text}" '
-        f'src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+        f'<figure id="{html.escape(name)}"><button class="zoom" aria-pressed="false" '
+        f'title="Enlarge"><img alt="{text}" src="data:image/{kind};base64,{data}"></button>'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
     """An HTML table; cells that are numbers stand to the right."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    cells = [html.escape(cell) for cell in header]
+    sorts = [f"<button>{cell}</button>" if "sortable" in kind else cell for cell in cells]
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in sorts)
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     table = f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
-    return f'<div class="wide"><table class="{kind}">{table}</table></div>'
+    return f'<div class="wide" tabindex="0"><table class="{kind}">{table}</table></div>'
 
 
 def _cell(value: Any) -> str:

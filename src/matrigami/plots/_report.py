@@ -9,6 +9,7 @@ from typing import Any
 from matrigami.plots._page import figure, filled, mapping, table
 from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
 from matrigami.studies import (
+    conclusions,
     file_hash,
     fit_results,
     fit_tables,
@@ -71,11 +72,12 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     page = filled(
         "report.html",
         title=html.escape(name),
-        summary=_summary(records),
-        ranking=_tables(fit),
+        summary=summary_of(records),
+        ranking=tables_of(fit),
         method=html.escape(str(fit.get("method", ""))),
         figures=_figures(folder, good, fit),
-        runs=_run_table(records),
+        runs=run_table(records),
+        words=words_of(records, fit),
         settings=mapping(_common_settings(study)),
         environment=mapping(
             environment | {"results.csv SHA-256": file_hash(folder / "results.csv")}
@@ -85,7 +87,7 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     return folder / "report.html"
 
 
-def _summary(records: Sequence[Mapping[str, Any]]) -> str:
+def summary_of(records: Sequence[Mapping[str, Any]]) -> str:
     """How many runs ended how."""
     kinds = [str(r["status"]) for r in records]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
@@ -93,7 +95,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
     return html.escape(f"{len(records)} runs ({counts}), {hours:.2f} hours of training.")
 
 
-def _tables(fit: Mapping[str, Any]) -> str:
+def tables_of(fit: Mapping[str, Any]) -> str:
     """Ranking and laws, with what the rows do not say."""
     return "\n".join(
         f"<h3>{html.escape(title)}</h3>\n{table(header, rows)}"
@@ -116,7 +118,14 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     )
 
 
-def _run_table(records: Sequence[Mapping[str, Any]]) -> str:
+def words_of(records: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> str:
+    """What was found, in sentences."""
+    return "<ul>\n{}\n</ul>".format(
+        "\n".join(f"<li>{html.escape(words)}</li>" for words in conclusions(records, fit))
+    )
+
+
+def run_table(records: Sequence[Mapping[str, Any]]) -> str:
     """All runs, sortable."""
     rows = [[_shown(key, r.get(key)) for key in SHOWN] for r in records]
     return table(list(SHOWN), rows, "sortable")

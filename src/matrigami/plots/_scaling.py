@@ -1,15 +1,11 @@
-"""Figures of a scaling study: error against computation, measured seconds, exponents.
-
-Colours are those of Okabe and Ito (2008), which people with colour-blindness tell apart; each
-structure also has its own marker.
-"""
+"""Figures of a scaling study: error against computation, measured seconds, exponents."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from matrigami.plots._styles import COLORS, Style, styles
 from matrigami.studies import (
     METRICS,
     file_hash,
@@ -25,20 +22,6 @@ from matrigami.studies import (
     read_results,
     write_atomic,
 )
-
-COLORS = (
-    "#000000",
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7F7F7F",
-    "#8C6D31",
-    "#F0E442",
-)
-MARKERS = "osD^vP*Xph"
 
 SAME = {
     "btt": "btt(rank=1)",
@@ -50,16 +33,11 @@ SAME = {
 }
 """Names in published tables, in lower case, and what they are here."""
 
-
-class Style(NamedTuple):
-    """How a structure is drawn everywhere."""
-
-    color: str
-    marker: str
-
-
 LEGEND_INCHES = 1.5
 """Width of one entry of a legend, with the longest usual name."""
+
+LETTER_INCHES = 0.085
+"""Width of a letter of a longer one."""
 
 LETTERS_INCHES = 0.6
 """What its letters add to it."""
@@ -104,15 +82,6 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
     for path, figure in zip(paths, figures.values(), strict=True):
         write_atomic(path, render(figure, path.suffix[1:], note))
     return paths
-
-
-def styles(records: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
-    """Colour and marker of each structure: dense is black, then in the order of their names."""
-    names = sorted({str(r["structure"]) for r in records}, key=lambda name: (name != "dense", name))
-    return {
-        name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
-        for i, name in enumerate(names)
-    }
 
 
 def scaling_figure(
@@ -166,7 +135,7 @@ def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
             x, y = zip(
                 *sorted((r["macs"], 1e6 * r["seconds"] / r["examples"]) for r in group), strict=True
             )
-            ax.plot(x, y, drawn[name].marker, color=drawn[name].color, label=name, ms=5, alpha=0.9)
+            ax.plot(x, y, drawn[name].marker, label=name, alpha=0.9, **drawn[name].look(5))
         ax.set_title(dataset)
         ax.set_xlabel("multiply-adds of one forward pass of one example")
         _log_axes(ax)
@@ -278,7 +247,7 @@ def _scatter(
 ) -> None:
     """Runs and fitted lines of all structures."""
     for name, group in _groups(records):
-        look: dict[str, Any] = {"color": drawn[name].color, "mec": "white", "mew": 0.5, "ms": 6}
+        look = drawn[name].look(6)
         x = _markers(ax, group, metric, drawn[name].marker, {**look, "label": name})
         law = laws[name][metric]
         if law["exponent"] is not None and len(x):
@@ -385,7 +354,8 @@ def _legend(
 ) -> None:
     """One legend below all axes of a figure, or of a part of one, `width` inches wide."""
     handles, names = ax.get_legend_handles_labels()
-    inches = LEGEND_INCHES + (LETTERS_INCHES if marks else 0.0)
+    longest = LETTER_INCHES * max(map(len, names), default=0)
+    inches = max(LEGEND_INCHES, longest) + (LETTERS_INCHES if marks else 0.0)
     fitting = int(width / inches)
     figure.legend(
         handles,

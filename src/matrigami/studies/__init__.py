@@ -1,5 +1,7 @@
 """Studies: which structure learns best at equal computation, and which one a matrix has."""
 
+from matrigami.studies._compare import Comparison, compare_studies, same_structures
+from matrigami.studies._conclude import conclusions
 from matrigami.studies._config import RunConfig
 from matrigami.studies._environment import environment
 from matrigami.studies._fit import (
@@ -96,6 +98,7 @@ __all__ = [
     "Analysis",
     "ArrayTask",
     "Batch",
+    "Comparison",
     "Curve",
     "Entry",
     "Family",
@@ -129,6 +132,8 @@ __all__ = [
     "canonical_optimizer",
     "canonical_structure",
     "check_data",
+    "compare_studies",
+    "conclusions",
     "counted_macs",
     "duration",
     "environment",
@@ -158,6 +163,7 @@ __all__ = [
     "run_size",
     "run_states",
     "run_study",
+    "same_structures",
     "single_run",
     "train_run",
     "train_single",

@@ -104,6 +104,7 @@ def run_study(
     together: int | None = None,
     device: str = "cpu",
     data_dir: Path | None = None,
+    grow: bool = False,
     report: Callable[[Snapshot], None] = lambda _: None,
 ) -> Outcome:
     """Train what a study lacks, and write `results.csv`.
@@ -122,17 +123,20 @@ def run_study(
             64), so that their seconds are those of a run alone.
         device: Where to train.
         data_dir: Folder of the data sets.
+        grow: Keep the runs of another study that the folder holds, beside those of the plan.
         report: Called twice a second with the state.
 
     Returns:
         The records of all runs of the plan that ended, also in earlier calls.
 
     Raises:
-        ValueError: If a number is out of range, data are missing, or the folder cannot be written.
+        ValueError: If a number is out of range, data are missing, the folder holds runs of another
+            study and `grow` is false, or it cannot be written.
     """
     workers, threads = _shares(workers, threads, device)
     together = _together(together, device)
     part = part or plan
+    plan = grown(plan, out, grow)
     for config in part.configs:
         check_memory(config, plan.sizes[config.id], device)
     check_data([c for c in part.configs if not _ended(read_status(out, c))], data_dir)
@@ -146,6 +150,27 @@ def run_study(
     outcome = replace(outcome, records=collect(plan, out).records)
     write_results(out / "results.csv", outcome.records)
     return outcome
+
+
+def grown(plan: Plan, out: Path, grow: bool) -> Plan:
+    """A plan with the runs of another study that is in the folder.
+
+    Raises:
+        ValueError: If there are such runs and `grow` is false.
+    """
+    if read_json(out / "study.json") is None:
+        return plan
+    there = load_plan(out)
+    others = [c for c in there.configs if c.id not in plan.sizes]
+    if others and not grow:
+        raise ValueError(
+            f"Study {plan.name!r} was asked for in the folder {out}.\n"
+            f"It holds {there.name!r}, {len(others)} of whose {len(there.configs)} runs are no "
+            "part of this study.\n"
+            "Give --out a folder of its own, or --grow to have all runs in one."
+        )
+    sizes = {**there.sizes, **plan.sizes}
+    return Plan(plan.name, (*plan.configs, *others), sizes)
 
 
 def prepare(plan: Plan, out: Path) -> None:

@@ -92,8 +92,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
             f"Model {name!r} was asked for.\nKnown are {', '.join(MODELS)}, or a function "
             f"file.py:function.\nDid you mean {near!r}?"
         )
-    parameters = inspect.signature(MODELS[name]).parameters
-    known = {key: _choices(p) for key, p in parameters.items() if key not in FIXED}
+    known = options_of(name)
     for key, value in options.items():
         if not any(
             type(value) is type(choice) and value == choice for choice in known.get(key, ())
@@ -106,9 +105,14 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _choices(parameter: inspect.Parameter) -> tuple[Any, ...]:
-    """What an option may be: names, or yes and no."""
-    return get_args(parameter.annotation) or (True, False)
+def options_of(name: str) -> dict[str, tuple[Any, ...]]:
+    """The options of a model and what each may be: names, or yes and no."""
+    parameters = inspect.signature(MODELS[name]).parameters
+    return {
+        key: get_args(p.annotation) or (True, False)
+        for key, p in parameters.items()
+        if key not in FIXED
+    }
 
 
 def canonical_model(text: str) -> str:

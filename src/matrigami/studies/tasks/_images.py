@@ -130,22 +130,22 @@ def _entry(name: str, about: str, source: str, size: tuple[Shape, int] | None = 
 
 
 IMAGES: dict[str, Entry] = {
-    "digits": _entry("digits", "1797 images of 8 x 8", "ships with scikit-learn"),
+    "digits": _entry("digits", "grey images of 8 x 8, 1797", "ships with scikit-learn"),
     "cifar10": _entry(
         "cifar10",
-        "60 000 images of 32 x 32, the official binary files",
+        "colour images of 32 x 32, 60 000, in the official binary files",
         "matrigami data get cifar10",
         (Shape(3, 32, 10), 50_000),
     ),
     "cifar100": _entry(
         "cifar100",
-        "60 000 images of 32 x 32, the official binary files",
+        "colour images of 32 x 32, 60 000, in the official binary files",
         "matrigami data get cifar100",
         (Shape(3, 32, 100), 50_000),
     ),
     "fashion_mnist": _entry(
         "fashion_mnist",
-        "70 000 images of 28 x 28, idx files",
+        "grey images of 28 x 28, 70 000, in idx files",
         "matrigami data get fashion_mnist",
         (Shape(1, 28, 10), 60_000),
     ),

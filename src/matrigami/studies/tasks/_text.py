@@ -147,7 +147,7 @@ def _load(
 
 TEXTS: dict[str, Entry] = {
     "tinyshakespeare": Entry(
-        "1.1 MB of plays by Shakespeare, 65 characters",
+        "plays by Shakespeare, 1.1 MB of 65 different characters",
         partial(_load, "tinyshakespeare", "input.txt"),
         "matrigami data get tinyshakespeare",
     )

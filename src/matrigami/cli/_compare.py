@@ -1,0 +1,57 @@
+"""`matrigami study compare`: one report of two studies."""
+
+import json
+from pathlib import Path
+
+import click
+
+from matrigami.cli._terminal import command_line, echo_table
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write the report. [default: print the tables only]",
+)
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
+def compare(first: Path, second: Path, out: Path | None, json_: bool) -> int:
+    """Compare two studies of the same data: each structure in both, and all in one ranking.
+
+    \b
+    Example:
+      matrigami study compare runs/adamw runs/soap --out runs/compared
+    """
+    from matrigami.studies import (
+        compare_studies,
+        fit_results,
+        fit_tables,
+        same_structures,
+        update_results,
+    )
+
+    for folder in (first, second):
+        update_results(folder)
+    both = compare_studies(first, second)
+    fit = fit_results(both.records)
+    paths = []
+    if out is not None:
+        from matrigami.plots import write_comparison
+
+        paths = write_comparison(first, second, out, command=command_line())
+    if json_:
+        found = {"studies": both.names, "settings": both.settings, **fit}
+        click.echo(json.dumps({**found, "files": list(map(str, paths))}, indent=1))
+        return 0
+    tables = [(*each, []) for each in same_structures(fit, both.names)]
+    for title, header, rows, notes in [*tables, *fit_tables(fit)]:
+        click.echo(f"\n{title}")
+        echo_table(header, rows)
+        click.echo("".join(f"  {note}\n" for note in notes), nl=False)
+    if paths:
+        click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
+    return 0
