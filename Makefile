@@ -51,7 +51,7 @@ test: setup  ## the whole test-suite, in two passes
 	@echo '== 1 of 2: run-time shape checks on'
 	@TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
 	@echo '== 2 of 2: torch.compile and torch.export'
-	@TYPECHECK=0 $(BIN)/python -m pytest -q -m 'compile and not slow'
+	@TYPECHECK=0 $(BIN)/python -m pytest -q -n 2 -m 'compile and not slow'
 
 nightly: setup  ## the slow tests, with more random examples
 	TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 -m slow --hypothesis-profile=nightly

@@ -32,7 +32,7 @@ from matrigami.operators import (
     contraction,
 )
 from matrigami.structures import EXAMPLES
-from matrigami.testing import LAWS, Size, check_operator, check_structure
+from matrigami.testing import LAWS, SIZES, Size, check_operator, check_structure
 
 VARIANTS: dict[str, tuple[Structure, tuple[Size, ...]]] = {
     "kronecker_of_rectangles": (Kronecker(factors=((2, 3), (3, 2))), ((6, 6),)),
@@ -60,13 +60,22 @@ VARIANTS: dict[str, tuple[Structure, tuple[Size, ...]]] = {
 }
 """Recipes that take other paths through the same file, at the sizes that they are for."""
 
+FEW = SIZES[::2]
+"""Of each kind one: what is asked each day."""
+
 each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 
 @each_law
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_obey(name: str, law):
-    check_structure(EXAMPLES[name], laws=[law])
+    check_structure(EXAMPLES[name], FEW, [law])
+
+
+@pytest.mark.slow  # minutes
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_obey_at_every_size(name: str):
+    check_structure(EXAMPLES[name])
 
 
 @pytest.mark.parametrize("name", VARIANTS)

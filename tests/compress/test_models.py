@@ -142,8 +142,16 @@ def test_pruned_models_have_the_zeros_and_stay_nearer():
         assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2
 
 
-@pytest.mark.parametrize("structure", [LowRank(rank=0.5), Monarch(blocks=4), Kronecker()], ids=str)
-@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize(
+    ("structure", "two_sided"),
+    [
+        (LowRank(rank=0.5), False),
+        (LowRank(rank=0.5), True),
+        (Kronecker(), True),
+        pytest.param(Monarch(blocks=4), True, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_structured_models_stay_nearer_than_projected_ones(structure, two_sided):
     model, data = Chain(width=24, depth=1), batches(8, 64)
     expected = model(data[0]).detach()

@@ -154,7 +154,7 @@ def test_a_fitted_grid_is_no_worse():
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("two_sided", [True, False])
+@pytest.mark.parametrize("two_sided", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_waterfilling_meets_its_entropy_and_beats_equal_steps(two_sided):
     W, A, B = layer(256, 96)
     B = B if two_sided else None

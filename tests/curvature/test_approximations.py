@@ -95,8 +95,10 @@ def test_kfoc_is_within_a_hundredth_of_the_optimum_after_two_iterations(net, los
         assert reference.distance(F[names[0]].dense(), exact) <= 1.01 * best + 1e-12
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "streaming"])
-@pytest.mark.parametrize("net", ["relu", "conv"])
+@pytest.mark.parametrize(
+    ("net", "kept"),
+    [("relu", True), ("conv", False), pytest.param("relu", False, marks=pytest.mark.slow)],
+)
 def test_kfoc_reaches_the_optimum(net, kept, monkeypatch):
     if not kept:
         monkeypatch.setattr(_passes, "KEPT", 0)

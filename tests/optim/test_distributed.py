@@ -14,13 +14,21 @@ SOME = [("soap", "dense"), ("shampoo", "cores"), ("muon", "dense")]
 
 @pytest.mark.parametrize(
     ("ranks", "kind"),
-    [(1, "fsdp"), (2, "fsdp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (4, "hsdp"), (2, "redundant")],
+    [
+        (2, "fsdp"),
+        (2, "ddp"),
+        (4, "hsdp"),
+        (2, "redundant"),
+        pytest.param(1, "fsdp", marks=pytest.mark.slow),
+        pytest.param(4, "fsdp", marks=pytest.mark.slow),
+        pytest.param(4, "ddp", marks=pytest.mark.slow),
+    ],
 )
 def test_training_is_that_of_one_process(ranks: int, kind: str, tmp_path: Path):
     on_ranks(ranks, tmp_path, cases.agrees, kind, EVERY if kind == "fsdp" else SOME)
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+@pytest.mark.parametrize("kind", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_two_resumes_on_any_number(kind: str, tmp_path: Path):
     saved = tmp_path / "saved"
     on_ranks(2, tmp_path, cases.saves, kind, SOME, saved)
@@ -28,6 +36,7 @@ def test_a_checkpoint_of_two_resumes_on_any_number(kind: str, tmp_path: Path):
     on_ranks(4, tmp_path, cases.resumes, "fsdp", SOME, saved)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_replicas_resumes_on_fewer(tmp_path: Path):
     saved = tmp_path / "saved"
     on_ranks(4, tmp_path, cases.saves, "hsdp", SOME, saved)

@@ -74,16 +74,18 @@ def test_budget_beats_every_equal_rank_of_the_same_size():
 
 
 def test_values_of_differing_ranks_obey_the_laws():
-    W = torch.randn(6, 6, dtype=torch.float64)
+    W = torch.randn(6, 3, dtype=torch.float64)
+    check_operator(project(BlockLowRank(tile=3, budget=0.4), W))
+
+
+@pytest.mark.slow
+def test_permuted_squares_obey_the_laws():
+    W = torch.randn(4, 4, dtype=torch.float64)
     order, other = Places(torch.tensor([2, 0, 3, 1])), Places(torch.tensor([3, 0, 2, 1]))
-    square = project(BlockLowRank(tile=2, rank=1), W[:4, :4])
-    for A in (
-        project(BlockLowRank(tile=2, tol=0.3), W[:4, :4]),
-        project(BlockLowRank(tile=3, budget=0.4), W[:, :3]),
-        PermutedMatrix(square, order, other),
-        PermutedMatrix(square, order),
-    ):
-        check_operator(A)
+    square = project(BlockLowRank(tile=2, rank=1), W)
+    check_operator(project(BlockLowRank(tile=2, tol=0.3), W))
+    check_operator(PermutedMatrix(square, order, other))
+    check_operator(PermutedMatrix(square, order))
 
 
 def test_stack_shares_its_ranks():
