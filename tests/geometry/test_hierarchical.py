@@ -129,3 +129,24 @@ def test_what_does_not_compress_is_refused_in_three_lines():
     D = exponential(x.sort().values)
     assert "not its transpose" in refusal(lambda: hierarchical(Wrong(D), leaf=16))
     assert float((diagonal(hierarchical(DenseMatrix(D))) - 1.1).abs().max()) < 1e-9
+
+
+def test_bad_numbers_are_refused_in_three_lines():
+    A, x = DenseMatrix(torch.eye(40, dtype=torch.float32)), torch.zeros(40, 4)
+    assert "ten roundings" in refusal(lambda: hierarchical(A, tol=1e-12))
+    assert "out of range" in refusal(lambda: hierarchical(A, tol=0))
+    assert "out of range" in refusal(lambda: hierarchical(A, leaf=0))
+    assert "out of range" in refusal(lambda: hierarchical(lambda i, j: i, size=-1))
+    nan = torch.full((200, 200), torch.nan, dtype=torch.float64)
+    assert "not finite" in refusal(lambda: hierarchical(DenseMatrix(nan)))
+    assert "not finite" in refusal(lambda: hierarchical(lambda i, j: nan[i, j], size=200))
+    with pytest.raises(TypeError, match="hierarchical"):
+        hierarchical(torch.eye(3))
+    with pytest.raises(ValueError, match="1, 2 or 3 coordinates"):
+        hierarchical(A, x)
+
+
+def test_points_in_one_place_are_in_some_order():
+    D = exponential(torch.zeros(100, dtype=torch.float64))
+    H = hierarchical(lambda i, j: D[i, j], torch.zeros(100, 2), leaf=16)
+    torch.testing.assert_close(H.dense(), D, rtol=0, atol=1e-12)

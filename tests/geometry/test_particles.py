@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from matrigami import DenseMatrix, DiagonalMatrix, cost, diagonal, logdet, solve
+from matrigami import DenseMatrix, DiagonalMatrix, cholesky, cost, diagonal, logdet, solve
 from matrigami.geometry import particles
 from matrigami.geometry.particles import (
     KERNELS,
@@ -200,6 +200,18 @@ def test_clusters_and_a_surface_take_no_more_work_for_each_point_than_a_cube(mon
     assert costs[1][1] < 3 * costs[0][1]
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_small_square_or_cube_stores_as_much_for_each_point_as_a_large_one(d: int):
+    numbers = []
+    for power in (12, 13, 15):
+        x = cloud(2**power, d)
+        name = "coulomb2d" if d == 2 else "laplace"
+        A = fast_multipole.fast_multipole_matrix(x, x, KERNELS[name], 1.0, 1e-2)
+        own = [B for level in A.left for B in level] + list(A.near)
+        numbers.append(sum(B.blocks.numel() for B in own) / len(x))
+    assert max(numbers) < 1.25 * min(numbers)
+
+
 def test_cells_on_the_curve_are_found_again():
     cells = torch.randint(0, 2**20, (50, 3))
     assert torch.equal(decoded(encoded(cells), 3), cells)
@@ -255,6 +267,9 @@ def test_bad_input_is_refused_in_three_lines(monkeypatch: pytest.MonkeyPatch):
     assert "in one space" in refusal(lambda: kernel_matrix(x, "rbf", targets=cloud(3, 3)))
     assert "ten roundings" in refusal(lambda: kernel_matrix(x.float(), "rbf", tol=1e-8))
     assert "Did you mean 'laplace'" in refusal(lambda: kernel_matrix(x, "laplac"))
+    for scale in (0.0, -1.0, math.nan, torch.tensor(0.0)):
+        assert "distances are divided" in refusal(lambda s=scale: kernel_matrix(x, "rbf", scale=s))
+    assert "not positive definite" in refusal(lambda: cholesky(kernel_matrix(x, "laplace")))
     assert "one number for each" in refusal(lambda: potential_energy(x, torch.ones(3), "rbf"))
     monkeypatch.setattr(particles._points, "free_memory", lambda device: 100)
     assert "are free" in refusal(lambda: kernel_matrix(x, "laplace"))

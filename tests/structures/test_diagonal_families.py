@@ -23,7 +23,7 @@ from matrigami import (
     solve,
     svd,
 )
-from matrigami.structures import FourierMatrix, _banded as banded, _toeplitz as toeplitz
+from matrigami.structures import FourierMatrix, SineMatrix, _banded as banded, _toeplitz as toeplitz
 from matrigami.testing import LAWS, check_operator, check_structure
 
 
@@ -51,6 +51,7 @@ def test_they_are_what_scipy_has():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_the_fourier_matrix_obeys_the_laws(dtype: torch.dtype):
     check_operator(FourierMatrix(torch.empty(0, dtype=dtype), 5))
+    check_operator(SineMatrix(torch.empty(0, dtype=dtype), 4))
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(0, 2), (3, 1)])
@@ -171,6 +172,18 @@ def test_banded_sums_and_products_stay_banded():
 def test_what_is_no_band_is_refused():
     with pytest.raises(ValueError, match="negative number of diagonals"):
         Banded(lower=-1).init(4, 4)
+    for diagonals, lower in (([1.0], 2), ([torch.ones(5), torch.ones(9)], 1)):
+        with pytest.raises(ValueError, match="constant diagonal") as caught:
+            BandedMatrix.of(diagonals, lower, (3, 3))
+        assert len(str(caught.value).splitlines()) == 3
     singular = BandedMatrix.of([1.0, 0.0, 0.0], 1, (4, 4))
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
         solve(singular, torch.ones(4))
+
+
+def test_nan_is_named():
+    nan = torch.full((300,), torch.nan, dtype=torch.float64)
+    banded_nan = BandedMatrix.of([torch.nan] * 3, 1, (300, 300), dtype=torch.float64)
+    for A in (ToeplitzMatrix.of(nan), CirculantMatrix(nan), banded_nan):
+        with pytest.raises(ValueError, match="is not finite"):
+            solve(A, torch.ones(300))

@@ -13,6 +13,7 @@ r = rank.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from matrigami.geometry.particles._cross import cross_factors
 from matrigami.geometry.particles._points import checked_points
-from matrigami.operators import LinearOperator, Places, cropped
+from matrigami.operators import DenseMatrix, LinearOperator, Places, cropped, named_tensors
 from matrigami.structures import HODLRMatrix, PermutedMatrix
 
 LEAF = 64
@@ -43,7 +44,7 @@ def hierarchical(
     A: LinearOperator | Entries,
     points: Float[Tensor, "..."] | None = None,
     *,
-    tol: float = 1e-6,
+    tol: float | None = None,
     size: int | None = None,
     leaf: int = LEAF,
     seed: int = 0,
@@ -57,7 +58,8 @@ def hierarchical(
             each of `log2(n / leaf)` levels; or a function `(rows, columns) -> entries`.
         points: The place of each row, `(n, d)`, by which rows are ordered so that neighbours are
             together; by default they are in a good order already.
-        tol: Relative error in the Frobenius norm, roughly.
+        tol: Relative error in the Frobenius norm, roughly; by default 1e-6, or a hundred roundings
+            if that is more.
         size: Rows, where `A` is a function and there are no points.
         leaf: Rows of a leaf at most.
         seed: Of the random vectors.
@@ -72,8 +74,11 @@ def hierarchical(
         >>> x = torch.linspace(0, 1, 300, dtype=torch.float64)
         >>> A = hierarchical(lambda i, j: torch.exp(-(x[i] - x[j]).abs()), size=300)
         >>> A
-        CroppedMatrix(300x300, 26752 parameters)
+        CroppedMatrix(300x300, 15200 parameters)
     """
+    if tol is None:
+        tol = max(1e-6, 100 * torch.finfo(A.dtype).eps if isinstance(A, LinearOperator) else 0.0)
+    _check_options(A, tol, size, leaf)
     order = _order(A, points, size, leaf)
     n = len(order)
     levels = max(math.ceil(math.log2(max(n, 1) / leaf)), 0)
@@ -82,6 +87,7 @@ def hierarchical(
             H = _peeled(_Reordered(A, order), levels, tol, seed)
         else:
             H = _crossed(A, order, levels, tol)
+    _check_finite(H)
     found = cropped(H, n, n)
     if not bool((order[1:] > order[:-1]).all()):
         found = PermutedMatrix(found, Places(order.argsort()))
@@ -113,6 +119,36 @@ def relative_error(
     with torch.no_grad():
         Y = A @ X
         return float((Y - B @ X).norm() / Y.norm().clamp(min=torch.finfo(A.dtype).tiny))
+
+
+def _check_options(A: Any, tol: float, size: int | None, leaf: int) -> None:
+    """Refuse what is no matrix, and numbers out of range."""
+    if isinstance(A, Tensor) or not (isinstance(A, LinearOperator) or callable(A)):
+        raise TypeError(
+            f"hierarchical(A): A is a {type(A).__name__}; it must be a value or a function.\n"
+            "Wrap a matrix of numbers: DenseMatrix(A)."
+        )
+    if not (0 < tol < 1 and leaf >= 1 and (size is None or size >= 0)):
+        raise ValueError(
+            f"hierarchical(A, tol={tol:g}, size={size}, leaf={leaf}): a number is out of range.\n"
+            "tol is above 0 and below 1, a leaf has 1 row or more, and size is not negative."
+        )
+    if isinstance(A, LinearOperator) and tol < 10 * torch.finfo(A.dtype).eps:
+        least = 10 * torch.finfo(A.dtype).eps
+        raise ValueError(
+            f"hierarchical(A, tol={tol:g}): A is in {A.dtype}.\n"
+            f"A relative error is at least {least:.0e}, ten roundings.\n"
+            "Use double precision for smaller ones: A.to(torch.float64)."
+        )
+
+
+def _check_finite(A: LinearOperator) -> None:
+    """Refuse NaN, which ends up in the leaves."""
+    if not all(bool(t.isfinite().all()) for t in named_tensors(A).values()):
+        raise ValueError(
+            "hierarchical(A): its entries, or its products, are not finite.\n"
+            "A matrix with NaN or infinite entries cannot be compressed."
+        )
 
 
 def _check_error(A: LinearOperator, found: LinearOperator, tol: float) -> None:
@@ -195,6 +231,8 @@ def _peeled(A: _Reordered, levels: int, tol: float, seed: int) -> HODLRMatrix:
     like = torch.zeros((), dtype=A.A.dtype, device=A.A.device)
     size = _norm(A, n, c * p, generator, like)
     known = HODLRMatrix(like.new_zeros(c, p, p))
+    if not math.isfinite(size):
+        return HODLRMatrix(known.leaves + size)
     for level in range(levels):
         error = 0.5 * tol * size / (levels + 1) ** 0.5 / 2 ** ((level + 1) / 2)  # half: it spreads
         U, V = _level(A, known, 2 ** (level + 1), error, generator)
@@ -292,10 +330,16 @@ def _crossed(A: Entries, order: Int[Tensor, " n"], levels: int, tol: float) -> H
         inside = (i < n) & (j < n)
         return A(order[i.clamp(max=n - 1)], order[j.clamp(max=n - 1)]) * inside
 
+    def finite(X: Tensor, Y: Tensor) -> Tensor:
+        """Entries that a cross can be made of."""
+        found = entries(X, Y)
+        _check_finite(DenseMatrix(found))
+        return found
+
     left, right = [], []
     for level in range(levels):
         blocks = places.reshape(2 ** (level + 1), -1, 1)
-        C, R = cross_factors(entries, blocks, _exchanged(blocks), tol)
+        C, R = cross_factors(finite, blocks, _exchanged(blocks), tol)
         left.append(C)
         right.append(_exchanged(R))
     grid = places.reshape(c, p, 1)

@@ -16,7 +16,7 @@ from matrigami.structures._circulant import Circulant, CirculantMatrix
 from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
-from matrigami.structures._fourier import FourierMatrix
+from matrigami.structures._fourier import FourierMatrix, SineMatrix
 from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
 from matrigami.structures._h2_rules import nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
@@ -112,6 +112,7 @@ __all__ = [
     "PermutedMatrix",
     "PlacedBlocksMatrix",
     "ScipyMatrix",
+    "SineMatrix",
     "SparseMatrix",
     "TensorTrain",
     "TensorTrainMatrix",

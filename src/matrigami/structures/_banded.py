@@ -82,12 +82,24 @@ class BandedMatrix(LinearOperator):
     ) -> "BandedMatrix":
         """From one tensor or number for each diagonal, the lowest first.
 
+        Raises:
+            ValueError: If the main diagonal is not among them, or one has another length.
+
         Examples:
             >>> BandedMatrix.of([-1.0, 2.0, -1.0], 1, (3, 3)) @ torch.ones(3)
             tensor([1., 0., 1.])
         """
         upper = len(diagonals) - 1 - lower
         counts = [stop - start for _, start, stop in _segments(lower, upper, size)]
+        given = [getattr(d, "shape", ())[-1:] for d in diagonals]
+        fits = all(g in {(), (c,)} for g, c in zip(given, counts, strict=True))
+        if min(lower, upper) < 0 or not fits:
+            raise ValueError(
+                f"BandedMatrix.of(diagonals, lower={lower}, size={size}): "
+                f"there are {len(diagonals)} diagonals, of lengths {[*map(tuple, given)]}.\n"
+                f"The main one must be among them, and the lengths are {counts}.\n"
+                "A number stands for a constant diagonal."
+            )
         parts = [
             torch.as_tensor(d, dtype=dtype).expand(*getattr(d, "shape", ())[:-1], count)
             for d, count in zip(diagonals, counts, strict=True)
@@ -292,7 +304,8 @@ def _(A: BandedMatrix, order: float | None = None) -> Inexact[Tensor, "*batch"]:
 def _lapack(A: BandedMatrix) -> Any:
     """Each matrix of a stack as LAPACK has it: row `upper + i - j` of column `j`."""
     segments = list(_segments(A.lower, A.upper, A.size))
-    bands = as_array(A.band.reshape(-1, A.band.shape[-1]).to(_precise(A)))
+    double = torch.promote_types(A.dtype, torch.float64)
+    bands = as_array(A.band.reshape(-1, A.band.shape[-1]).to(double))
     found = np.zeros((len(bands), len(segments), A.size[1]), dtype=bands.dtype)
     place = 0
     for d, (offset, start, stop) in enumerate(segments):
@@ -300,11 +313,6 @@ def _lapack(A: BandedMatrix) -> Any:
         found[:, -1 - d, start + offset : stop + offset] = part
         place += stop - start
     return found
-
-
-def _precise(A: BandedMatrix) -> torch.dtype:
-    """The type to compute in."""
-    return torch.promote_types(A.dtype, torch.float64)
 
 
 @solve.register
@@ -320,12 +328,12 @@ def _by_lapack(A: BandedMatrix, B: Tensor) -> Tensor:
         return B.clone()
     batch = torch.broadcast_shapes(A.band.shape[:-1], B.shape[:-2])
     stack = BandedMatrix(A.band.expand(*batch, -1), A.lower, A.upper, A.size)
-    parts = as_array(B.expand(*batch, *B.shape[-2:]).reshape(-1, *B.shape[-2:]).to(_precise(A)))
+    parts = as_array(B.expand(*batch, *B.shape[-2:]).reshape(-1, *B.shape[-2:]))
     widths = (min(A.lower, A.size[0] - 1), min(A.upper, A.size[0] - 1))
     rows = slice(A.upper - widths[1], A.upper + widths[0] + 1)
     pairs = zip(_lapack(stack), parts, strict=True)
     try:
-        each = [solve_banded(widths, M[rows], b) for M, b in pairs]
+        each = [solve_banded(widths, M[rows], b, check_finite=False) for M, b in pairs]
     except np.linalg.LinAlgError as error:
         raise torch.linalg.LinAlgError("a zero pivot") from error
     return torch.as_tensor(np.stack(each)).to(B).reshape(*batch, *B.shape[-2:])

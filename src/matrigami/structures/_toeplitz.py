@@ -247,6 +247,8 @@ def _(A: ToeplitzMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
 
 def _by_iteration(A: ToeplitzMatrix, B: Tensor) -> Tensor:
     """Precondition by the nearest circulant matrix; the recursion where that is of no use."""
+    if not A.diagonals.isfinite().all():
+        return torch.full_like(B, torch.nan)  # the caller says why
     found = _iterated(A, B)
     if found.converged.all():
         return found.X
@@ -290,7 +292,11 @@ def _levinson(A: ToeplitzMatrix, B: Tensor) -> Tensor | None:
     parts = B.expand(*batch, *B.shape[-2:]).reshape(-1, *B.shape[-2:])
     try:
         each = [
-            torch.as_tensor(solve_toeplitz((as_array(d[n - 1 :]), as_array(d[:n].flip(0))), b))
+            torch.as_tensor(
+                solve_toeplitz(
+                    (as_array(d[n - 1 :]), as_array(d[:n].flip(0))), b, check_finite=False
+                )
+            )
             for d, b in zip(t, map(as_array, parts), strict=True)
         ]
     except np.linalg.LinAlgError:

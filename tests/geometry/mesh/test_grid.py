@@ -192,3 +192,23 @@ def test_mass_and_norm_are_integrals():
 def test_refusals(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "neumann"])
+def test_a_line_without_a_fixed_end_is_singular(boundary: str):
+    A = Grid((8,), boundary=boundary).stiffness()
+    with pytest.raises(torch.linalg.LinAlgError, match="Use lstsq"):
+        mg.solve(A, torch.ones(8, dtype=torch.float64))
+
+
+def test_a_long_line_is_solved_by_sines():
+    grid = Grid((200_000,))
+    A, f = grid.stiffness(), grid.load(lambda x: torch.sin(torch.pi * x))
+    u = mg.solve(A, f)
+    assert float(grid.norm(u - f / torch.pi**2)) < 1e-10
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="GiB") as caught:
+        Grid((10**6, 10**6)).load(lambda x, y: x + y)
+    assert len(str(caught.value).splitlines()) == 2

@@ -15,12 +15,13 @@ Shapes: n = unknowns, k = right-hand sides.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from matrigami.krylov import is_large
 from matrigami.operators import (
     Cost,
     DenseMatrix,
@@ -33,8 +34,10 @@ from matrigami.operators import (
     largest,
     scale,
     shift,
+    slogdet,
+    solve,
 )
-from matrigami.structures import SparseMatrix
+from matrigami.structures import FourierMatrix, SineMatrix, SparseMatrix
 from matrigami.structures._sparse import assembled
 
 Boundary = Literal["dirichlet", "neumann", "periodic"]
@@ -119,33 +122,42 @@ def first_difference(
 
 
 def eigenpairs(
-    n: int, boundary: str, dtype: torch.dtype, device: torch.device | None = None
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+    n: int, boundary: str, empty: Inexact[Tensor, " 0"]
+) -> tuple[Float[Tensor, " n"], LinearOperator]:
     """Eigenvalues of `tridiag(-1, 2, -1)` and its orthonormal eigenvectors, as columns."""
-    j, k = (torch.arange(n, dtype=dtype, device=device) for _ in range(2))
+    k = torch.arange(n, dtype=empty.real.dtype, device=empty.device)
     if boundary == "dirichlet":
-        angle = (k + 1) * math.pi / (n + 1)
-        Q = ((j[:, None] + 1) * angle).sin() * math.sqrt(2 / (n + 1))
-    elif boundary == "neumann":
-        angle = k * math.pi / n
-        Q = ((j[:, None] + 0.5) * angle).cos() * math.sqrt(2 / n)
-        Q[:, 0] = 1 / math.sqrt(n)
+        angle, Q = (k + 1) * math.pi / (n + 1), SineMatrix(empty, n)
+    elif boundary == "periodic":
+        angle, Q = 2 * k * math.pi / n, FourierMatrix(empty, n, inverse=True)
     else:
-        angle = ((k + 1) / 2).floor() * 2 * math.pi / n  # 0, 1, 1, 2, 2, ...: cosine, sine
-        phase = j[:, None] * angle
-        Q = torch.where(k % 2 == 0, phase.cos(), phase.sin()) * math.sqrt(2 / n)
-        Q[:, 0] = 1 / math.sqrt(n)
-        if n % 2 == 0:
-            Q[:, -1] = (1 - 2 * (j % 2)) / math.sqrt(n)
+        angle = k * math.pi / n
+        cosines = ((k[:, None] + 0.5) * angle).cos() * math.sqrt(2 / n)
+        cosines[:, 0] = 1 / math.sqrt(n)
+        Q = DenseMatrix(cosines.to(empty.dtype))
     return 4 * (angle / 2).sin().square(), Q
 
 
 @eigh.register
 def _(A: SecondDifferenceMatrix, k: int | None = None) -> Eigh:
-    real = A.factor.real.dtype
-    values, Q = eigenpairs(A.n, A.boundary, real, A.device)
-    pairs = Eigh(A.factor.real[..., None] * values, DenseMatrix(Q.to(A.dtype)))
+    values, Q = eigenpairs(A.n, A.boundary, A.factor.new_empty(0))
+    pairs = Eigh(A.factor.real[..., None] * values, Q)
     return pairs if k is None else largest(pairs, k)
+
+
+def _is_diagonalized(A: SecondDifferenceMatrix, *_: Any) -> bool:
+    """Whether the vectors are a transform, or few."""
+    return A.boundary != "neumann" or not is_large(A)
+
+
+@solve.register(where=_is_diagonalized)
+def _(A: SecondDifferenceMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    return solve(SpectralMatrix(*eigh(A)), B)
+
+
+@slogdet.register(where=_is_diagonalized)
+def _(A: SecondDifferenceMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    return slogdet(SpectralMatrix(*eigh(A)))
 
 
 @shift.register

@@ -22,7 +22,7 @@ from matrigami.geometry.mesh._differences import (
     first_difference,
 )
 from matrigami.geometry.mesh._diffusion import DiffusionMatrix
-from matrigami.operators import LinearOperator, identity, kron, kron_sum
+from matrigami.operators import LinearOperator, free_memory, identity, kron, kron_sum
 
 BOUNDARIES = ("dirichlet", "neumann", "periodic")
 
@@ -89,7 +89,15 @@ class Grid:
         return tuple(side / (n + (end == "dirichlet")) for n, side, end in along)
 
     def points(self) -> Float[Tensor, "n d"]:
-        """Where the unknowns are."""
+        """Where the unknowns are.
+
+        Raises:
+            ValueError: If they do not fit into the free memory.
+        """
+        wanted = 2 * math.prod(self.sizes) * len(self.sizes) * self.dtype.itemsize
+        free = free_memory(torch.device(self.device))
+        fits = f"its points would take {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free."
+        _require(wanted <= free, self, fits)
         offsets = {"dirichlet": 1.0, "neumann": 0.5, "periodic": 0.0}
         axes = [
             (torch.arange(n, dtype=self.dtype, device=self.device) + offsets[end]) * h

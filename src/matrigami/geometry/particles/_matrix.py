@@ -13,6 +13,7 @@ from matrigami.geometry.particles._line import line_matrix
 from matrigami.geometry.particles._points import (
     check_coincidence,
     check_memory,
+    check_scale,
     check_tolerance,
     checked_points,
 )
@@ -61,6 +62,7 @@ def kernel_matrix(
     Y = X if targets is None else checked_points("targets", targets)
     tol = max(1e-6, 100 * torch.finfo(X.dtype).eps) if tol is None else tol
     check_tolerance(tol, X.dtype)
+    check_scale(scale)
     if X.shape[1] != Y.shape[1]:
         raise ValueError(
             f"kernel_matrix: points have {X.shape[1]} coordinates, targets {Y.shape[1]}.\n"

@@ -118,7 +118,7 @@ def octree(
     d = both.shape[1]
     low, high = both.amin(0), both.amax(0)
     extent = float((high - low).max()) * (1 + 1e-9) or 1.0
-    across = max(round((len(sources) / occupancy) ** (1 / d)), 1)  # whole cells: no thin ones
+    across = _across(len(sources), occupancy, d)  # whole cells: no thin ones
     side = extent * 2 ** math.ceil(math.log2(across)) / across
     corner = low - 0.5e-9 * extent
     clouds = [_cloud(X, corner, side) for X in ([sources] if same else [targets, sources])]
@@ -138,6 +138,21 @@ def octree(
         octants = torch.arange(2**d, device=codes.device)
         codes = (codes[split][:, None] * 2**d + octants).flatten()
     return Octree(tuple(levels), corner, side, to, of)
+
+
+def _across(n: int, occupancy: float, d: int) -> int:
+    """Cells along an edge for a near field of `3^d occupancy` points on the average.
+
+    `G` cells have `3 - 2 / G` neighbours along an axis, for those at the surface have fewer: a
+    small cube takes larger cells, and each of its points as many numbers as in a large one.
+    """
+
+    def excess(G: int) -> float:
+        """How far the near field is from that."""
+        return abs(math.log(max(n, 1) * ((3 - 2 / G) / (3 * G)) ** d / occupancy))
+
+    most = max(math.ceil((n / occupancy) ** (1 / d)), 1)
+    return min(range(max(most - 3, 1), most + 1), key=excess)
 
 
 def _cloud(X: Float[Tensor, "n d"], corner: Tensor, side: float) -> Cloud:

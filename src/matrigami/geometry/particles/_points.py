@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.operators import free_memory
+from matrigami.operators import free_memory, is_concrete
 
 
 def checked_points(name: str, points: Tensor) -> Float[Tensor, "n d"]:
@@ -53,6 +53,20 @@ def check_tolerance(tol: float, dtype: torch.dtype) -> None:
             f"kernel_matrix(points, kernel, tol={tol:g}): the points are in {dtype}.\n"
             f"A relative error must be below 1 and at least {least:.0e}, ten roundings.\n"
             "Use double precision for smaller ones: points.double()."
+        )
+
+
+def check_scale(scale: Tensor | float) -> None:
+    """Refuse to divide distances by nothing, or backwards.
+
+    Raises:
+        ValueError: If the scale is not positive and finite.
+    """
+    t = torch.as_tensor(scale).detach()
+    if is_concrete(t) and not bool(((t > 0) & t.isfinite()).all()):
+        raise ValueError(
+            f"kernel_matrix(points, kernel, scale={t.tolist()}): distances are divided by it.\n"
+            "Give a positive number, about the distance at which the kernel has fallen."
         )
 
 

@@ -1,0 +1,295 @@
+"""Matrices of scientific computing beside other libraries, in one run: CPU seconds and errors.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.hpc docs/results/hpc [--only line]
+
+writes the tables of `README.md` there, between its marks; what people wrote around them stays.
+Seconds are CPU time of the process, one thread. Libraries that are not installed are left out, with
+a line that says so (`pip install pyamg fmm3dpy`).
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.fft
+import scipy.linalg
+import torch
+from torch import Tensor
+
+import matrigami as mg
+from benchmarks._report import table
+from benchmarks._timing import machine
+from matrigami.geometry import hierarchical, relative_error
+from matrigami.geometry.mesh import Grid, multigrid
+from matrigami.geometry.particles import KERNELS, error_estimate, kernel_matrix
+from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
+from matrigami.geometry.particles._kernels import interactions
+from matrigami.krylov import cg
+from matrigami.operators import as_array
+
+D = torch.float64
+MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+PEERS = ("pyamg", "fmm3dpy", "scipy")
+
+
+class Row(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        work: What is done.
+        by: By whom.
+        seconds: CPU seconds of each part, by name.
+        accuracy: What it reached.
+        goal: Seconds, of all parts together; None for another library, or where there is none.
+    """
+
+    work: str
+    by: str
+    seconds: dict[str, float]
+    accuracy: str
+    goal: float | None = None
+
+    def cells(self) -> list[str]:
+        """As a line of the table."""
+        total = sum(self.seconds.values())
+        parts = ", ".join(f"{name} {s:.2f}" for name, s in self.seconds.items())
+        share = "" if self.goal is None else f"{self.goal:g} s: {total / self.goal:.2f} of it"
+        return [self.work, self.by, f"{total:.2f}", parts, self.accuracy, share]
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """The answer, and its CPU seconds."""
+    start = time.process_time()
+    return call(), time.process_time() - start
+
+
+def peer(name: str) -> Any:
+    """Another library, or None."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def space(n: int = 100_000) -> Iterator[Row]:
+    """Products in three dimensions."""
+    x, q = torch.rand(n, 3, dtype=D), torch.randn(n, dtype=D)
+    for tol, first, whole in ((5e-5, 2.1, None), (1e-6, 9.5, 14.0)):
+        A, build = timed(lambda tol=tol: kernel_matrix(x, "laplace", tol=tol))
+        _ = A @ q
+        _, product = timed(lambda A=A: A @ q)
+        said = f"error {error_estimate(A, x, 'laplace'):.1e}"
+        work = f"1/r, {n} points of a cube, tol {tol:g}"
+        yield Row(f"{work}: product", "matrigami", {"product": product}, said, first)
+        seconds = {"set-up": build, "product": product}
+        yield Row(f"{work}: set-up and product", "matrigami", seconds, said, whole)
+    yield from _fmm3d(x, q)
+
+
+def _fmm3d(x: Tensor, q: Tensor) -> Iterator[Row]:
+    """The same by FMM3D, whose call does all."""
+    library = peer("fmm3dpy")
+    if library is None:
+        return
+    index = torch.arange(0, len(x), len(x) // 200)
+    exact = interactions(KERNELS["laplace"], x[index], x, 1.0) @ q
+    points, charges = np.asfortranarray(x.numpy().T), q.numpy()
+    for eps in (1e-3, 1e-5):
+        found, seconds = timed(
+            lambda eps=eps: library.lfmm3d(eps=eps, sources=points, charges=charges, pg=1)
+        )
+        scale = 1.0 if abs(found.pot[index[0]] / float(exact[0])) > 0.5 else 4 * np.pi
+        error = np.linalg.norm(scale * found.pot[index] - exact.numpy()) / float(exact.norm())
+        work = f"1/r, {len(x)} points of a cube, eps {eps:g}"
+        yield Row(work, "fmm3dpy", {"set-up and product": seconds}, f"error {float(error):.1e}")
+
+
+def line(n: int = 100_000) -> Iterator[Row]:
+    """A Gaussian process on a line."""
+    _ = mg.logdet(kernel_matrix(torch.rand(600, dtype=D), "matern32"))  # loads what is lazy
+    x, b = torch.rand(n, dtype=D), torch.randn(n, dtype=D)
+    nugget = mg.DiagonalMatrix(torch.full((n,), 1e-2, dtype=D))
+    A, build = timed(lambda: kernel_matrix(x, "matern32", scale=0.2) + nugget)
+    y, solution = timed(lambda: mg.solve(A, b))
+    _, determinant = timed(lambda: mg.logdet(A))
+    residual = float((A @ y - b).norm() / b.norm())
+    seconds = {"build": build, "solve": solution, "logdet": determinant}
+    yield Row(f"Matern-3/2, {n} points", "matrigami", seconds, f"residual {residual:.0e}", 3.0)
+    n = 4096
+    A = kernel_matrix(x[:n], "matern32", scale=0.2) + mg.DiagonalMatrix(nugget.diagonal[:n])
+    entries = A.dense()
+    L, dense = timed(lambda: torch.linalg.cholesky(entries))
+    wanted, (found, ours) = 2 * L.diagonal().log().sum(), timed(lambda: mg.logdet(A))
+    miss = float((found - wanted).abs() / wanted.abs())
+    yield Row(f"logdet, {n} points", "matrigami", {"logdet": ours}, f"difference {miss:.0e}")
+    yield Row(f"logdet, {n} points", "dense Cholesky of torch", {"logdet": dense}, "reference")
+
+
+def poisson(n: int = 1023) -> Iterator[Row]:
+    """Separable, by fast diagonalisation, and with a coefficient that varies."""
+    _ = mg.solve(Grid((n, 5)).stiffness(), torch.ones(5 * n, dtype=D))
+    grid = Grid((n, n))
+    f = grid.load(lambda x, y: torch.sin(3 * x) * y)
+    A, build = timed(grid.stiffness)
+    u, solution = timed(lambda: mg.solve(A, f))
+    said = f"residual {float((A @ u - f).norm() / f.norm()):.0e}"
+    work = f"Poisson {n} x {n}"
+    yield Row(work, "matrigami", {"build": build, "solve": solution}, said, 0.34)
+    v, sines = timed(lambda: _sine_transforms(f.numpy().reshape(n, n)))
+    said = f"residual {float((A @ torch.as_tensor(v).flatten() - f).norm() / f.norm()):.0e}"
+    yield Row(work, "sine transforms of scipy", {"solve": sines}, said)
+    yield from _varying(grid, f, f"diffusion 1 + 10 x y, {n} x {n}")
+
+
+def _sine_transforms(f: Any) -> Any:
+    """Fast diagonalisation by hand."""
+    n = len(f)
+    values = 4 * (n + 1) ** 2 * np.sin(np.arange(1, n + 1) * np.pi / (2 * (n + 1))) ** 2
+    return scipy.fft.idstn(scipy.fft.dstn(f, type=1) / (values[:, None] + values), type=1)
+
+
+def _varying(grid: Grid, f: Tensor, work: str) -> Iterator[Row]:
+    """Conjugate gradients with a multigrid cycle to 1e-8, of the two libraries."""
+    A, build = timed(lambda: grid.stiffness(lambda x, y: 1 + 10 * x * y))
+    M, setup = timed(lambda: multigrid(A))
+    B = f[:, None]
+    found, solution = timed(lambda: cg(A, B, tol=1e-8, preconditioner=M.matmat))
+    said = f"{found.steps} iterations, residual {float(found.residuals[-1].max()):.0e}"
+    seconds = {"build": build + setup, "solve": solution}
+    yield Row(work, "matrigami", seconds, said, 4.4)
+    pyamg = peer("pyamg")
+    if pyamg is None:
+        return
+    S = A.sparse()
+    parts = [as_array(t) for t in (S.entries, S.columns.int(), S.pointers.int())]
+    matrix, history = scipy.sparse.csr_matrix(tuple(parts), shape=S.size), []
+    hierarchy, setup = timed(lambda: pyamg.ruge_stuben_solver(matrix))
+    _, solution = timed(lambda: hierarchy.solve(f.numpy(), tol=1e-8, accel="cg", residuals=history))
+    said = f"{len(history) - 1} iterations, residual {history[-1] / history[0]:.0e}"
+    yield Row(work, "Ruge-Stueben and CG of pyamg", {"build": setup, "solve": solution}, said)
+
+
+def diagonals(n: int = 1_000_000) -> Iterator[Row]:
+    """Toeplitz, circulant and banded systems."""
+    lag, b = torch.arange(n, dtype=D), torch.randn(n, dtype=D)
+    short = 10_000
+    for recipe in (mg.Toeplitz(), mg.Circulant(), mg.Banded()):
+        _ = mg.solve(recipe.init(9000, 9000, dtype=D), b[:9000], 200.0)
+    column = torch.exp(-lag / 50) + 0.01 * (lag == 0)
+    for size in (short, n):
+        K = mg.ToeplitzMatrix.of(column[:size])
+        x, seconds = timed(lambda K=K, size=size: mg.solve(K, b[:size]))
+        said = f"residual {float((K @ x - b[:size]).norm() / b[:size].norm()):.0e}"
+        yield Row(f"Toeplitz, {size} rows", "matrigami", {"solve": seconds}, said)
+    t, y = column[:short].numpy(), b[:short].numpy()
+    x, seconds = timed(lambda: scipy.linalg.solve_toeplitz(t, y))
+    residual = np.linalg.norm(scipy.linalg.matmul_toeplitz(t, x) - y) / np.linalg.norm(y)
+    said = f"residual {residual:.0e}"
+    yield Row(f"Toeplitz, {short} rows", "Levinson of scipy", {"solve": seconds}, said)
+    C = mg.CirculantMatrix(torch.exp(-torch.minimum(lag, n - lag) / 50) + 0.01 * (lag == 0))
+    yield from _beside(C, b, "circulant", scipy.linalg.solve_circulant, C.column.numpy())
+    T = mg.BandedMatrix.of([-1.0, -1.0, 5.0, -1.0, -1.0], 2, (n, n), dtype=D)
+    bands = np.tile(np.array([[-1.0], [-1.0], [5.0], [-1.0], [-1.0]]), n)
+    yield from _beside(T, b, "five bands", scipy.linalg.solve_banded, (2, 2), bands)
+
+
+def _beside(A: mg.LinearOperator, b: Tensor, name: str, solver: Any, *args: Any) -> Iterator[Row]:
+    """A system by us, with its determinant, and by SciPy."""
+    x, solution = timed(lambda: mg.solve(A, b))
+    _, determinant = timed(lambda: mg.logdet(A))
+    y, seconds = timed(lambda: torch.as_tensor(solver(*args, b.numpy())))
+    said = [f"residual {float((A @ z - b).norm() / b.norm()):.0e}" for z in (x, y)]
+    work = f"{name}, {len(b)} rows"
+    yield Row(work, "matrigami", {"solve": solution, "logdet": determinant}, said[0])
+    yield Row(work, "scipy", {"solve": seconds}, said[1])
+
+
+def schur(k: int = 127, m: int = 255) -> Iterator[Row]:
+    """The Schur complement of a line in a Poisson problem, from products alone."""
+    h = 1 / (m + 1)
+    half = Grid((k, m), lengths=((k + 1) * h, 1.0)).stiffness()
+    last = torch.zeros(k, 1, dtype=D)
+    last[-1] = -1 / h**2
+    C = mg.kron(mg.DenseMatrix(last), mg.identity(m, dtype=D))
+    rest = Grid((m,)).stiffness() + (2 / h**2) * mg.identity(m, dtype=D)
+    S = rest - 2.0 * (C.T @ mg.inverse(half) @ C)
+    H, seconds = timed(lambda: hierarchical(S, tol=1e-9, leaf=32))
+    whole = mg.logdet(Grid((2 * k + 1, m)).stiffness())
+    miss = float((2 * mg.logdet(half) + mg.logdet(H) - whole).abs() / whole)
+    stored = mg.cost(H).params / m**2
+    said = f"error {relative_error(S, H):.0e}, logdet {miss:.0e}, {stored:.2f} of dense"
+    yield Row(
+        f"Schur complement of {m} in {k} x {m} twice", "matrigami", {"peeling": seconds}, said
+    )
+
+
+WORK = {
+    "space": space,
+    "line": line,
+    "poisson": poisson,
+    "diagonals": diagonals,
+    "schur": schur,
+}
+
+
+def growth(powers: range) -> str:
+    """Numbers stored for each point, what all cells of a level share aside."""
+    body, spread = [], []
+    for d, name, tol in ((2, "coulomb2d", 1e-6), (3, "laplace", 1e-3)):
+        numbers = []
+        for power in powers:
+            n = 2**power
+            x = torch.rand(n, d, dtype=D)
+            A: Any = fast_multipole_matrix(x, x, KERNELS[name], 1.0, tol)
+            own = [B for level in A.left for B in level] + list(A.near)
+            numbers.append(sum(B.blocks.numel() for B in own) / n)
+            shared = sum(B.blocks.numel() for B in (*A.couplings, *A.up))
+            macs = mg.cost(A).macs / n
+            body.append([d, f"{tol:g}", f"2^{power}", *map(round, (numbers[-1], macs)), shared])
+        mean = sum(numbers) / len(numbers)
+        worst = max(abs(number / mean - 1) for number in numbers)
+        spread.append(f"In {d} dimensions the numbers stay within {worst:.0%} of their mean.")
+    head = ["dimension", "tol", "n", "numbers a point", "multiply-adds a point", "shared"]
+    return "\n".join([table(head, body), "", *spread])
+
+
+def page(folder: Path, report: str) -> None:
+    """Write between the marks of the page, or a new page."""
+    path = folder / "README.md"
+    text = path.read_text() if path.exists() else "\n\n".join(MARKS) + "\n"
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{MARKS[0]}\n\n{report}\n\n{MARKS[1]}{after}")
+
+
+def main() -> None:
+    """All tables."""
+    parser = argparse.ArgumentParser(
+        description="Matrices of scientific computing beside other libraries."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=WORK, help="print the rows of one kind of work alone")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    for name, work in WORK.items():
+        for row in work() if given.only in {None, name} else ():
+            print(*row.cells(), sep=" | ", flush=True)
+            rows.append(row.cells())
+    if given.only:
+        return
+    found = [f"{name} {version(name)}" for name in PEERS if peer(name)]
+    missing = [f"Not installed here: {name}." for name in PEERS if not peer(name)]
+    facts = "; ".join([", ".join(machine().values()), "one thread", *found])
+    head = ["work", "by", "CPU s", "parts", "accuracy", "goal"]
+    page(given.folder, "\n\n".join([facts, *missing, table(head, rows), growth(range(12, 19))]))
+
+
+if __name__ == "__main__":
+    main()
