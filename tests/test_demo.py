@@ -42,7 +42,7 @@ NUMBERS = {
     "quantisation": pytest.approx(0.2546, abs=0.02),  # log2(2 pi e / 12) / 2, at three bits
     "pruning": pytest.approx(0.008, abs=2e-3),
     "hpc-against-ai": pytest.approx(0.32, abs=0.02),
-    "equal-budget": pytest.approx(7.9, abs=1.5),
+    "equal-budget": pytest.approx(6.5, abs=1),
 }
 """The number of each page."""
 

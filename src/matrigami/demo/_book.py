@@ -57,8 +57,10 @@ def show(name: str) -> Shown:
         raise ValueError(
             f"{name} needs {package}, which is not installed: pip install matrigami[{extra}]"
         ) from error
-    slider = topic.slider
-    runs = [ran(topic, **{slider.parameter: v}) for v in slider.values] if slider else [found]
+    runs = [found]
+    if slider := topic.slider:
+        key, first = slider.parameter, found[slider.parameter]
+        runs = [found if v == first else ran(topic, **{key: v}) for v in slider.values]
     return Shown(name, topic, found, runs, time.perf_counter() - start)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 WIDTH, HEIGHT = 320, 260
 """Size of a panel, in units of its view box."""
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 10, 26, 40
 """Margins of the axes."""
 
 COLORS = ("#2f8fd0", "#e08a00", "#1aa67d", "#d9603b", "#b56fc0", "#8a8f98", "#c2a500")
@@ -79,7 +79,7 @@ def matrix(
         title: Above it.
         signed: Whether zero is the middle of the colours.
         note: Below it.
-        limit: The largest magnitude of the colours; by default that of the matrix.
+        limit: The largest magnitude of the colours, from 0; by default that of the matrix.
     """
     M = np.asarray(getattr(values, "numpy", lambda: values)(), dtype=float)
     side = HEIGHT - TOP - BOTTOM
@@ -105,7 +105,7 @@ def _places(M: NDArray[Any], signed: bool, limit: float | None) -> NDArray[np.ui
         scale = limit or float(np.abs(M).max()) or 1.0
         place = np.clip(M / scale, -1, 1) / 2 + 0.5
     else:
-        low, high = float(M.min()), limit or float(M.max())
+        low, high = 0.0 if limit else float(M.min()), limit or float(M.max())
         place = np.clip((M - low) / ((high - low) or 1.0), 0, 1)
     return np.round(254 * place).astype(np.uint8)  # 127 is the middle
 

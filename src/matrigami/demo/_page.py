@@ -58,11 +58,11 @@ def topic_page(shown: Shown, names: Sequence[str], made: str) -> str:
         slider=_slider(shown),
         number=html.escape(first.shown(shown.found)),
         label=html.escape(first.label),
-        meaning=html.escape(shown.meaning),
+        meaning=prose(shown.meaning),
         code=html.escape(program(topic)),
         numbers=_numbers(shown),
-        exercise=html.escape(topic.exercise),
-        answer=html.escape(topic.answer),
+        exercise=prose(topic.exercise),
+        answer=prose(topic.answer),
         sources="".join(f"<li>{html.escape(source)}</li>" for source in topic.sources),
         made=html.escape(f"{shown.seconds:.1f} s. {made}"),
     )
@@ -103,6 +103,11 @@ def formula(text: str) -> str:
     text = html.escape(text.strip())
     text = re.sub(r"_\{([^}]*)\}", r"<sub>\1</sub>", text)
     return re.sub(r"\^\{([^}]*)\}", r"<sup>\1</sup>", text)
+
+
+def prose(text: str) -> str:
+    """Plain text with `code` as HTML."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _nav(name: str, names: Sequence[str]) -> str:
@@ -151,7 +156,7 @@ def _frame(shown: Shown, run: Names) -> dict[str, object]:
         "value": str(run[slider.parameter]) if slider else "",
         "panels": "".join(panel.svg() for panel in topic.picture(run, shown.runs)),
         "numbers": [number.shown(run) for number in topic.numbers],
-        "meaning": topic.meaning.format_map(run),
+        "meaning": prose(topic.meaning.format_map(run)),
     }
 
 

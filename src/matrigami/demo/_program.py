@@ -17,15 +17,20 @@ SETTING = "torch.manual_seed(0)\ntorch.set_default_dtype(torch.float64)"
 
 @contextmanager
 def setting() -> Iterator[None]:
-    """The seed and the type that every program sets, and afterwards those of before."""
-    before = torch.get_default_dtype()
+    """The seed and the type that every program sets, and afterwards those of before.
+
+    On one thread: matrices this small are no faster on more, and on a busy machine far slower.
+    """
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
             torch.set_default_dtype(before)
+            torch.set_num_threads(threads)
 
 
 def ran(topic: Topic, **changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ if (slider) {
     document.querySelector("#panels").innerHTML = frame.panels;
     document.querySelector("#value").textContent = frame.value;
     slider.setAttribute("aria-valuetext", frame.value);
-    document.querySelector("#meaning").textContent = frame.meaning;
+    document.querySelector("#meaning").innerHTML = frame.meaning;
     document.querySelectorAll("[data-number]").forEach((cell) => { cell.textContent = frame.numbers[cell.dataset.number]; });
   };
   slider.addEventListener("input", show);

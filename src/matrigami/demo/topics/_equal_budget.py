@@ -36,9 +36,9 @@ def example(share: int = 8) -> dict[str, Any]:
         for _ in range(2):
             layers += [recipe(width), nn.ReLU()]
         net = nn.Sequential(*layers, nn.Linear(width, 10)).float()
-        groups = mg.nn.param_groups(net, 3e-3, base_width=64, width=width)
-        steps = optimizer(groups, lr=3e-3)
-        for _ in range(120):
+        groups = mg.nn.param_groups(net, 1e-2, base_width=64, width=width)
+        steps = optimizer(groups, lr=1e-2)
+        for _ in range(250):
             rows = torch.randint(1200, (256,))
             steps.zero_grad()
             loss(net(x[rows]), y[rows]).backward()
