@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import study_page
 from benchmarks.published import NAMES, agreement, at, page, published_curves
 from matrigami.studies import fit_results
 
@@ -56,3 +57,29 @@ def test_a_page_says_what_was_found_and_how():
     assert "matrigami study run --preset cifar100_small --out runs/c" in text
     assert "0.100" in text  # the exponent that the errors were made with
     assert text.count("| 3 | 2 |") == 6  # sizes and seeds
+
+
+def test_the_page_of_a_study_has_its_seconds_and_what_is_missing():
+    records = [
+        {
+            "dataset": "text",
+            "structure": structure,
+            "width": int(macs),
+            "seed": 0,
+            "macs": macs,
+            "status": "done",
+            "examples": 1000,
+            "cpu_seconds": 3.0,
+            "seconds": 3.0,
+            "train_error": error * macs**-0.1,
+            "test_error": error * macs**-0.1,
+            "test_loss": 1.5,
+        }
+        for structure, error in (("dense", 90.0), ("lowrank", 80.0))
+        for macs in (1000, 2000, 4000)
+    ]
+    env = {"cores": 2, "versions": {"torch": "2"}}
+    text = study_page.page("small", 8, fit_results(records), env, records)
+    assert "2 of the 8 runs of the preset were not trained" in text
+    assert "| `lowrank` | 2000 | 0 | 2.00e+03 | 3000 |" in text
+    assert "text, test error: at 2.0e+03 MACs lowrank is the best" in text
