@@ -25,6 +25,8 @@ from matrigami import (
 )
 from matrigami.structures import FourierMatrix, SineMatrix, _banded as banded, _toeplitz as toeplitz
 from matrigami.testing import LAWS, check_operator, check_structure
+from matrigami.testing._algebra_laws import ALGEBRA_LAWS
+from matrigami.testing._question_laws import QUESTION_LAWS
 
 
 def covariance(n: int) -> ToeplitzMatrix:
@@ -49,9 +51,9 @@ def test_they_are_what_scipy_has():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_the_fourier_matrix_obeys_the_laws(dtype: torch.dtype):
-    check_operator(FourierMatrix(torch.empty(0, dtype=dtype), 5))
-    check_operator(SineMatrix(torch.empty(0, dtype=dtype), 4))
+@pytest.mark.parametrize("kind", [FourierMatrix, SineMatrix])
+def test_transforms_obey_the_laws(kind: type, dtype: torch.dtype):
+    check_operator(kind(torch.empty(0, dtype=dtype), 4), [*ALGEBRA_LAWS, *QUESTION_LAWS])
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(0, 2), (3, 1)])
