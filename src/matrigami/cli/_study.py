@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._compare import FOLDER, compare
+from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ def study() -> None:
     Example:
       matrigami study run --preset demo --out runs/demo
     """
+
+
+study.add_command(search)
 
 
 @study.command()

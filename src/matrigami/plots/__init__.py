@@ -12,6 +12,7 @@ from matrigami.plots._compression import (
 from matrigami.plots._curvature import plot_blocks, plot_errors
 from matrigami.plots._report import write_report
 from matrigami.plots._scaling import plot_study
+from matrigami.plots._taxonomy import plot_taxonomy
 
 __all__ = [
     "SizePoint",
@@ -23,6 +24,7 @@ __all__ = [
     "plot_plan",
     "plot_sizes",
     "plot_study",
+    "plot_taxonomy",
     "write_analysis",
     "write_comparison",
     "write_compression",

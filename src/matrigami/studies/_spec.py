@@ -158,6 +158,15 @@ def parse_spec(text: str, origin: str = "the spec", folder: str | Path = "") -> 
         raise ValueError(
             f"{origin} was read.\nIt is not valid TOML: {cause}.\nMend that line."
         ) from error
+    return study_of(tables, origin, folder)
+
+
+def study_of(tables: Mapping[str, Any], origin: str, folder: str | Path = "") -> Study:
+    """A study from the tables of a spec.
+
+    Raises:
+        ValueError: If an entry is unknown, missing or invalid.
+    """
     _check_names(origin, "tables", tables, tuple(_KEYS))
     parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
     for name in ("task", "structure"):
