@@ -42,7 +42,6 @@ def plot_taxonomy(result: Mapping[str, Any], path: Path, *, title: str = "") -> 
             _panel(axes[i][j], result["candidates"], axis, key)
             axes[i][j].set_xlabel(label if i else "")
         axes[i][0].set_ylabel(what)
-    axes[0][0].set_yscale("log")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title, fontsize=11)
