@@ -12,7 +12,7 @@ from matrigami.nn import StructuredMoE, param_groups, routing_loss
 from matrigami.operators import cost
 from matrigami.structures import EXAMPLES, BlockTensorTrain, LowRank, Monarch
 
-SIZES = dict.fromkeys(("diagonal", "kronecker_sum"), (12, 12))
+SIZES = dict.fromkeys(("circulant", "diagonal", "kronecker_sum"), (12, 12))
 """Inputs and outputs of structures that are square; the others take a rectangle."""
 
 each_structure = pytest.mark.parametrize("name", EXAMPLES)

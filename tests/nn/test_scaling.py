@@ -120,7 +120,7 @@ def test_names_of_no_layer_are_refused():
 
 
 def test_unknown_width_is_refused():
-    with pytest.raises(ValueError, match="width is not known") as caught:
+    with pytest.raises(ValueError, match="width of the model is not known") as caught:
         param_groups(nn.Linear(4, 4), lr=1.0, base_width=64)
     assert len(str(caught.value).splitlines()) == 3
 

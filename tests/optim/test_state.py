@@ -192,14 +192,14 @@ def test_a_momentum_that_dies_out_stays_finite():
 )
 def test_options_out_of_range(method, options):
     (key,) = options
-    with pytest.raises(ValueError, match=rf"with {key}=.*\n.*\n.*") as refused:
+    with pytest.raises(ValueError, match=rf"^{method.__name__}\({key}=.*: .*\n") as refused:
         method([nn.Parameter(torch.ones(2, 2))], **options)
-    assert str(refused.value).count("\n") == 2
+    assert str(refused.value).count("\n") <= 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("frequency", 2.5), ("lr", "fast"), ("betas", 0.9)])
 def test_options_that_are_no_such_numbers(key, value):
-    with pytest.raises(ValueError, match=f"SOAP was asked for with {key}={value}"):
+    with pytest.raises(ValueError, match=rf"SOAP\({key}={value}"):
         check_options("SOAP", {key: value})
 
 

@@ -310,7 +310,7 @@ LISTED = Part(Role.ELEMENTWISE)
 def refusal(asked: str, layer: str, module: nn.Module, names: Collection[str]) -> str:
     """What every reader says of parameters that it cannot read: the layer, its names, a way out."""
     return (
-        f"{asked} was asked for the parameters of {layer or 'the model itself'}, "
+        f"{asked}: unknown parameters of {layer or 'the model itself'}, "
         f"{described(module)}: {', '.join(names)}.\n"
         "What they are, or how they enter the model, is not known.\n"
         "Register the layer with @matrigami.nn.parts.register, freeze them with "

@@ -153,8 +153,9 @@ def _shrink(model: nn.Module, base_width: int | None, width: int | None) -> floa
     width = getattr(model, "width", None) if width is None else width
     if not isinstance(width, int):
         raise ValueError(
-            f"param_groups(base_width={base_width}) was asked for a {type(model).__name__}.\n"
-            "Its width is not known.\nPass width=, or give the model an attribute `width`."
+            f"param_groups({type(model).__name__}, base_width={base_width}): "
+            "the width of the model is not known.\n"
+            "Pass width=, or give the model an attribute `width`."
         )
     return base_width / width
 

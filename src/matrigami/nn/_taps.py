@@ -143,7 +143,7 @@ def bag_use(layer: Any, x: Tensor, g: Tensor | None) -> Use:
     """
     if x.ndim != 2:
         raise TypeError(
-            f"curvature was asked for an EmbeddingBag with an input of shape {tuple(x.shape)}.\n"
+            f"curvature: an EmbeddingBag had an input of shape {tuple(x.shape)}.\n"
             "Bags that are given by offsets cannot be read.\nGive bags of one length, (N, L)."
         )
     if g is None:

@@ -150,7 +150,7 @@ class _Second(torch.autograd.Function):
 
 
 THIRD = (
-    "power(A, p): a third derivative was asked for; the first two are known.\n"
+    "power(A, p): only the first two derivatives are known.\n"
     "For sqrt and other roots differentiate an equation that they solve instead."
 )
 

@@ -99,8 +99,7 @@ def resolve_rank(rank: float, full: int, what: str) -> int:
     valid = 0 < rank <= 1 if fraction else 1 <= rank <= full
     if not valid:
         raise ValueError(
-            f"{what} was asked for rank {rank}.\n"
-            f"The full rank of this shape is {full}.\n"
+            f"{what}: rank {rank} is out of range; the full rank of this shape is {full}.\n"
             f"Give an int from 1 to {full}, or a fraction of full above 0.0 and up to 1.0."
         )
     return math.ceil(rank * full) if fraction else int(rank)
@@ -126,8 +125,7 @@ def resolve_blocks(blocks: float, m: int, n: int, what: str) -> int:
     fraction = isinstance(blocks, float)
     if not (0 < blocks <= 1 if fraction else blocks >= 1):
         raise ValueError(
-            f"{what} was asked for {blocks} blocks.\n"
-            "That is no number of blocks.\n"
+            f"{what}: {blocks} is no number of blocks.\n"
             "Give an int of at least 1, or a fraction of full above 0.0 and up to 1.0."
         )
     if not fraction:

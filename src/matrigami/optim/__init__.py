@@ -68,7 +68,7 @@ def plan(
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise ValueError(
-                f"plan was asked for the optimiser {optimizer!r}.\n"
+                f"plan(model, {optimizer!r}): there is no such optimiser.\n"
                 f"The optimisers are {sorted(OPTIMIZERS)}.\nUse one of these names, or a class."
             )
         optimizer = OPTIMIZERS[optimizer]

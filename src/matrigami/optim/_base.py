@@ -219,7 +219,7 @@ class MatrixOptimizer(Optimizer, ABC):
             self.exchange = exchange_between(parameters, None, type(self))
             if isinstance(self.exchange, Local) and not all(self.state.values()):
                 raise ValueError(
-                    f"A copy was asked for of a {type(self).__name__} whose matrices have owners.\n"
+                    f"copy of {type(self).__name__}: its matrices have owners.\n"
                     "Other processes hold a part of its state.\n"
                     "Make a new optimiser of the model, and load its state_dict."
                 )

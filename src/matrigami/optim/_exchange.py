@@ -135,7 +135,7 @@ def present(groups: Groups) -> Iterator[tuple[Tensor, BlockView | None, Tensor]]
                 continue
             if p.grad.is_sparse:
                 raise ValueError(
-                    f"A step was asked for with a sparse gradient of shape {tuple(p.shape)}.\n"
+                    f"step(): a gradient of shape {tuple(p.shape)} is sparse.\n"
                     "Only dense gradients are taken.\n"
                     "Make the embedding with sparse=False, or give it to torch.optim.SparseAdam."
                 )

@@ -344,8 +344,7 @@ class KFAC(MatrixOptimizer):
         """
         if state.get("defaults", {}).get("watching"):
             raise ValueError(
-                "a copy was asked for of a KFAC that watches a model.\n"
-                "The copy would watch nothing.\n"
+                "copy of KFAC: it watches a model; the copy would watch nothing.\n"
                 "Make KFAC(copied_model, loss), and load the state_dict of this one."
             )
         if "defaults" in state:  # a copy, not a state that is loaded

@@ -30,14 +30,14 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     for key, fits in RANGES.items():
         if key in options and not _is_in_range(fits, options[key]):
             raise ValueError(
-                f"{name} was asked for with {key}={options[key]}.\nThat is out of range.\n"
+                f"{name}({key}={options[key]}): this is out of range.\n"
                 "Rates and eps are at least 0; decays, betas and momentum at least 0 and below 1; "
                 "damping and kl_clip above 0; intervals and sizes whole numbers from 1."
             )
     if "betas" in options and options["betas"][1] == 1 and "exponent" not in options:
         raise ValueError(
-            f"{name} was asked for with betas={options['betas']}.\n"
-            "With a second beta of 1 no gradient would ever enter.\nGive a number below 1."
+            f"{name}(betas={options['betas']}): with a second beta of 1 no gradient would enter.\n"
+            "Give a number below 1."
         )
 
 

@@ -236,7 +236,7 @@ def _tied(name: str, first: Part, second: Part) -> Part:
     if {Role.EMBEDDING, Role.TIED} & {first.role, second.role}:
         return Part(Role.TIED)
     raise ValueError(
-        f"A plan was asked for in which two modules share {name}.\n"
+        f"plan(model): two modules share {name}.\n"
         f"One uses it as {first.role.value}, the other as {second.role.value}.\n"
         "List its name in plan(elementwise=...), or untie it."
     )

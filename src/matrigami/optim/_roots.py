@@ -96,8 +96,8 @@ def cans_root(
     p = whole_root(exponent)
     if p & (p - 1):
         raise ValueError(
-            f"cans_root was asked for the exponent {exponent}.\n"
-            f"Its root {p} is not a power of 2.\nUse eigh_root or newton_root."
+            f"cans_root(A, {exponent}): the root {p} is not a power of 2.\n"
+            "Use eigh_root or newton_root."
         )
     A, Z = _square_roots(_damped(A, damping))
     for _ in range(p.bit_length() - 2):
@@ -110,8 +110,8 @@ def whole_root(exponent: float) -> int:
     p = round(-1 / exponent) if exponent < 0 else 0
     if p < 2 or abs(p * exponent + 1) > 1e-9:
         raise ValueError(
-            f"An iteration was asked for the exponent {exponent}.\n"
-            "It finds inverse roots: -1/2, -1/3, -1/4, ...\nUse eigh_root for other exponents."
+            f"exponent={exponent}: no iteration leads there.\n"
+            "They find inverse roots: -1/2, -1/3, -1/4, ...\nUse eigh_root for other exponents."
         )
     return p
 

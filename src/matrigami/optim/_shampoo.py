@@ -87,7 +87,7 @@ class Shampoo(MatrixOptimizer):
     ) -> None:
         if kl and exponent not in {None, -0.5}:
             raise ValueError(
-                f"Shampoo was asked for with kl=True and exponent={exponent}.\n"
+                f"Shampoo(kl=True, exponent={exponent}): the two exclude each other.\n"
                 "The weights of the other side are its power -1/2, twice.\n"
                 "Leave the exponent out."
             )

@@ -63,7 +63,7 @@ def sharded_axes(p: DTensor) -> list[int]:
     axes = [i for i, place in enumerate(p.placements) if not place.is_replicate()]
     if any(p.placements[i].is_partial() for i in axes):
         raise ValueError(
-            f"A step was asked for with a parameter whose placements are {p.placements}.\n"
+            f"step(): the placements of a parameter are {p.placements}.\n"
             "The processes hold terms of a sum.\nRedistribute it to Shard or Replicate first."
         )
     return axes

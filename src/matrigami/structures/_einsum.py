@@ -147,8 +147,8 @@ class Einsum(Structure):
             len(self.dims) != 7 or any(int(d) != d or d < 1 for d in self.dims)
         ):
             raise ValueError(
-                f"Einsum(dims={tuple(self.dims)}) was asked for.\n"
-                "It takes seven positive sizes: alpha, beta, gamma, delta, eps, phi, rho."
+                f"Einsum(dims={tuple(self.dims)}): these are not seven positive sizes.\n"
+                "They are alpha, beta, gamma, delta, eps, phi, rho."
             )
         if self.theta is not None:
             _check_theta(self.theta)
@@ -206,7 +206,7 @@ class Einsum(Structure):
             alpha, beta, gamma, delta, eps, phi, rho = self.dims
             if (phi * eps * delta, gamma * beta * alpha) != (m, n):
                 raise ValueError(
-                    f"{self} was asked for a {m}x{n} matrix.\n"
+                    f"{self}: it does not fit a {m}x{n} matrix.\n"
                     f"Its sizes multiply to {phi * eps * delta}x{gamma * beta * alpha}.\n"
                     "alpha * beta * gamma should be the columns, delta * eps * phi the rows."
                 )
@@ -232,8 +232,8 @@ def _check_theta(theta: Sequence[float]) -> None:
     valid = len(theta) == 7 and all(0 <= t <= 1 for t in theta)
     if not valid or abs(sum(theta[:3]) - 1) > 1e-6 or abs(sum(theta[3:6]) - 1) > 1e-6:
         raise ValueError(
-            f"Einsum(theta={tuple(theta)}) was asked for.\n"
-            "It takes seven exponents in [0, 1]: alpha, beta, gamma, delta, eps, phi, rho.\n"
+            f"Einsum(theta={tuple(theta)}): these are not seven exponents in [0, 1].\n"
+            "They are alpha, beta, gamma, delta, eps, phi, rho.\n"
             "alpha + beta + gamma and delta + eps + phi should each be 1."
         )
 

@@ -144,8 +144,8 @@ def filtered(
     S: Complex[Tensor, "*batch f"], X: Inexact[Tensor, "... n k"]
 ) -> Inexact[Tensor, "... n k"]:
     """Multiply the transform of each column, `ifft(S fft(X))`."""
-    if X.numel() == 0:  # the FFT refuses empty input
-        return X.new_zeros(*torch.broadcast_shapes(S.shape[:-1], X.shape[:-2]), *X.shape[-2:])
+    if X.numel() == 0:  # the FFT refuses empty input; the gradients of S are zeros all the same
+        return (S.real.sum(-1)[..., None, None] * X).to(X.dtype)
     S, Y = S[..., None, :], X.mT  # along rows: a layer hands over its tokens as such
     if X.is_complex():
         return torch.fft.ifft(S * torch.fft.fft(Y)).mT

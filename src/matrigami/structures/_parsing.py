@@ -28,15 +28,14 @@ def parse_recipe(
             arguments.
     """
     refusal = (
-        f"structure {text[:200]!r} was asked for.\n"
-        "It is not a name with literal arguments.\n"
+        f"structure {text[:200]!r}: it is not a name with literal arguments.\n"
         "Write for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25)."
     )
     name, args, options = parse_call(text, refusal)
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"structure {name!r} was asked for.\n"
+            f"structure {name!r}: there is no such structure.\n"
             f"Known structures: {', '.join(sorted(recipes))}.\n"
             f"Did you mean {near!r}?"
         )
@@ -48,8 +47,8 @@ def parse_recipe(
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"structure {text!r} was asked for.\n"
-            f"{recipes[name].__name__} does not take these arguments: {reason}.\n"
+            f"structure {text!r}: {recipes[name].__name__} does not take these arguments: "
+            f"{reason}.\n"
             f"It is defined as: {_signature(recipes[name])}."
         ) from error
     return recipe

@@ -102,7 +102,7 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
         if kernel not in KERNELS:
             near = difflib.get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"kernel {kernel!r} was asked for.\n"
+                f"kernel {kernel!r}: there is no such kernel.\n"
                 f"Known kernels: {', '.join(KERNELS)}.\n"
                 f"Did you mean {near!r}? Any function of the distance will do, too."
             )
