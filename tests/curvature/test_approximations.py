@@ -97,7 +97,11 @@ def test_kfoc_is_within_a_hundredth_of_the_optimum_after_two_iterations(net, los
 
 @pytest.mark.parametrize(
     ("net", "kept"),
-    [("relu", True), ("conv", False), pytest.param("relu", False, marks=pytest.mark.slow)],
+    [
+        ("relu", True),
+        pytest.param("conv", False, marks=pytest.mark.slow),
+        pytest.param("relu", False, marks=pytest.mark.slow),
+    ],
 )
 def test_kfoc_reaches_the_optimum(net, kept, monkeypatch):
     if not kept:

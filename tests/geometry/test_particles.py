@@ -78,6 +78,7 @@ def small_octree(monkeypatch: pytest.MonkeyPatch, targets: int | None = None) ->
     return A
 
 
+@pytest.mark.slow
 def test_octree_of_targets_and_sources_obeys_the_laws(monkeypatch: pytest.MonkeyPatch):
     check_operator(small_octree(monkeypatch, targets=5))
 

@@ -26,7 +26,8 @@ def damped(U: torch.Tensor, V: torch.Tensor) -> mg.LinearOperator:
 
 
 @pytest.mark.usefixtures("by_products")
-@pytest.mark.parametrize("symmetric", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_large_solve_and_its_two_derivatives(symmetric):
     U, B = random(6, 2).requires_grad_(), random(6, 2).flip(0).requires_grad_()
 

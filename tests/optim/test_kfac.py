@@ -72,7 +72,7 @@ def test_a_linear_model_is_solved_in_one_step():
     assert_close(model.weight.detach(), W, rtol=0.0, atol=0.05)
 
 
-@pytest.mark.parametrize("options", [{}, {"optimal": True}, {"inverse": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"inverse": False}], ids=str)
 def test_it_trains(options):
     assert_it_trains(network(), options)
 

@@ -19,6 +19,7 @@ def matern(n: int, nugget: float = 1e-2) -> torch.Tensor:
     return (1 + r) * torch.exp(-r) + nugget * torch.eye(n, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_smallest_leaves_obey_the_laws_of_values():
     laws = [law for law in LAWS if law not in DERIVATIVE_LAWS]
     check_structure(HODLR(leaf=2, rank=1), [(1, 1), (4, 4), (7, 3)], laws)

@@ -66,6 +66,7 @@ def test_another_level_makes_a_kernel_nearer():
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.slow
 def test_three_levels_obey_the_laws():
     check_structure(MultiLevelLowRank(ranks=(1, 1, 1)), [(4, 4)], STRUCTURE_LAWS)
 
