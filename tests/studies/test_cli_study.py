@@ -118,7 +118,7 @@ def test_status_fit_plot_and_report_do_their_part_again(finished, capsys):
 def test_interrupted_studies_resume_to_the_same_bits(tmp_path):
     """Neither SIGINT nor `kill -9` loses anything: the results are those of a calm study."""
     path, out = tmp_path / "study.toml", tmp_path / "rough"
-    two = SPEC.format(epochs=300).split("[[structure]]")[:2]
+    two = SPEC.format(epochs=150).split("[[structure]]")[:2]
     path.write_text(
         "[[structure]]".join(two)
         .replace("[8, 16, 24]", "[8, 16]")

@@ -147,7 +147,7 @@ def assert_near(ours, theirs):
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "kfac"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("kfac", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_trains_and_resume(optimizer, spec, tmp_path):
     """Every batch is shared, so only the order of summation differs; K-FAC draws other labels."""
     given = ["train", spec, "--optimizer", optimizer, "--epochs", "2"]

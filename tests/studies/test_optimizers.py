@@ -125,7 +125,7 @@ def test_a_study_compares_optimizers():
 def test_bad_optimizers_are_refused(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_optimizer(text)
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) <= 3
 
 
 @pytest.mark.parametrize("optimizer", NAMES)

@@ -276,7 +276,7 @@ def unread(model: nn.Module) -> list[str]:
     Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(3, 4))
-        >>> model.register_parameter("scale", nn.Parameter(torch.ones(4)))
+        >>> model.register_parameter("scale", nn.Parameter(torch.ones(4, 4)))
         >>> unread(model)
         ['scale']
     """
