@@ -156,7 +156,7 @@ def test_odd_specs_are_refused(text):
     "text", ["lowrank({[]:1})", "btt(rank=" + "-" * 5000 + "1)", "btt(rank=1, rank=2)", "a" * 9999]
 )
 def test_odd_recipes_are_refused(text):
-    with pytest.raises(ValueError, match="^structure ") as caught:
+    with pytest.raises(ValueError, match=r"^structure ") as caught:
         parse(text)
     assert len(str(caught.value)) < 1000
 
