@@ -79,9 +79,9 @@ def test_ranks_out_of_range(rank):
     ):
         with pytest.raises(ValueError, match=f"rank {rank}") as caught:
             call()
-        asked, got, to_do = str(caught.value).splitlines()
-        assert "LowRank" in asked
-        assert "full rank of this shape is 5" in got
+        fault, to_do = str(caught.value).splitlines()
+        assert "LowRank" in fault
+        assert "full rank of this shape is 5" in fault
         assert "from 1 to 5" in to_do
 
 
