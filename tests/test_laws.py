@@ -63,6 +63,15 @@ VARIANTS: dict[str, tuple[Structure, tuple[Size, ...]]] = {
 FEW = SIZES[::2]
 """Of each kind one: what is asked each day."""
 
+LONG = {"monarch_one_block", "einsum_dense", "tt_full", "kron_of_three", "square_direct_sum"}
+"""Ten seconds each, and like others."""
+
+
+def by_day(names):
+    """All of them, the long ones marked."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in names]
+
+
 each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 
@@ -78,7 +87,7 @@ def test_examples_obey_at_every_size(name: str):
     check_structure(EXAMPLES[name])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", by_day(VARIANTS))
 def test_variants_obey(name: str):
     recipe, sizes = VARIANTS[name]
     check_structure(recipe, sizes)
@@ -118,7 +127,7 @@ def values() -> dict[str, LinearOperator]:
     }
 
 
-@pytest.mark.parametrize("name", values())
+@pytest.mark.parametrize("name", by_day(values()))
 def test_values_without_a_recipe_obey(name: str):
     check_operator(values()[name])
 
