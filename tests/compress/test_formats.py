@@ -99,20 +99,10 @@ def test_what_a_format_does_not_know_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_transformers_load_the_files_to_the_bit(tmp_path):
+def test_transformers_load_the_files_to_the_bit(llama, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     pytest.importorskip("compressed_tensors", reason="needs the extra hf")
-    torch.set_default_dtype(torch.float32)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = llama()
     tokens = torch.randint(0, 64, (4, 20))
     for bits, group in ((4, 16), (3, 32), (8, None)):
         report = quantize_(model, [{"input_ids": tokens}], Grid(bits, group))

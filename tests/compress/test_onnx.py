@@ -51,18 +51,8 @@ def test_a_model_that_is_not_followed_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_language_model(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    torch.set_default_dtype(torch.float32)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+def test_a_language_model(llama, tmp_path):
+    model = llama(num_hidden_layers=1, tie_word_embeddings=False)
     replace_(model, mg.LowRank(rank=4), targets="*.mlp.*")
     example = {"input_ids": torch.arange(12).view(2, 6)}
     folder = save_onnx(model, example, tmp_path / "out")

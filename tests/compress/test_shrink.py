@@ -178,19 +178,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(model, options, mes
         assert torch.equal(t, before[name])
 
 
-def test_the_llama_of_transformers_loses_neurons_and_heads(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    torch.set_default_dtype(torch.float32)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+def test_the_llama_of_transformers_loses_neurons_and_heads(llama, tmp_path):
+    model = llama(intermediate_size=48)
     data = [{"input_ids": torch.randint(0, 64, (4, 20))}]
     values = shrink_(model, data, 0.25, targets="*.down_proj").values
     values |= shrink_(model, data, 0.5, targets="*.o_proj", heads=2).values

@@ -207,19 +207,8 @@ def test_a_folder_without_a_configuration_names_what_made_it(tmp_path):
         mg.save(Net(), tmp_path / "out")
 
 
-def test_models_of_transformers_are_made_from_their_configuration(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    torch.set_default_dtype(torch.float32)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+def test_models_of_transformers_are_made_from_their_configuration(llama, tmp_path):
+    model = llama()
     tokens = torch.randint(0, 64, (4, 20))
     replace_(model, mg.LowRank(rank=8), targets="*.mlp.*")
     report = quantize_(model, [{"input_ids": tokens}], Grid(4, 16), targets="*.self_attn.*")

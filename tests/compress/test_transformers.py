@@ -20,18 +20,8 @@ TOKENS = {"input_ids": torch.arange(80).view(4, 20) * 7 % 64}
 
 
 @pytest.fixture
-def model():
-    torch.set_default_dtype(torch.float32)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+def model(llama):
+    return llama()
 
 
 def small(model):

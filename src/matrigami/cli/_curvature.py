@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from matrigami.cli._data import data_dir_option
 from matrigami.cli._model import function_of
 from matrigami.cli._terminal import echo_table, say
 
@@ -51,11 +52,7 @@ SECONDS = 2.0
 @click.option(
     "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the errors to a file."
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
-)
+@data_dir_option
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def curvature(
     model: str,

@@ -6,6 +6,13 @@ from pathlib import Path
 
 import click
 
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
+)
+"""Of every command that reads them."""
+
 
 @click.group()
 def data() -> None:

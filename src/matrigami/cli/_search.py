@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from matrigami.cli._data import data_dir_option
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 
@@ -26,11 +27,7 @@ from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
     show_default=True,
     help="Candidates that a worker trains side by side, with one pass over the data.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
-)
+@data_dir_option
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def search(
     spec: Path, out: Path, workers: int | None, together: int, data_dir: Path | None, json_: bool

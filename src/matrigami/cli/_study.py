@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._compare import FOLDER, compare
+from matrigami.cli._data import data_dir_option
 from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
@@ -61,11 +62,7 @@ study.add_command(search)
 @click.option(
     "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
-)
+@data_dir_option
 @click.option("--only", metavar="STRUCTURE", help="Only the runs of one structure.")
 @click.option("--grow", is_flag=True, help="Keep the runs of another study that the folder holds.")
 @click.option(

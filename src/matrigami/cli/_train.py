@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from matrigami.cli._data import data_dir_option
 from matrigami.cli._study import FILE, check_device
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets. [default: $MATRIGAMI_DATA or ~/.cache/matrigami]",
-)
+@data_dir_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print what each parameter takes; end.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the size of the run; end.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
