@@ -6,10 +6,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from matrigami import DiagonalMatrix, cost, diagonal, logdet, norm, project, slogdet, solve
+from matrigami import (
+    DiagonalMatrix,
+    cholesky,
+    cost,
+    diagonal,
+    logdet,
+    norm,
+    project,
+    slogdet,
+    solve,
+)
+from matrigami.geometry.particles import kernel_matrix
 from matrigami.operators import CroppedMatrix, inverse, named_tensors, shift, with_tensors
-from matrigami.structures import HODLR, HODLRMatrix
+from matrigami.structures import HODLR, HODLRMatrix, HODLRRootMatrix
 from matrigami.testing import LAWS, check_operator, check_structure
+from matrigami.testing._algebra_laws import ALGEBRA_LAWS
 from matrigami.testing._derivative_laws import DERIVATIVE_LAWS
 
 
@@ -40,6 +52,50 @@ def test_solution_and_determinant_are_those_of_cholesky(n: int):
     assert float((logdet(A) - wanted).abs() / wanted.abs()) < 1e-10
     b = torch.randn(n, 3, dtype=torch.float64)
     assert float((D @ solve(A, b) - b).norm() / b.norm()) < 1e-11
+
+
+@pytest.mark.parametrize("n", [64, 193])
+def test_symmetric_factor_is_one_and_solves(n: int):
+    D = matern(n)
+    A = project(HODLR(leaf=16, rank=2), D)
+    W = cholesky(A)
+    b = torch.randn(n, 2, dtype=torch.float64)
+    torch.testing.assert_close(W @ (W.H @ b), D @ b)
+    torch.testing.assert_close(W.T.dense(), W.dense().T)
+    torch.testing.assert_close(solve(W, W @ b), b)
+    torch.testing.assert_close(2 * logdet(W), torch.logdet(D))
+
+
+def test_symmetric_factor_of_a_hermitian_matrix_and_of_stacks():
+    X = torch.randn(2, 16, 16, dtype=torch.complex128)
+    A = project(HODLR(leaf=4, rank=2), X @ X.mH + 20 * torch.eye(16))
+    W, D = cholesky(A), A.dense()
+    assert isinstance(W, HODLRRootMatrix)
+    torch.testing.assert_close(W.dense() @ W.dense().mH, D)
+    b = torch.randn(2, 16, 3, dtype=torch.complex128)
+    torch.testing.assert_close(solve(W.H, solve(W, b)), torch.linalg.solve(D, b))
+    levels = (tuple([t[0] for t in tensors]) for tensors in (W.bases, W.joints))
+    check_operator(HODLRRootMatrix(W.leaves[0], *levels), ALGEBRA_LAWS)
+
+
+def test_samples_of_a_large_gaussian_process_take_the_symmetric_factor():
+    x = torch.rand(30_000, dtype=torch.float64)
+    A = kernel_matrix(x, "matern32", scale=0.2) + DiagonalMatrix(torch.full_like(x, 0.1))
+    W, z = cholesky(A), torch.randn(30_000, dtype=torch.float64)
+    assert float((W @ (W.T @ z) - A @ z).norm() / z.norm()) < 1e-11
+    assert float((logdet(A) - 2 * logdet(W)).abs()) < 1e-7
+
+
+def test_what_is_not_positive_definite_has_no_symmetric_factor():
+    one = torch.ones(2, 1, 1, dtype=torch.float64)
+    for A in (HODLRMatrix(one, (one,), (2 * one,)), HODLRMatrix(-one), HODLRMatrix(0 * one)):
+        with pytest.raises(ValueError, match="is not positive definite"):
+            cholesky(A)
+    sign, log = slogdet(HODLRMatrix(one, (one,), (2 * one,)))
+    assert sign == -1
+    assert float(log) == pytest.approx(math.log(3))
+    with pytest.raises(ValueError, match="is not positive definite"):  # not symmetric
+        cholesky(HODLRMatrix(one, (torch.stack([one[0], 0 * one[0]]),), (0.5 * one,)))
 
 
 @pytest.mark.parametrize("n", [16, 13])

@@ -183,7 +183,10 @@ def exp(A: LinearOperator) -> LinearOperator:
 
 @square_question
 def cholesky(A: LinearOperator) -> LinearOperator:
-    """Lower triangular `L` with `A = L @ L.H`, for a Hermitian positive definite matrix.
+    """`L` with `A = L @ L.H`, lower triangular, for a Hermitian positive definite matrix.
+
+    Of hierarchical matrices it is the symmetric factor, a product of sparse triangular matrices
+    that is not triangular itself, but is found and applied in almost linear time.
 
     Raises:
         ValueError: If `A` is not positive definite.

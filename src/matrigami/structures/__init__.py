@@ -22,6 +22,8 @@ from matrigami.structures._h2_rules import nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._hodlr import HODLR, HODLRMatrix
 from matrigami.structures._hodlr_factors import HODLRFactors
+from matrigami.structures._hodlr_root import HODLRRootMatrix
+from matrigami.structures._hodlr_rules import is_corner  # noqa: F401 - registers the rules
 from matrigami.structures._kronecker import Kronecker, KroneckerMatrix
 from matrigami.structures._kronecker_sum import KroneckerSum, KroneckerSumMatrix
 from matrigami.structures._low_rank import LowRank, LowRankMatrix
@@ -97,6 +99,7 @@ __all__ = [
     "H2Matrix",
     "HODLRFactors",
     "HODLRMatrix",
+    "HODLRRootMatrix",
     "Hadamard",
     "HadamardMatrix",
     "Kronecker",

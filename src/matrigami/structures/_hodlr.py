@@ -17,7 +17,6 @@ Shapes: c = leaves of p x q, s = blocks of a level, of m x n, r = rank, k = righ
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from matrigami.operators import (
     Contraction,
-    CroppedMatrix,
     DiagonalMatrix,
     Fan,
     LinearOperator,
@@ -43,11 +41,8 @@ from matrigami.operators import (
     resolve_rank,
     root_of_squares,
     scale,
-    slogdet,
-    solve,
     truncated_svd,
 )
-from matrigami.structures._hodlr_factors import determinant, hodlr_solve
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -199,41 +194,6 @@ def _(A: HODLRMatrix, B: DiagonalMatrix) -> LinearOperator:
     return HODLRMatrix(A.leaves + torch.diag_embed(d), A.left, A.right)
 
 
-def _corner(A: CroppedMatrix, *_: Any) -> bool:
-    """Whether a matrix is the square corner of a square HODLR matrix."""
-    return isinstance(A.padded, HODLRMatrix) and A.rows == A.columns
-
-
-def _decoupled(A: CroppedMatrix) -> HODLRMatrix:
-    """The corner, and the identity in the rest: the solution and the determinant of the corner."""
-    H: Any = A.padded
-    c, p, _ = H.leaves.shape[-3:]
-    keep = (torch.arange(c * p, device=A.device) < A.rows).reshape(c, p)
-    eye = torch.eye(p, dtype=A.dtype, device=A.device)
-    leaves = torch.where(keep[:, :, None] & keep[:, None, :], H.leaves, eye)
-    left, right = (
-        tuple([F * keep.reshape(F.shape[-3:-1])[..., None].to(F.dtype) for F in side])
-        for side in (H.left, H.right)
-    )
-    return HODLRMatrix(leaves, left, right)
-
-
-def _padded(A: CroppedMatrix, B: Tensor) -> Tensor:
-    """Rows of zeros up to the size of the padded matrix."""
-    return torch.nn.functional.pad(B, (0, 0, 0, A.padded.shape[-2] - A.rows))
-
-
-@add.register(where=_corner)
-def _(A: CroppedMatrix, B: DiagonalMatrix) -> LinearOperator:
-    d = _padded(A, B.diagonal[..., None])[..., 0]
-    return CroppedMatrix(add(A.padded, DiagonalMatrix(d)), A.rows, A.columns)
-
-
-@add.register(where=lambda A, B: isinstance(B.padded, HODLRMatrix))
-def _(A: DiagonalMatrix, B: CroppedMatrix) -> LinearOperator:
-    return add(B, A)
-
-
 @add.register
 def _(A: DiagonalMatrix, B: HODLRMatrix) -> LinearOperator:
     return add(B, A)
@@ -245,39 +205,9 @@ def _(A: HODLRMatrix, factor: Tensor) -> HODLRMatrix:
     return HODLRMatrix(A.leaves * factor, tuple([U * factor for U in A.left]), A.right)
 
 
-@scale.register(where=lambda A, factor: isinstance(A.padded, HODLRMatrix))
-def _(A: CroppedMatrix, factor: Tensor) -> CroppedMatrix:
-    return CroppedMatrix(scale(A.padded, factor), A.rows, A.columns)
-
-
-@solve.register
-def _(A: HODLRMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return hodlr_solve(A, B)
-
-
-@solve.register(where=_corner)
-def _(A: CroppedMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return hodlr_solve(_decoupled(A), _padded(A, B))[..., : A.rows, :]
-
-
-@slogdet.register
-def _(A: HODLRMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    return determinant(A)
-
-
-@slogdet.register(where=_corner)
-def _(A: CroppedMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    return determinant(_decoupled(A))
-
-
 @diagonal.register(where=lambda A: A.leaves.shape[-1] == A.leaves.shape[-2])
 def _(A: HODLRMatrix) -> Inexact[Tensor, "*batch d"]:
     return torch.diagonal(A.leaves, dim1=-2, dim2=-1).flatten(-2, -1)
-
-
-@diagonal.register(where=_corner)
-def _(A: CroppedMatrix) -> Inexact[Tensor, "*batch d"]:
-    return diagonal(A.padded)[..., : A.rows]
 
 
 @norm.register(where=is_big)
@@ -286,12 +216,6 @@ def _(A: HODLRMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     for U, V in zip(A.left, A.right, strict=True):
         squares = squares + ((U.mH @ U) * siblings(V.mH @ V)).sum((-3, -2, -1)).real
     return root_of_squares(squares)
-
-
-@norm.register(where=lambda A, order=None: is_big(A, order) and _corner(A))
-def _(A: CroppedMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    H, surplus = _decoupled(A), A.padded.shape[-1] - A.rows
-    return root_of_squares(norm(H).square() - surplus)
 
 
 @project.register

@@ -6,12 +6,15 @@ With `D` the two diagonal blocks of a halving, `A = D + [U_a, U_b] [0 I; I 0] [V
     A^-1 B = Y - W M^-1 [V_b.T Y_b; V_a.T Y_a],   Y = D^-1 B,   M = [I G_b; G_a I],
     det A = det D det M.
 
+A Hermitian positive definite matrix takes its symmetric factor instead (`_hodlr_root.py`).
+
 Digits are lost where the columns of `U` and `V` are nearly dependent; so each block is first given
 orthonormal ones, that share its singular values, except where a derivative is asked for.
 
 Shapes: c = leaves of p rows, s = blocks of a level, r = rank, k = right-hand sides.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +28,10 @@ from matrigami.operators import (
     lu_slogdet,
     lu_solve,
     named_tensors,
+    slogdet,
+    solve,
 )
+from matrigami.structures._hodlr_root import symmetric_root
 
 REFINEMENTS = 2
 """Corrections by the residual: each gains the digits that the first solution has."""
@@ -143,22 +149,35 @@ def _by_factors(A: Any, B: Tensor) -> Tensor:
     """Factorise, solve, and refine while that makes the residual smaller."""
     if B.numel() == 0:
         return B.clone()
-    factors = factorized(orthogonalized(A))
-    if not _is_regular(factors):
+    solver = _solver(A)
+    if solver is None:
         return lu_solve(A.dense(), B)
-    X = factors.solve(B)
+    X = solver(B)
     R = B - A.matmat(X)
     for _ in range(REFINEMENTS):
-        Y = X + factors.solve(R)
+        Y = X + solver(R)
         S = B - A.matmat(Y)
         better = S.norm(dim=-2, keepdim=True) < R.norm(dim=-2, keepdim=True)
         X, R = torch.where(better, Y, X), torch.where(better, S, R)
     return X
 
 
+def _solver(A: Any) -> Callable[[Tensor], Tensor] | None:
+    """The solution by the symmetric factor if there is one; None if a pivot is zero."""
+    W = symmetric_root(A)
+    if W is not None:
+        return lambda B: solve(W.H, solve(W, B))
+    factors = factorized(orthogonalized(A))
+    return factors.solve if _is_regular(factors) else None
+
+
 def determinant(A: Any) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     """Sign and logarithm of the determinant, from the pivots of all factors."""
     differentiated = is_differentiated(*named_tensors(A).values())
+    W = None if differentiated else symmetric_root(A)
+    if W is not None:
+        sign, log = slogdet(W)
+        return sign, 2 * log
     factors = factorized(A if differentiated else orthogonalized(A))
     if not _is_regular(factors):
         return lu_slogdet(A.dense())
