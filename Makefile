@@ -72,7 +72,7 @@ $(VENV)/.docs: $(STAMP)
 	@touch $@
 
 docs: $(VENV)/.docs  ## the site, in site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@PYTHONPATH=docs PYTHONDONTWRITEBYTECODE=1 $(BIN)/zensical build --strict --clean
 	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site'
 
 accelerator:  ## on a machine with a CUDA card: its tests, benchmarks and the published CIFAR-100 study; OUT=DIR
@@ -86,5 +86,5 @@ bench: setup  ## time of the layers against nn.Linear, of curvature and of the o
 	$(BIN)/python -m benchmarks.optimizers
 
 clean:  ## remove what the tools made; studies in runs/ stay
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -67,7 +67,8 @@ def test_an_example_runs_as_a_script(path: Path, tmp_path, monkeypatch, capsys):
     torch.set_default_dtype(torch.float32)  # as a reader has it
     runpy.run_path(str(path), run_name="__main__")
     plt.close("all")
-    shown = re.search(rf"\(examples/{path.name}\)\n\n```text\n(.*?)```", PAGE, re.DOTALL)[1]
+    pattern = rf'title="{path.name}"\n.*?<!-- end -->\n\n```text\n(.*?)```'
+    shown = re.search(pattern, PAGE, re.DOTALL)[1]
     assert doctest.OutputChecker().check_output(shown, capsys.readouterr().out, doctest.ELLIPSIS)
     assert [p.stem for p in tmp_path.glob("*.png")] == ["helmholtz"] * (path.stem == "helmholtz")
 

@@ -8,6 +8,7 @@ import contextlib
 import doctest
 import io
 import re
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,13 @@ def test_links_to_files_lead_somewhere(page: Path):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     local = [t for t in targets if not t.startswith(("http://", "https://", "mailto:"))]
     assert [t for t in local if not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_what_is_computed_is_up_to_date(page: Path):
+    names = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    text = page.read_text(encoding="utf-8")
+    assert names["filled"](text) == text, "python docs/tables.py brings it up to date"
 
 
 def test_the_readme_has_a_program_with_its_output():

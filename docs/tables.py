@@ -1,65 +1,59 @@
-"""What the site computes as it is built: tables of structures and rules, formulas, root pages.
+"""Writes into the pages what is computed: tables of structures, rules and settings; examples.
 
-MkDocs calls the functions named `on_...`; nothing is fetched, then or when a page is read.
+`python docs/tables.py` fills in what is between `<!-- computed: NAME -->` and `<!-- end -->`, so
+that pages read the same on a forge and on the site. A test asks whether they are up to date.
 """
 
-import html
 import inspect
 import json
 import re
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert
+from matrigami import cost, operators, structures
+from matrigami.structures import EXAMPLES
+from matrigami.studies import RunConfig
+from matrigami.studies._config import NOTED
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 SIZE = 1024
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-EXAMPLE = re.compile(r"^\[`(\w+\.py)`\]\(examples/\1\)$", re.MULTILINE)
+SLOT = re.compile(r"(<!-- computed: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 QUESTIONS = (
     *("solve", "inverse", "pinv", "slogdet", "trace", "diagonal", "entries"),
     *("norm", "svd", "svdvals", "eigh", "cholesky", "power", "exp"),
 )
-ROOT_PAGES = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md"}
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Fill in the pages of the root, and the table of structures."""
-    name = page.file.src_uri
-    if name in ROOT_PAGES:
-        text = (ROOT / ROOT_PAGES[name]).read_text(encoding="utf-8")
-        return text.replace("ARCHITECTURE.md", "architecture.md").replace("](docs/", "](")
-    if name == "structures.md":
-        markdown = markdown.replace("<!-- table -->", _table())
-        return markdown.replace("<!-- each -->", _sections())
-    if name == "algebra.md":
-        return EXAMPLE.sub(_example, markdown.replace("<!-- rules -->", _rules()))
-    return markdown.replace("<!-- settings -->", _settings()) if name == "studies.md" else markdown
+def filled(text: str) -> str:
+    """A page with every slot computed anew."""
+
+    def slot(match: re.Match[str]) -> str:
+        name = match[2]
+        content = _example(name) if name.endswith(".py") else PARTS[name]()
+        return f"{match[1]}\n{content}\n\n{match[3]}"
+
+    return SLOT.sub(slot, text)
 
 
-def on_page_content(content: str, *, page: Any, config: Any, files: Any) -> str:
-    """Formulas as MathML, which browsers draw without a script."""
-
-    def mathml(match: re.Match[str]) -> str:
-        """One formula."""
-        display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2]), display=display)
-
-    return FORMULA.sub(mathml, content)
+def main() -> None:
+    """Rewrite the pages that are out of date, and name them."""
+    for page in sorted(HERE.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            page.write_text(new, encoding="utf-8")
+            sys.stdout.write(f"{page.name}\n")
 
 
 def _table() -> str:
     """Name, recipe and exact cost of each structure's example."""
-    from matrigami import cost  # noqa: PLC0415 - pages without the table need no torch
-    from matrigami.structures import EXAMPLES  # noqa: PLC0415
-
     rows = ["| structure | example | parameters | multiply–adds | of dense |"]
     rows.append("|---|---|--:|--:|--:|")
     for name, recipe in EXAMPLES.items():
         spent = cost(recipe.init(SIZE, SIZE))
         share = f"{100 * spent.macs / SIZE**2:.3g} %"
-        link = f"[`{name}`](#{name})"
+        link = f"[`{name}`](#{_slug(recipe)})"
         cells = [link, f"`{_short(recipe)}`", f"{spent.params:,}", f"{spent.macs:,}", share]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -67,11 +61,9 @@ def _table() -> str:
 
 def _rules() -> str:
     """For which functions each structure has a rule of its own."""
-    from matrigami import operators, structures  # noqa: PLC0415 - as above
-
     kinds = {name: type(recipe.init(8, 8)) for name, recipe in structures.EXAMPLES.items()}
     del kinds["dense"]  # LAPACK answers
-    kinds = {f"[{name}](structures.md#{name})": kind for name, kind in kinds.items()}
+    kinds = {f"[{n}](structures.md#{_slug(EXAMPLES[n])})": kind for n, kind in kinds.items()}
     kinds["sparse"] = structures.SparseMatrix
     rows = ["| structure | always | under a condition |", "|---|---|---|"]
     for name, kind in kinds.items():
@@ -87,28 +79,23 @@ def _codes(names: list[str]) -> str:
     return " ".join(f"`{name}`" for name in names)
 
 
-def _example(match: re.Match[str]) -> str:
-    """The file of an example in place of the link to it."""
-    text = (ROOT / "docs" / "examples" / match[1]).read_text(encoding="utf-8")
-    return f'``` {{ .py title="{match[1]}" }}\n{text}```'
+def _example(name: str) -> str:
+    """The file of an example."""
+    text = (HERE / "examples" / name).read_text(encoding="utf-8")
+    return f'```py title="{name}"\n{text}```'
 
 
 def _sections() -> str:
     """The docstring of each structure's file, below its name."""
-    from matrigami.structures import EXAMPLES  # noqa: PLC0415
-
     parts = []
-    for name, recipe in EXAMPLES.items():
+    for recipe in EXAMPLES.values():
         text = inspect.getdoc(inspect.getmodule(type(recipe))) or ""
-        parts.append(f"### {type(recipe).__name__} {{ #{name} }}\n\n{text}\n")
-    return "\n".join(parts)
+        parts.append(f"### {type(recipe).__name__}\n\n{text}\n")
+    return "\n".join(parts).rstrip()
 
 
 def _settings() -> str:
     """Meaning and default of each setting of a run that has one."""
-    from matrigami.studies import RunConfig  # noqa: PLC0415 - as above
-    from matrigami.studies._config import NOTED  # noqa: PLC0415
-
     text = inspect.getdoc(RunConfig) or ""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for field in fields(RunConfig):
@@ -128,3 +115,15 @@ def _short(recipe: Any) -> str:
         if getattr(recipe, name) != parameter.default
     }
     return f"{type(recipe).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+
+
+def _slug(recipe: Any) -> str:
+    """The anchor of its section."""
+    return type(recipe).__name__.lower()
+
+
+PARTS = {"structures": _table, "each": _sections, "rules": _rules, "settings": _settings}
+"""What can be computed, beside the files of the examples."""
+
+if __name__ == "__main__":
+    main()
