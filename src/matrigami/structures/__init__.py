@@ -17,8 +17,8 @@ from matrigami.structures._dense import Dense
 from matrigami.structures._diagonal import Diagonal
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._fourier import FourierMatrix, SineMatrix
-from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
-from matrigami.structures._h2_rules import nystroem_inverse
+from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix, summed_products
+from matrigami.structures._h2_rules import by_conjugate_gradients, nystroem_inverse
 from matrigami.structures._hadamard import Hadamard, HadamardMatrix
 from matrigami.structures._hodlr import HODLR, HODLRMatrix
 from matrigami.structures._hodlr_factors import HODLRFactors
@@ -125,7 +125,9 @@ __all__ = [
     "as_block_low_rank",
     "as_hodlr",
     "as_monarch",
+    "by_conjugate_gradients",
     "from_scipy",
     "nystroem_inverse",
     "parse",
+    "summed_products",
 ]

@@ -88,8 +88,8 @@ def _scattered(Z: Tensor, places: Tensor, m: int, p: int) -> Inexact[Tensor, "..
     return zeros.index_add(-3, places.flatten(), flat)[..., : m // p, :, :].flatten(-3, -2)
 
 
-Blocks = tuple[PlacedBlocksMatrix, ...]
-"""Matrices that are added."""
+Blocks = tuple[LinearOperator, ...]
+"""Matrices that are added: placed blocks, or what a process owns of them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,18 +106,18 @@ class H2Matrix(LinearOperator):
         size: Rows and columns.
     """
 
-    near: tuple[PlacedBlocksMatrix, ...]
-    left: tuple[tuple[PlacedBlocksMatrix, ...], ...]
-    couplings: tuple[PlacedBlocksMatrix, ...]
-    right: tuple[tuple[PlacedBlocksMatrix, ...], ...]
-    down: tuple[PlacedBlocksMatrix, ...]
-    up: tuple[PlacedBlocksMatrix, ...]
+    near: tuple[LinearOperator, ...]
+    left: tuple[tuple[LinearOperator, ...], ...]
+    couplings: tuple[LinearOperator, ...]
+    right: tuple[tuple[LinearOperator, ...], ...]
+    down: tuple[LinearOperator, ...]
+    up: tuple[LinearOperator, ...]
     size: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Leading batch axes, rows, columns."""
-        return (*self._parts[0].blocks.shape[:-3], *self.size)
+        return (*self._parts[0].shape[:-2], *self.size)
 
     @property
     def _parts(self) -> Blocks:
@@ -127,17 +127,17 @@ class H2Matrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Up, across and down the levels, and the near field."""
-        Y = _applied(self.near, X, self.size[0])
+        Y = summed_products(self.near, X, self.size[0])
         finest = len(self.couplings) - 1
         states: list[Tensor] = []
         for level in range(finest, -1, -1):
-            Z = _applied(self.right[level], X, self.couplings[level].size[1])
+            Z = summed_products(self.right[level], X, self.couplings[level].shape[-1])
             states.insert(0, Z if level == finest else Z + self.up[level].matmat(states[0]))
         W = None
         for level, Z in enumerate(states):
             V = self.couplings[level].matmat(Z)
             W = V if W is None else V + self.down[level - 1].matmat(W)
-            Y = Y + _applied(self.left[level], W, self.size[0])
+            Y = Y + summed_products(self.left[level], W, self.size[0])
         return Y
 
     @property
@@ -154,8 +154,10 @@ class H2Matrix(LinearOperator):
         return self.matmat(torch.eye(self.size[1], dtype=self.dtype, device=self.device))
 
 
-def _applied(parts: Iterable[PlacedBlocksMatrix], X: Tensor, m: int) -> Tensor:
-    """The sum of the products."""
+def summed_products(
+    parts: Iterable[LinearOperator], X: Inexact[Tensor, "... n k"], m: int
+) -> Inexact[Tensor, "... m k"]:
+    """The sum of the products with matrices of `m` rows; zeros of none."""
     Y = X.new_zeros(*X.shape[:-2], m, X.shape[-1])
     for B in parts:
         Y = Y + B.matmat(X)

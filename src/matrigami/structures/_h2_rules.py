@@ -72,7 +72,8 @@ def _(A: H2Matrix) -> Inexact[Tensor, "*batch d"]:
 
 def _leaves(A: H2Matrix) -> list[PlacedBlocksMatrix]:
     """The blocks of leaves, one place for each: not a diagonal that was added."""
-    return [B for B in A.near if B.rows.index.ndim == 3 and B.rows.shape[1] == 1]
+    parts = [B for B in A.near if isinstance(B, PlacedBlocksMatrix)]
+    return [B for B in parts if B.rows.index.ndim == 3 and B.rows.shape[1] == 1]
 
 
 @add.register(where=lambda A, B: A.size[0] == A.size[1])
@@ -97,10 +98,10 @@ def _(A: H2Matrix, factor: Tensor) -> H2Matrix:
 
 @solve.register(where=is_large)
 def _(A: H2Matrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
-    return implicit_solve(A, B, _by_conjugate_gradients)
+    return implicit_solve(A, B, by_conjugate_gradients)
 
 
-def _by_conjugate_gradients(A: Any, B: Tensor) -> Tensor:
+def by_conjugate_gradients(A: Any, B: Tensor) -> Tensor:
     """Conjugate gradients if the matrix looks positive definite, and they converge."""
     inverse = nystroem_inverse(A)
     if inverse is not None:

@@ -118,9 +118,20 @@ def _far_levels(
             unit, factors = None, [1.0] * len(sizes)
     shared = None if unit is None else _parent_couplings(unit, entries, d)
     return [
-        Far(b, factor, _parent_couplings(b, entries, d) if shared is None else shared)
-        for b, factor in zip(bases, factors, strict=True)
+        Far(b, factor, _level_couplings(tree, level, b, entries) if shared is None else shared)
+        for level, (b, factor) in enumerate(zip(bases, factors, strict=True), 1)
     ]
+
+
+def _level_couplings(
+    tree: Octree, level: int, b: Basis, entries: Entries
+) -> Float[Tensor, "D cr cr"]:
+    """Those between the parents of a level; none are computed where no two parents touch."""
+    d = len(tree.corner)
+    if (_partners(tree, level) >= 0).any():
+        return _parent_couplings(b, entries, d)
+    width = 2**d * b.U.shape[1]
+    return b.U.new_zeros(1, 1, 1).expand(3**d, width, width)
 
 
 def _errors(entries: Entries, sizes: list[float], tol: float, like: Tensor) -> list[float]:
@@ -165,16 +176,12 @@ def _octants(d: int) -> Int[Tensor, "c d"]:
 
 
 def _coupling(tree: Octree, level: int, far: Far) -> PlacedBlocksMatrix:
-    """The blocks of the parents of a level, listed by neighbour."""
-    parents, cells = _parents(tree, level), tree.levels[level]
-    slot = torch.full((len(cells.codes) + 1,), -1, device=parents.device)
-    slot[parents] = torch.arange(len(parents), device=parents.device)
-    partner = slot[cells.neighbours[parents]].T  # D P, by neighbour
-    middle = len(partner) // 2
-    chosen = [i for i in range(len(partner)) if i != middle]
-    partner, P = partner[chosen], len(parents)
+    """The blocks of the parents of a level, listed by the neighbours that any of them has."""
+    partner = _partners(tree, level)
+    chosen, P = (partner >= 0).any(1).nonzero()[:, 0], partner.shape[1]
+    partner = partner[chosen]
     here = partner >= 0
-    most = max(int(here.sum(1).max()), 1) if P else 1
+    most = int(here.sum(1).max()) if len(chosen) else 0
     order = (~here).long().argsort(stable=True, dim=1)[:, :most]
     found = here.gather(1, order)
     rows = torch.where(found, order, P)
@@ -183,6 +190,16 @@ def _coupling(tree: Octree, level: int, far: Far) -> PlacedBlocksMatrix:
     return PlacedBlocksMatrix(
         far.couplings[chosen], Places(rows), Places(columns), (P * width, P * width)
     )
+
+
+def _partners(tree: Octree, level: int) -> Int[Tensor, "D P"]:
+    """For each neighbour, which parent it is; minus one for no other parent."""
+    parents, cells = _parents(tree, level), tree.levels[level]
+    slot = torch.full((len(cells.codes) + 1,), -1, device=parents.device)
+    slot[parents] = torch.arange(len(parents), device=parents.device)
+    partner = slot[cells.neighbours[parents]].T.clone()
+    partner[len(partner) // 2] = -1  # the parent itself
+    return partner
 
 
 def _transfers(tree: Octree, far: list[Far]) -> tuple[PlacedBlocksMatrix, ...]:

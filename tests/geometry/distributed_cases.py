@@ -1,0 +1,92 @@
+"""What each rank does in the tests of distributed products; each raises if a number is wrong."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from matrigami import DiagonalMatrix, cost, solve
+from matrigami.geometry import distributed
+from matrigami.geometry.particles import KERNELS
+from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
+from matrigami.structures import H2Matrix
+
+
+def uniform() -> Tensor:
+    return torch.rand(1500, 2, generator=torch.Generator().manual_seed(0))
+
+
+def uneven() -> Tensor:
+    """Two clusters in space of unlike density, and a few points between."""
+    G = torch.Generator().manual_seed(1)
+    dense = 0.05 * torch.randn(1200, 3, generator=G)
+    return torch.cat(
+        [dense, 4 + torch.randn(400, 3, generator=G), 9 * torch.rand(40, 3, generator=G)]
+    )
+
+
+CLOUDS = {"uniform": (uniform, "matern32"), "uneven": (uneven, "laplace")}
+"""Points, and a kernel."""
+
+
+def vectors(n: int) -> Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(2))
+
+
+def agree(found: Tensor, wanted: Tensor) -> None:
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-12
+
+
+def matrix(targets: Tensor, sources: Tensor, kernel: str, scale: float) -> H2Matrix:
+    """Hierarchical however few the points are."""
+    A = fast_multipole_matrix(targets, sources, KERNELS[kernel], scale, 1e-4)
+    assert isinstance(A, H2Matrix)
+    return A
+
+
+def multiplies(cloud: str) -> None:
+    """Products, transposes, parts, and derivatives are those of one process, to rounding."""
+    points, kernel = CLOUDS[cloud]
+    X = points()
+    A = matrix(X[: len(X) // 2] + 0.01, X, kernel, 0.3)
+    D, x = distributed(A), vectors(A.shape[1])
+    torch.testing.assert_close(D @ x, A @ x, rtol=1e-12, atol=1e-12 * float((A @ x).abs().max()))
+    y = vectors(A.shape[0])
+    torch.testing.assert_close(
+        D.T @ y, A.T @ y, rtol=1e-12, atol=1e-12 * float((A.T @ y).abs().max())
+    )
+    part = D.local @ x[D.columns.own.index]
+    torch.testing.assert_close(part, (A @ x)[D.rows.own.index], rtol=1e-12, atol=1e-10)
+    x.requires_grad_()
+    (found,) = torch.autograd.grad((y * (D @ x)).sum(), x)
+    torch.testing.assert_close(found, A.T @ y, rtol=1e-12, atol=1e-10)
+
+
+def shares(cloud: str) -> None:
+    """Every stored number has one owner, but for the operators that all cells have in common."""
+    points, kernel = CLOUDS[cloud]
+    X = points()
+    A = matrix(X, X, kernel, 0.3)
+    D = distributed(A)
+    near = torch.tensor(cost(D.local.near[0]).params)
+    most = near.clone()
+    dist.all_reduce(near)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    assert int(near) == sum(cost(B).params for B in A.near)
+    if dist.get_world_size() > 1:
+        assert int(most) < 0.9 * int(near)
+        assert cost(D).params < cost(A).params
+    rows = torch.cat(D.rows.rows)
+    assert rows.sort().values.equal(torch.arange(len(X)))
+
+
+def solves(cloud: str) -> None:
+    """Conjugate gradients give one answer, the same bits on all ranks."""
+    points, kernel = CLOUDS[cloud]
+    X = points()
+    A = matrix(X, X, kernel, 0.3) + DiagonalMatrix(torch.full((len(X),), 1e3))
+    b = vectors(len(X))[:, 0]
+    x = solve(distributed(A), b)
+    assert float((A @ x - b).norm() / b.norm()) < 1e-8
+    first = x.clone()
+    dist.broadcast(first, 0)
+    assert x.equal(first)
