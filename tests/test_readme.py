@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+START = sorted((ROOT / "docs" / "start").glob("*.md"))  # followed by test_first_minutes
 BLOCK = re.compile(
     r"^```python[^\n]*\n(?P<code>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
@@ -69,7 +70,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             run_program(code, output, str(page), line, names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *START], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     local = [t for t in targets if not t.startswith(("http://", "https://", "mailto:"))]
@@ -86,3 +87,11 @@ def test_what_is_computed_is_up_to_date(page: Path):
 def test_the_readme_has_a_program_with_its_output():
     shown = [output for _, _, output in blocks(ROOT / "README.md") if output]
     assert shown, "the first screen of README.md shows a snippet and what it prints"
+
+
+def test_the_start_page_leads_to_every_page():
+    docs = ROOT / "docs"
+    leads = set(re.findall(r"\]\(([^)#]+)\)", (docs / "index.md").read_text()))
+    pages = {str(page.relative_to(docs)) for page in (*docs.glob("*.md"), *START)}
+    assert pages - leads == {"index.md"}
+    assert pages - set(re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())) == set()

@@ -1,6 +1,7 @@
 """`matrigami eval` and `matrigami export`: how good a compressed model is, and other formats."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def evaluate(
     """Compare the model in OUT with the one that it was made of.
 
     Perplexity (where the examples are tokens), divergence of the predictions in nats, share of
-    equal best predictions, bytes, and tokens a second on this machine.
+    equal best predictions, bytes, and tokens or examples a second on this machine.
 
     \b
     Examples:
@@ -46,20 +47,28 @@ def evaluate(
     found = asdict(compared(model, reference, examples))
     found |= {"bytes": _size(out, model), "reference_bytes": _size(Path(against), reference)}
     if json_:
-        click.echo(json.dumps({"out": str(out), "against": against, **found}, indent=1))
+        known = {key: None if math.isnan(value) else value for key, value in found.items()}
+        click.echo(json.dumps({"out": str(out), "against": against, **known}, indent=1))
         return 0
-    rows: list[list[Any]] = [
-        ["perplexity", f"{found['perplexity']:.4f}", f"{found['reference_perplexity']:.4f}"]
-    ]
-    rows.append(["bytes", found["bytes"], found["reference_bytes"]])
-    speeds = [f"{found[key]:.0f}" for key in ("tokens_per_second", "reference_tokens_per_second")]
-    rows.append(["tokens a second", *speeds])
-    echo_table(["", str(out), against], rows)
-    click.echo(
-        f"divergence {found['kl']:.3e} nats a token, the same best prediction at "
-        f"{100 * found['agreement']:.2f} % of {found['tokens']} positions"
-    )
+    _echo(found, str(out), against)
     return 0
+
+
+def _echo(found: dict[str, Any], out: str, against: str) -> None:
+    """The two models beside each other."""
+    is_text = not math.isnan(found["perplexity"])
+    thing, each = ("token", "a token") if is_text else ("example", "an example")
+    pairs = [("perplexity", "{:.4f}", "perplexity")] if is_text else []
+    pairs += [("bytes", "{}", "bytes"), (f"{thing}s a second", "{:.0f}", "tokens_per_second")]
+    rows = [
+        [label, form.format(found[key]), form.format(found[f"reference_{key}"])]
+        for label, form, key in pairs
+    ]
+    echo_table(["", out, against], rows)
+    click.echo(
+        f"divergence {found['kl']:.3e} nats {each}, the same best prediction at "
+        f"{100 * found['agreement']:.2f} % of {found['tokens']} {thing}s"
+    )
 
 
 @click.command()
