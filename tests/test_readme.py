@@ -89,6 +89,16 @@ def test_the_readme_has_a_program_with_its_output():
     assert shown, "the first screen of README.md shows a snippet and what it prints"
 
 
+def test_the_figure_of_the_first_screen_is_told_in_words():
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    from benchmarks.overview import alternative, matrices
+
+    told = re.search(r"!\[(.*?)\]\(docs/overview.png\)", (ROOT / "README.md").read_text())[1]
+    said, _, least = alternative(matrices()).partition("; ")
+    assert told.startswith(said)
+    assert float(re.search(r"most (\S+) of b", least)[1]) < 1e-11  # rounding differs by processor
+
+
 def test_the_start_page_leads_to_every_page():
     docs = ROOT / "docs"
     leads = set(re.findall(r"\]\(([^)#]+)\)", (docs / "index.md").read_text()))
