@@ -166,7 +166,8 @@ def curves(
     if mark:
         u, v = axes.place(mark)
         body.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="5" fill="{COLORS[3]}"/>')
-    body.append(_legend(list(kept), [axes.place(p) for line in kept.values() for p in line]))
+    places = [[axes.place(p) for p in line] for line in kept.values()]
+    body.append(_legend(list(kept), [p for line in places for p in _along(line)]))
     shown = ", ".join(name for name in kept if name)
     return Panel("".join(body), f"{title}: {y} against {x}. {shown}".strip(". "))
 
@@ -316,6 +317,15 @@ def _dots(axes: Axes, points: Sequence[tuple[float, float]], color: str) -> str:
     )
 
 
+def _along(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points of a line, and ten between each two."""
+    if not line:
+        return []
+    t = np.linspace(0, len(line) - 1, 10 * (len(line) - 1) + 1)
+    u, v = (np.interp(t, range(len(line)), axis) for axis in zip(*line, strict=True))
+    return list(zip(u.tolist(), v.tolist(), strict=True))
+
+
 def _legend(names: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
     """Names beside their colours, in the corner that has the fewest points."""
     shown = [(name, color) for name, color in zip(names, COLORS * 3, strict=False) if name]
@@ -332,7 +342,8 @@ def _legend(names: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
         return sum(x - 5 <= u <= x + width + 5 and y - 5 <= v <= y + height + 5 for u, v in points)
 
     x, y = min(corners, key=crowd)
-    parts = []
+    paper = 'style="fill:var(--paper,#fff)" fill-opacity=".75"'
+    parts = [f'<rect x="{x + 2}" y="{y + 2}" width="{width - 4}" height="{height}" {paper}/>']
     for row, (name, color) in enumerate(shown):
         v = y + 14 + 15 * row
         parts.append(

@@ -33,7 +33,7 @@ def picture(found: Names, runs: Sequence[Names]) -> list[Panel]:
     units = {name: float(d) / 2.0**-52 for name, d in found["differences"].items()}
     return [
         matrix(found["D"], found["recipe"], note=found["kind"]),
-        bars(units, "Difference from dense", y="units of 2.2e-16", spec=".0f"),
+        bars(units, "Difference from dense, in units of 2.2e-16", spec=".0f"),
         bars(costs, "Multiply-adds of A @ b", spec=",d"),
     ]
 
