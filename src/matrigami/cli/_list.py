@@ -106,19 +106,22 @@ KINDS: dict[str, Callable[[], Rows]] = {
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
-def list_(kind: str, json_: bool) -> int:
+def list_(kind: str | None, json_: bool) -> int:
     """List what can be named in study files and on the command line.
+
+    Without KIND it says which kinds there are.
 
     \b
     Examples:
+      matrigami list
       matrigami list structures
       matrigami list tasks --json
     """
-    rows = KINDS[kind]()
+    rows = KINDS[kind]() if kind else [{"kind": k, "what": _about(of)} for k, of in KINDS.items()]
     if json_:
-        click.echo(json.dumps({kind: rows}, indent=1))
+        click.echo(json.dumps({kind or "kinds": rows}, indent=1))
     else:
         echo_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
     return 0
