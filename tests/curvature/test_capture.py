@@ -128,7 +128,7 @@ class Heads(nn.Module):
 def test_layers_that_read_one_tensor_share_one_moment():
     model, loss, data = Heads(), nn.CrossEntropyLoss(), batches(5, 3, 4)
     moments = trained(model, loss, data)
-    sums = [moments._factors[f"{name}.weight",][False].A for name in "qkv"]
+    sums = [moments._sums[f"{name}.weight",][0].A for name in "qkv"]
     assert sums[0] is sums[1] is sums[2]
     X = torch.cat([x for x, _ in data])
     for name in "qkv":

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from matrigami.curvature import capture, ekfac, kfac, kfoc
+from matrigami.curvature import FisherEstimator, capture, ekfac, kfac, kfoc
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed"),
@@ -72,8 +72,22 @@ def by_capture(model, batches, finish=lambda moments: None):
     }
 
 
+def by_estimator(model, rank):
+    """The factors of three passes: one rank sees NaN in the first, both in the second."""
+    loss, weights = nn.MSELoss(), [model.module.a.weight, model.module.out.weight]
+    estimator = FisherEstimator(model, loss, weights)
+    found = []
+    for bad in ({1}, {0, 1}, set()):
+        estimator.start(1)
+        x = share(rank)[0][0] * (torch.nan if rank in bad else 1.0)
+        loss(model(x), torch.zeros(len(x), 3)).backward()
+        found.append({name: pair.A for name, pair in estimator.take().items()})
+    return found
+
+
 def on_rank(rank, folder):
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)  # as the tests; the fixture comes before theirs
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
     )
@@ -81,23 +95,41 @@ def on_rank(rank, folder):
         model = DistributedDataParallel(network())
         found = by_methods(model, share(rank))
         found |= by_capture(model, share(rank), lambda moments: moments.all_reduce())
-        torch.save(found, folder / f"{rank}.pt")
+        torch.save((found, by_estimator(model, rank)), folder / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_agree_with_one(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("ranks")
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=partial(on_rank, rank, tmp_path)) for rank in range(RANKS)]
-    for process in ranks:
+    processes = [context.Process(target=partial(on_rank, rank, folder)) for rank in range(RANKS)]
+    for process in processes:
         process.start()
-    for process in ranks:
+    for process in processes:
         process.join(timeout=60)
-    assert [process.exitcode for process in ranks] == [0] * RANKS
+    assert [process.exitcode for process in processes] == [0] * RANKS
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_two_processes_agree_with_one(ranks):
     model = network()
     expected = by_methods(model, [data()]) | by_capture(model, [data()])
-    for rank in range(RANKS):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found, _ in ranks:
         assert set(found) == set(expected)
         for name, value in expected.items():
             assert_close(found[name], value, atol=1e-8, rtol=1e-7)
+
+
+def test_a_process_whose_batch_holds_nan_does_not_count(ranks):
+    """Nor does it keep the others waiting for its factors."""
+    moments = [x.mT @ x / len(x) for x in (share(rank)[0][0] for rank in range(RANKS))]
+    for _, (first, second, third) in ranks:
+        assert set(first) == set(third) == {"a.weight", "out.weight"}
+        assert_close(first["a.weight"][0], moments[0])
+        assert second == {}
+        assert_close(third["a.weight"][0], (moments[0] + moments[1]) / 2)
+    for name in ("a.weight", "out.weight"):
+        assert_close(ranks[0][1][0][name], ranks[1][1][0][name])

@@ -132,8 +132,8 @@ def test_nan_activations_never_reach_a_factor():
     optimizer.zero_grad()
     LOSS(model(x * torch.nan), y).backward()
     optimizer.step()
-    assert optimizer.watch is not None
-    assert optimizer.watch.rejected == 1
+    assert optimizer.estimator is not None
+    assert optimizer.estimator.rejected == 1
     assert all(map(torch.equal, before, model.parameters()))
     assert all(bool(S.isfinite().all()) for e in optimizer.state.values() for S in e.values())
     assert train(model, optimizer, 30)[-1] < 0.5
@@ -148,8 +148,8 @@ def test_evaluation_is_not_watched():
     model.train()
     with torch.no_grad():
         model(x)
-    assert optimizer.watch is not None
-    assert optimizer.watch.take() == {}
+    assert optimizer.estimator is not None
+    assert optimizer.estimator.take() == {}
 
 
 def test_damping_follows_the_quadratic_model():
@@ -216,8 +216,8 @@ def test_a_watch_ends_with_its_optimizer_and_does_not_follow_copies():
     optimizer = KFAC(model, LOSS)
     twin = copy.deepcopy(model)
     twin(data()[0])
-    assert optimizer.watch is not None
-    assert optimizer.watch.passes == 0
+    assert optimizer.estimator is not None
+    assert optimizer.estimator.passes == 0
     with pytest.raises(ValueError, match="would watch nothing"):
         copy.deepcopy(optimizer)
     del optimizer

@@ -5,6 +5,7 @@ from matrigami.curvature._approximations import APPROXIMATIONS, Approximation
 from matrigami.curvature._capture import Capture, Moments, capture
 from matrigami.curvature._damping import damped
 from matrigami.curvature._ekfac import ekfac
+from matrigami.curvature._estimator import FactorPair, FisherEstimator
 from matrigami.curvature._ggn import GaussNewtonMatrix, fisher, ggn
 from matrigami.curvature._hessian import HessianMatrix, hessian
 from matrigami.curvature._influence import influence
@@ -13,7 +14,6 @@ from matrigami.curvature._kfoc import kfoc
 from matrigami.curvature._laplace import LaplacePosterior, Prediction, laplace
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
-from matrigami.curvature._watch import Sides, Watch
 
 __all__ = [
     "APPROXIMATIONS",
@@ -21,14 +21,14 @@ __all__ = [
     "BlockErrors",
     "Capture",
     "CurvatureMatrix",
+    "FactorPair",
+    "FisherEstimator",
     "GaussNewtonMatrix",
     "HessianMatrix",
     "LaplacePosterior",
     "Moments",
     "Objective",
     "Prediction",
-    "Sides",
-    "Watch",
     "capture",
     "compare",
     "damped",

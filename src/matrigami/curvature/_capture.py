@@ -1,4 +1,4 @@
-"""The one collector of what layers see: second moments of inputs and of output gradients.
+"""What layers see while any loop trains: second moments of inputs and of output gradients.
 
 The moment of inputs is K-FAC's factor `A`, the `H` of GPTQ and SparseGPT, and the metric in which a
 dense weight is best projected onto a structure. Open a capture around forward passes and, for the
@@ -17,15 +17,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matrigami.curvature._blocks import Key, SharedInputs, by_block, finite
-from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product, total
+from matrigami.curvature._blocks import Key, SharedInputs, are_finite, by_block, of_mask
+from matrigami.curvature._factors import MomentCache, SecondMoments, total
 from matrigami.curvature._kfac import assembled
 from matrigami.curvature._likelihood import as_module, term_count, terms
-from matrigami.curvature._masks import of_mask
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Loss, sums
-from matrigami.curvature._record import Record, Site, find_sites, is_observed, read_input, unwrapped
-from matrigami.curvature._uses import Use
+from matrigami.curvature._tape import (
+    Hook,
+    LayerCall,
+    Tape,
+    TapedLayer,
+    find_layers,
+    is_observed,
+    unwrapped,
+)
+from matrigami.nn import Use
 from matrigami.operators import LinearOperator, operator, scale as scaled
 
 
@@ -45,7 +52,7 @@ class Moments(NamedTuple):
     examples: int
 
 
-class Capture:
+class Capture(Tape):
     """Second moments of the layers of a model, gathered while the context is open.
 
     A context manager, and a mapping from parameter names to `Moments`. `capture` makes one.
@@ -71,33 +78,29 @@ class Capture:
         dtype: torch.dtype | None,
         scale: Callable[[], float] | None,
     ) -> None:
+        super().__init__()
         self.model, self.loss = unwrapped(model), as_module(loss)
         self._called = loss if isinstance(loss, nn.Module) else None
         self.dtype, self.scale = dtype, scale
-        self.sites = find_sites(self.model, joint=joint)
+        self.layers = find_layers(self.model, joint=joint)
         self.rejected: dict[str, int] = {}
         self.mask: Tensor | None = None
-        self._factors: dict[Key, dict[bool, Factors]] = {}
+        self._sums = SecondMoments(dtype)
         self._examples: dict[Key, int] = {}
-        self._counted_by: dict[Key, Site] = {}
-        self._calls = {id(site): _Calls() for site in self.sites}
-        self._handles: list[Any] = []
+        self._counted_by: dict[Key, TapedLayer] = {}
+        self._calls = {id(layer): _Calls() for layer in self.layers}
         self._terms: float | None = None
         self._trains = False
         self._forget()
 
     def __enter__(self) -> "Capture":
         """Start to watch."""
-        for site in self.sites:
-            hook = self._hook(site)
-            self._handles.append(site.layer.register_forward_hook(hook, with_kwargs=True))
-        self._handles.append(self.model.register_forward_pre_hook(self._forget))
-        self._handles.append(self.model.register_forward_hook(self._end))
-        if self.loss is not None:
-            self._handles.append(self.model.register_forward_hook(self._note_terms))
+        self.listen(self.layers)
+        self.hold(self.model.register_forward_pre_hook(Hook(self._forget)))
+        self.hold(self.model.register_forward_hook(Hook(self._end)))
         if self._called is not None:
-            hook = self._called.register_forward_pre_hook(self._note_targets, with_kwargs=True)
-            self._handles.append(hook)
+            hook = Hook(self._note_targets)
+            self.hold(self._called.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -107,20 +110,19 @@ class Capture:
         trace: TracebackType | None,
     ) -> None:
         """Stop watching; the moments stay."""
-        while self._handles:
-            self._handles.pop().remove()
-        for site in self.sites:  # within the forward pass of a training step, but never again
-            for record in self._calls[id(site)].hidden:
-                self._count(site, [record])
-            self._calls[id(site)].hidden = []
+        self.close()
+        for layer in self.layers:  # within the forward pass of a training step, but never again
+            for call in self._calls[id(layer)].hidden:
+                self._count([call])
+            self._calls[id(layer)].hidden = []
 
     def __iter__(self) -> Iterator[str]:
         """Names of the parameters that were seen."""
-        return (name for key in self._factors for name in key)
+        return (name for key in self._sums for name in key)
 
     def __len__(self) -> int:
         """How many parameters were seen."""
-        return sum(map(len, self._factors))
+        return sum(map(len, self._sums))
 
     def __getitem__(self, name: str) -> Moments:
         """The moments of the block that holds a parameter.
@@ -128,14 +130,14 @@ class Capture:
         Raises:
             ValueError: If nothing was seen of it.
         """
-        for key, known in self._factors.items():
+        for key in self._sums:
             if name in key:
-                F = next(iter(known.values()))
+                F = self._sums[key][0]
                 inputs = scaled(operator(F.A), 1 / F.rows)  # pyright: ignore[reportArgumentType]
                 examples = self._examples[key]
                 gradients = None if F.B is None else scaled(F.B, 1 / examples)
                 return Moments(inputs, gradients, int(F.rows), examples)
-        seen = ", ".join("+".join(key) for key in self._factors) or "nothing"
+        seen = ", ".join("+".join(key) for key in self._sums) or "nothing"
         raise ValueError(
             f"the moments of {name!r} were asked of a capture.\nIt has seen {seen}.\n"
             "Run the model while the capture is open; frozen layers are not watched."
@@ -149,34 +151,28 @@ class Capture:
         """
         summed = self._terms is not None and sums(self.loss)
         blocks = {
-            key: scaled(
-                nearest_product([F.product() for F in known.values()]),
-                1.0 if summed else 1 / self._examples[key],
-            )
-            for key, known in self._factors.items()
+            key: scaled(product, 1.0 if summed else 1 / self._examples[key])
+            for key, product in self._sums.products().items()
         }
         return assembled(self.model, blocks)
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Add up the sums of all processes; each has seen its own share of the data."""
-        factors = {key: self._factors[key] for key in sorted(self._factors)}  # in one order for all
-        all_reduce((known[kind] for known in factors.values() for kind in sorted(known)), group)
+        self._sums.all_reduce(group)
         device = next(self.model.parameters()).device
-        for key in factors:
+        for key in sorted(self._examples):  # in one order for all
             self._examples[key] = int(total(self._examples[key], device, group))
 
     def _forget(self, *_: Any) -> None:
         """A new batch: forget which inputs the layers of the last one shared."""
-        self._adding, self._seen = Adding(self.dtype), SharedInputs()
+        self._cache, self._seen = MomentCache(self.dtype), SharedInputs()
         self._trains = torch.is_grad_enabled()
 
-    def _end(self, *_: Any) -> None:
-        """The forward pass is over."""
+    def _end(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """The forward pass is over: how many terms the loss of this batch averages."""
         self._trains = False
-
-    def _note_terms(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        """How many terms the loss of this batch averages."""
-        self._terms = term_count(self.loss, output)
+        if self.loss is not None:
+            self._terms = term_count(self.loss, output)
 
     def _note_targets(self, _loss: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         """How many of them count, where the loss itself is called."""
@@ -184,74 +180,61 @@ class Capture:
         if isinstance(targets, Tensor) and is_observed():
             self._terms = terms(self.loss, targets).divisor
 
-    def _hook(self, site: Site) -> Callable[..., None]:
-        """The forward hook of one layer."""
-        calls = self._calls[id(site)]
+    def wants(self) -> bool:
+        """Whether a call is one of the user's."""
+        return is_observed()
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
-            """Count a call without gradients now, any other when they have come."""
-            if not is_observed():
-                return
-            again = torch._C._current_graph_task_id() >= 0  # a checkpoint computes it once more
-            if again and not calls.hidden:
-                return  # its first call was seen
-            x = read_input(site, args, kwargs).detach()
-            record = Record(site, x, None, mask=self.mask)
-            if again:
-                calls.hidden.pop(0)
-            if not output.requires_grad:
-                self._count_or_wait(site, record)
-                return
-            calls.waiting.add(record)
+    def note(self, call: LayerCall, output: Tensor) -> None:
+        """Count a call without gradients now, any other when they have come."""
+        calls = self._calls[id(call.layer)]
+        again = torch._C._current_graph_task_id() >= 0  # a checkpoint computes it once more
+        if again and not calls.hidden:
+            return  # its first call was seen
+        call.mask = self.mask
+        if again:
+            calls.hidden.pop(0)
+        if not output.requires_grad:
+            if self._trains and not torch.is_grad_enabled():
+                calls.hidden.append(call)  # a checkpoint in a training step may repeat it
+            else:
+                self._count([call])
+            return
+        calls.waiting.add(call)
+        output.register_hook(Hook(self._arrive, call))
 
-            def arrive(g: Tensor) -> None:
-                """One gradient; with the last one of a layer, all its calls are counted."""
-                record.g = (g if self.scale is None else g / self.scale())[None]
-                calls.waiting.discard(record)
-                calls.arrived.append(record)
-                if not calls.waiting:
-                    arrived, calls.arrived = calls.arrived, []
-                    self._count(site, arrived)
-
-            output.register_hook(arrive)
-
-        return hook
-
-    def _count_or_wait(self, site: Site, record: Record) -> None:
-        """Count a call without gradients, unless a checkpoint in a training step may repeat it."""
-        if self._trains and not torch.is_grad_enabled():
-            self._calls[id(site)].hidden.append(record)
-        else:
-            self._count(site, [record])
+    def _arrive(self, call: LayerCall, g: Tensor) -> None:
+        """One gradient; with the last one of a layer, all its calls are counted."""
+        calls = self._calls[id(call.layer)]
+        call.g = (g if self.scale is None else g / self.scale())[None]
+        calls.waiting.discard(call)
+        calls.arrived.append(call)
+        if not calls.waiting:
+            arrived, calls.arrived = calls.arrived, []
+            self._count(arrived)
 
     @torch.no_grad()
-    def _count(self, site: Site, records: list[Record]) -> None:
+    def _count(self, calls: list[LayerCall]) -> None:
         """Add the calls of one layer in one batch, unless they hold NaN."""
-        masked = any(record.mask is not None for record in records)
-        calls = [(record, None) for record in records]
-        found = by_block(calls, self._seen, _by_mask if masked else None)
-        if not all(finite(use) for parts in found.values() for use in parts):
-            self.rejected[site.name] = self.rejected.get(site.name, 0) + 1
+        layer, N = calls[0].layer, len(calls[0].x)
+        masked = any(call.mask is not None for call in calls)
+        found = by_block(((c, None) for c in calls), self._seen, _by_mask if masked else None)
+        if not are_finite(found):
+            self.rejected[layer.name] = self.rejected.get(layer.name, 0) + 1
             return
-        N = len(records[0].x)
-        for key, parts in found.items():
-            if self._counted_by.setdefault(key, site) is site:  # of tied layers, the first
+        for key in found:
+            if self._counted_by.setdefault(key, layer) is layer:  # of tied layers, the first
                 self._examples[key] = self._examples.get(key, 0) + N
-            known = self._factors.setdefault(key, {})
-            weight = N * N if self._terms is None else self._weight(N)
-            for use in parts:
-                known.setdefault(use.transposed, Factors(use.transposed)).add(
-                    use, self._adding, weight
-                )
+        weight = N * N if self._terms is None else self._weight(N)
+        self._sums.add(found, weight, self._cache)
 
     def _weight(self, examples: int) -> float:
         """From gradients of the loss of a batch to those of its terms, times their share."""
         return 1.0 if sums(self.loss) else float(examples * (self._terms or examples))
 
 
-def _by_mask(record: Record, _key: Key, use: Use) -> Tensor | None:
+def _by_mask(call: LayerCall, _key: Key, use: Use) -> Tensor | None:
     """The positions that counted when a layer was called."""
-    return None if record.mask is None else of_mask(record.mask.bool(), use)
+    return None if call.mask is None else of_mask(call.mask.bool(), use)
 
 
 @dataclass(eq=False)
@@ -262,9 +245,9 @@ class _Calls:
     it has no gradient, and is made again in the backward pass.
     """
 
-    waiting: "WeakSet[Record]" = field(default_factory=WeakSet)
-    arrived: list[Record] = field(default_factory=list)
-    hidden: list[Record] = field(default_factory=list)
+    waiting: "WeakSet[LayerCall]" = field(default_factory=WeakSet)
+    arrived: list[LayerCall] = field(default_factory=list)
+    hidden: list[LayerCall] = field(default_factory=list)
 
 
 def capture(

@@ -13,13 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad
 
-from matrigami.curvature._blocks import Blocks, SharedInputs, by_block, is_finite, with_gradients
+from matrigami.curvature._blocks import Blocks, SharedInputs, by_block, with_gradients
 from matrigami.curvature._examples import Finder
 from matrigami.curvature._moments import known_gradients
 from matrigami.curvature._objective import Objective, sums
 from matrigami.curvature._passes import one_tensor, refuse_shapes
-from matrigami.curvature._record import Record, Site, find_sites, pull_back, recording, unobserved
-from matrigami.curvature._uses import OneHot, Use
+from matrigami.curvature._tape import (
+    LayerCall,
+    find_layers,
+    pull_back,
+    recording,
+    refuse_not_finite,
+)
+from matrigami.nn import OneHot, Use
 
 Sizes = Mapping[str, tuple[int, ...]]
 """The shapes of some parameters, in the order of a vector."""
@@ -29,13 +35,13 @@ class Seen(NamedTuple):
     """One forward pass: outputs, the calls of layers, and where the examples are in each."""
 
     outputs: Tensor
-    records: list[Record]
+    calls: list[LayerCall]
     places: Any
 
     def pulled(self, columns: Float[Tensor, "K *outputs"]) -> Blocks:
         """What each block saw, with the gradients of some combinations of the outputs."""
-        pull_back(self.outputs, self.records, columns)
-        return by_block(with_gradients(self.records, self.places), SharedInputs())
+        pull_back(self.outputs, self.calls, columns)
+        return by_block(with_gradients(self.calls, self.places), SharedInputs())
 
 
 class Observer:
@@ -49,7 +55,7 @@ class Observer:
     def __init__(self, model: nn.Module, names: Sizes) -> None:
         known = dict(model.named_parameters())
         self.model, self.finder = model, Finder(alone=False)
-        self.sites: list[Site] = find_sites(model, joint=True, wanted=[known[n] for n in names])
+        self.layers = find_layers(model, joint=True, wanted=[known[n] for n in names])
 
     def __call__(self, inputs: Any) -> Seen:
         """One forward pass.
@@ -57,16 +63,16 @@ class Observer:
         Raises:
             ValueError: If the outputs of one example depend on the others.
         """
-        with torch.enable_grad(), unobserved(), recording(self.sites) as records:
+        with recording(self.layers) as calls:
             outputs = one_tensor(self.model(inputs))
-        found = self.finder.find(inputs, outputs, records)
+        found = self.finder.find(inputs, outputs, calls)
         if found.outputs.examples < len(outputs):
             raise ValueError(
                 f"gradients of single examples were asked for outputs {tuple(outputs.shape)}.\n"
                 "Some layer sees them together (batch statistics, positions on the first axis, "
                 "a table that all share).\nGive one example a batch, or outputs (N, ...)."
             )
-        return Seen(outputs, records, found.inputs)
+        return Seen(outputs, calls, found.inputs)
 
 
 def losses(target: Objective, names: Sizes) -> Iterator[Blocks]:
@@ -81,11 +87,7 @@ def losses(target: Objective, names: Sizes) -> Iterator[Blocks]:
         many = 1.0 if sums(target.loss) else weight * target.total
         g = grad(lambda f, y=targets: target.loss(f, y))(seen.outputs.detach())
         blocks = seen.pulled(many * g[None])
-        if not all(is_finite(known_gradients(u)) for uses in blocks.values() for u in uses):
-            raise ValueError(
-                f"gradients of single examples were asked for batch {i}.\nThey are NaN or "
-                "infinite.\nLook for a layer that overflows."
-            )
+        refuse_not_finite(seen.calls, i)
         yield blocks
 
 

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from matrigami.curvature._blocks import Key
-from matrigami.curvature._kfac import assembled, merged, sums
+from matrigami.curvature._kfac import assembled, second_moments
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._moments import examples, squares, squares_together
 from matrigami.curvature._objective import Batch, Loss, readable_again, trainable
 from matrigami.curvature._passes import Labels, Repeated, Setting, passes
-from matrigami.curvature._uses import Use
+from matrigami.nn import Use
 from matrigami.operators import LinearOperator, SpectralMatrix, eigh
 from matrigami.structures import KroneckerMatrix
 
@@ -73,11 +73,11 @@ def ekfac(
     if callable(basis):
         basis = basis(model, loss, data, labels=labels, reduce=reduce, joint=joint, seed=seed)
     if basis is None:
-        products: dict[Key, LinearOperator] = dict(merged(sums(every, found.distributed, dtype)))
+        pairs = second_moments(every, found.distributed, dtype).products().items()
     else:
         _refuse_other_sizes(basis, found.objective.model)
-        products = dict(zip(basis.names, basis.blocks, strict=True))
-    frames = {key: _frame(key, block) for key, block in products.items()}
+        pairs = zip(basis.names, basis.blocks, strict=True)
+    frames = {key: _frame(key, block) for key, block in pairs}
     values = _corrected(every, frames, dtype)
     if found.distributed:
         for t in values.values():

@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from matrigami.curvature._record import Record, pull_back
-from matrigami.curvature._uses import OneHot, Use
-from matrigami.nn import parts
+from matrigami.curvature._tape import LayerCall, pull_back
+from matrigami.nn import OneHot, Use, parts
 
 
 class Place(NamedTuple):
@@ -83,21 +82,21 @@ class Finder:
         self.alone = alone
         self.known: dict[Any, Examples] = {}
 
-    def find(self, inputs: Any, outputs: Tensor, records: list[Record]) -> Examples:
+    def find(self, inputs: Any, outputs: Tensor, calls: list[LayerCall]) -> Examples:
         """Where the examples of one batch are."""
-        calls = tuple((id(r.site), tuple(r.x.shape), r.shape) for r in records)
-        key = (tuple(outputs.shape), _sizes(inputs), calls)
+        shapes = tuple((id(c.layer), tuple(c.x.shape), c.shape) for c in calls)
+        key = (tuple(outputs.shape), _sizes(inputs), shapes)
         if key not in self.known:
-            self.known[key] = self._search(inputs, outputs, records)
+            self.known[key] = self._search(inputs, outputs, calls)
         return self.known[key]
 
-    def _search(self, inputs: Any, outputs: Tensor, records: list[Record]) -> Examples:
+    def _search(self, inputs: Any, outputs: Tensor, calls: list[LayerCall]) -> Examples:
         """The finest examples that no layer mixes; else each row, or all of them together."""
         whole = Place(1)
-        rest = tuple(None if _is_single(r) else whole for r in records)
+        rest = tuple(None if _is_single(c) else whole for c in calls)
         partly: list[tuple[Place | None, ...]] = []
         for place in _candidates(len(outputs), _sizes(inputs)):
-            found = self._places(place, outputs, records)
+            found = self._places(place, outputs, calls)
             if all(found):
                 return Examples(place, found)
             partly.append(found)
@@ -107,24 +106,24 @@ class Finder:
         return Examples(whole, tuple(next(filter(None, way), None) for way in ways))
 
     def _places(
-        self, place: Place, outputs: Tensor, records: list[Record]
+        self, place: Place, outputs: Tensor, calls: list[LayerCall]
     ) -> tuple[Place | None, ...]:
         """The places in all calls, if the outputs have theirs there; None where there is none."""
-        options = [list(_options(record, place.examples)) for record in records]
+        options = [list(_options(call, place.examples)) for call in calls]
         if not self.alone and not all(options):
             return (None,)
         chosen = _half(place.examples, outputs.device)
-        pull_back(outputs, records, _marks(place, outputs, chosen))
+        pull_back(outputs, calls, _marks(place, outputs, chosen))
         return tuple(
-            next((way for way in ways if _is_there(way, record.g, chosen)), None)
-            for record, ways in zip(records, options, strict=True)
+            next((way for way in ways if _is_there(way, call.g, chosen)), None)
+            for call, ways in zip(calls, options, strict=True)
         )
 
 
-def _is_single(record: Record) -> bool:
+def _is_single(call: LayerCall) -> bool:
     """Whether the input of a call has no axis of examples or positions."""
-    features = features_of(record.site.layer)
-    return features is not None and record.x.ndim == features
+    features = features_of(call.layer.module)
+    return features is not None and call.x.ndim == features
 
 
 def features_of(layer: nn.Module) -> int | None:
@@ -154,13 +153,13 @@ def _candidates(rows: int, sizes: tuple[int, ...]) -> Iterator[Place]:
             yield Place(size, last=True)
 
 
-def _options(record: Record, examples: int) -> Iterator[Place]:
+def _options(call: LayerCall, examples: int) -> Iterator[Place]:
     """Where so many examples may be in a call; nothing if its output is not on the way."""
-    features = features_of(record.site.layer)
-    axes = 1 if features is None else record.x.ndim - features
-    shape = record.shape
+    features = features_of(call.layer.module)
+    axes = 1 if features is None else call.x.ndim - features
+    shape = call.shape
     for axis in range(min(axes, len(shape))):
-        if shape[axis] == record.x.shape[axis] and shape[axis] % examples == 0 and shape[axis]:
+        if shape[axis] == call.x.shape[axis] and shape[axis] % examples == 0 and shape[axis]:
             yield Place(examples, axis)
             if shape[axis] > examples:
                 yield Place(examples, axis, last=True)

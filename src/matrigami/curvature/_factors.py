@@ -1,17 +1,18 @@
-"""Running sums of the second moments of one block of parameters.
+"""Running sums of the second moments of blocks of parameters.
 
 Shapes: b = blocks, i = inputs, o = outputs of a block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from matrigami.curvature._blocks import Key
 from matrigami.curvature._moments import gradient_moment, input_moment, input_rows
-from matrigami.curvature._uses import Use
+from matrigami.nn import Use
 from matrigami.operators import (
     DenseMatrix,
     LinearOperator,
@@ -25,7 +26,7 @@ BALANCING = 60
 """Power iterations on the Gram matrices of a sum of Kronecker products; each is a few numbers."""
 
 
-class Adding:
+class MomentCache:
     """Additions of one batch: what is the same sum of the same operators is one operator.
 
     So layers that read the same inputs (queries, keys and values) share one second moment, which is
@@ -76,12 +77,12 @@ class Factors:
     rows: float = 0.0
     B: LinearOperator | None = None
 
-    def add(self, use: Use, adding: Adding, weight: float = 1.0) -> None:
+    def add(self, use: Use, cache: MomentCache, weight: float = 1.0) -> None:
         """Add one use; `weight` counts for the gradients."""
-        self.A = adding.plus(self.A, adding.moment(use))
+        self.A = cache.plus(self.A, cache.moment(use))
         self.rows += input_rows(use.inputs) if use.rows is None else use.rows
         if use.gradients is not None:
-            B = adding.cast(gradient_moment(use.gradients), use)
+            B = cache.cast(gradient_moment(use.gradients), use)
             B = B if weight == 1.0 else scale(B, weight)
             self.B = B if self.B is None else self.B + B
 
@@ -92,14 +93,60 @@ class Factors:
         return KroneckerMatrix(plain(left), plain(right))
 
 
-def all_reduce(factors: Iterable[Factors], group: dist.ProcessGroup | None = None) -> None:
-    """Add up the sums of all processes, in place; a tensor that several factors share, once."""
-    every = list(factors)
-    sums = [M for F in every for M in (F.A, F.B) if M is not None]
-    for t in {id(t): t for M in sums for t in named_tensors(M).values()}.values():
-        dist.all_reduce(t, group=group)
-    for F in every:
-        F.rows = total(F.rows, _known(F.A).device, group)
+class SecondMoments:
+    """The sums of every block, over any number of batches: `A`, `B` and how many inputs there were.
+
+    A block has several where layers use it differently (a table that is also the output matrix).
+
+    Args:
+        dtype: Type of the sums; by default that of the gradients or inputs.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+        self._factors: dict[Key, dict[tuple[bool, type], Factors]] = {}
+
+    def add(
+        self,
+        blocks: Mapping[Key, list[Use]],
+        weight: float = 1.0,
+        cache: MomentCache | None = None,
+    ) -> None:
+        """Add what blocks saw in some calls.
+
+        Args:
+            blocks: What they saw.
+            weight: Of the moments of gradients.
+            cache: Of the batch, if it comes in several parts.
+        """
+        cache = MomentCache(self.dtype) if cache is None else cache
+        for key, parts in blocks.items():
+            known = self._factors.setdefault(key, {})
+            for use in parts:
+                kind = (use.transposed, type(use.inputs))
+                known.setdefault(kind, Factors(use.transposed)).add(use, cache, weight)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The blocks that were seen."""
+        return iter(self._factors)
+
+    def __getitem__(self, key: Key) -> list[Factors]:
+        """The sums of a block, for each way in which it is used."""
+        return list(self._factors[key].values())
+
+    def products(self) -> dict[Key, KroneckerMatrix]:
+        """`B (x) A` for each block, with `A` the mean over inputs; the nearest one to several."""
+        return {key: nearest_product([F.product() for F in self[key]]) for key in self}
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Add up the sums of all processes, in place; a tensor that several share, once."""
+        kinds = (self._factors[key] for key in sorted(self._factors))  # in one order for all
+        every = [known[kind] for known in kinds for kind in sorted(known, key=str)]
+        sums = [M for F in every for M in (F.A, F.B) if M is not None]
+        for t in {id(t): t for M in sums for t in named_tensors(M).values()}.values():
+            dist.all_reduce(t, group=group)
+        for F in every:
+            F.rows = total(F.rows, _known(F.A).device, group)
 
 
 def total(count: float, device: torch.device, group: dist.ProcessGroup | None = None) -> float:

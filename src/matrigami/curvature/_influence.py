@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from matrigami.curvature._each import Sizes, losses, paired, vectors
 from matrigami.curvature._matrix import CurvatureMatrix, mapped
 from matrigami.curvature._objective import Batch, Loss, objective, sums, trainable
-from matrigami.curvature._record import unwrapped
+from matrigami.curvature._tape import unwrapped
 from matrigami.operators import LinearOperator, shift, solve, trace
 
 ROOM = 2**24

@@ -16,14 +16,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from matrigami.curvature._blocks import Key
-from matrigami.curvature._factors import Adding, Factors, all_reduce, nearest_product
+from matrigami.curvature._blocks import Blocks, Key
+from matrigami.curvature._factors import SecondMoments
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Batch, Loss, trainable
 from matrigami.curvature._passes import Labels, Setting, passes
-from matrigami.curvature._uses import Use
 from matrigami.operators import LinearOperator
-from matrigami.structures import KroneckerMatrix
 
 
 def kfac(
@@ -74,30 +72,20 @@ def kfac(
         (CurvatureMatrix(21x21, 47 parameters), KroneckerMatrix(1 of 6x6, 13 parameters))
     """
     found = passes(model, loss, data, Setting(labels, joint, reduce, seed, apart=False))
-    return assembled(found.objective.model, merged(sums(found, found.distributed, dtype)))
+    products = second_moments(found, found.distributed, dtype).products()
+    return assembled(found.objective.model, products)
 
 
-def merged(factors: Mapping[Key, list[Factors]]) -> dict[Key, KroneckerMatrix]:
-    """One product for each block."""
-    return {key: nearest_product([F.product() for F in known]) for key, known in factors.items()}
-
-
-def sums(
-    found: Iterable[dict[Key, list[Use]]], distributed: bool, dtype: torch.dtype | None = None
-) -> dict[Key, list[Factors]]:
-    """The second moments of every block, over one pass; two where two layers use it differently."""
-    factors: dict[Key, dict[object, Factors]] = {}
+def second_moments(
+    found: Iterable[Blocks], distributed: bool, dtype: torch.dtype | None = None
+) -> SecondMoments:
+    """The second moments of every block, over one pass of all processes."""
+    moments = SecondMoments(dtype)
     for blocks in found:
-        adding = Adding(dtype)
-        for key, parts in blocks.items():
-            for use in parts:
-                kind = (use.transposed, type(use.inputs))
-                known = factors.setdefault(key, {})
-                known.setdefault(kind, Factors(use.transposed)).add(use, adding)
-    result = {key: list(known.values()) for key, known in factors.items()}
+        moments.add(blocks)
     if distributed:
-        all_reduce(F for known in result.values() for F in known)
-    return result
+        moments.all_reduce()
+    return moments
 
 
 def assembled(model: nn.Module, blocks: Mapping[Key, LinearOperator]) -> CurvatureMatrix:

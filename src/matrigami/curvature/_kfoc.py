@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.curvature._blocks import Key
-from matrigami.curvature._factors import Adding, plain
-from matrigami.curvature._kfac import assembled, merged, sums
+from matrigami.curvature._factors import MomentCache, plain
+from matrigami.curvature._kfac import assembled, second_moments
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._moments import gram, side_forms, side_moment
 from matrigami.curvature._objective import Batch, Loss
 from matrigami.curvature._passes import Labels, Repeated, Setting, passes
-from matrigami.curvature._uses import Use
+from matrigami.nn import Use
 from matrigami.operators import LinearOperator, named_tensors, norm, scale, trace
 from matrigami.structures import KroneckerMatrix
 
@@ -104,7 +104,7 @@ def _streamed(
     distributed: bool,
 ) -> dict[Key, KroneckerMatrix]:
     """All other blocks, by passes over the data that start from K-FAC."""
-    products = merged(sums(_without(every, done), distributed, dtype))
+    products = second_moments(_without(every, done), distributed, dtype).products()
     for _ in range(iterations if products else 0):
         for left in (False, True):
             rest = _without(every, done)
@@ -179,11 +179,11 @@ def _half_step(
     known = {key: _of_unit_trace(K.factors[1 if left else 0]) for key, K in at.items()}
     totals: dict[Key, LinearOperator] = {}
     for blocks in data:
-        adding = Adding(dtype)
+        cache = MomentCache(dtype)
         for key, parts in blocks.items():
             for use in parts:
                 weights = side_forms(use, known[key], left=not left)
-                M = adding.cast(side_moment(use, left=left, weights=weights), use)
+                M = cache.cast(side_moment(use, left=left, weights=weights), use)
                 totals[key] = totals[key] + M if key in totals else M
     found = {}
     for key, M in totals.items():

@@ -29,7 +29,7 @@ from matrigami.curvature._each import Observer, vectors
 from matrigami.curvature._influence import refuse_other_sizes
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import trainable
-from matrigami.curvature._record import unwrapped
+from matrigami.curvature._tape import unwrapped
 from matrigami.operators import LinearOperator, eigh, power, scale, shift, solve
 
 LARGEST = 60.0

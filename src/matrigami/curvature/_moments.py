@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.curvature._uses import OneHot, Use
+from matrigami.nn import OneHot, Use
 from matrigami.operators import DenseMatrix, LinearOperator, diagonal
 from matrigami.structures import DiagonalMatrix
 

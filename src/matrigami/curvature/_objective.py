@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase  # the base of all batch and in
 from torch.nn.modules.dropout import _DropoutNd
 
 from matrigami.curvature._likelihood import MODULES, as_module, terms
-from matrigami.curvature._record import unobserved
+from matrigami.curvature._tape import unobserved
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of outputs and targets, such as `nn.CrossEntropyLoss()`."""

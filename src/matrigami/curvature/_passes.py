@@ -18,7 +18,6 @@ from matrigami.curvature._blocks import (
     Blocks,
     SharedInputs,
     by_block,
-    is_finite,
     rows_that_count,
     with_gradients,
 )
@@ -40,16 +39,16 @@ from matrigami.curvature._likelihood import (
     terms,
 )
 from matrigami.curvature._objective import Batch, Loss, Objective, objective
-from matrigami.curvature._record import (
-    Record,
-    Site,
-    find_sites,
+from matrigami.curvature._tape import (
+    LayerCall,
+    TapedLayer,
+    find_layers,
     pull_back,
     recording,
-    unobserved,
+    refuse_not_finite,
     unwrapped,
 )
-from matrigami.curvature._uses import OneHot, Use
+from matrigami.nn import OneHot, Use
 
 Labels = int | Literal["exact", "empirical", "examples"]
 """Which labels: those of the model in expectation, so many drawn from it, or those of the data.
@@ -72,7 +71,7 @@ class Passes:
 
     Args:
         objective: Model, loss and batches.
-        sites: The layers.
+        layers: The layers.
         labels: Which labels.
         seed: Of drawn labels; the same in each pass.
         reduce: Average inputs and sum gradients over shared positions first.
@@ -82,7 +81,7 @@ class Passes:
     """
 
     objective: Objective
-    sites: list[Site]
+    layers: list[TapedLayer]
     labels: Labels
     seed: int
     reduce: bool
@@ -95,22 +94,22 @@ class Passes:
         generator = torch.Generator(device).manual_seed(self.seed)
         finder = Finder(alone=isinstance(self.labels, int))
         for i, (inputs, targets, weight) in enumerate(self.objective):
-            with torch.enable_grad(), unobserved(), recording(self.sites) as records:
+            with recording(self.layers) as calls:
                 outputs = one_tensor(self.objective.model(inputs))
             refuse_shapes(self.objective.loss, outputs.detach(), targets)
-            self._refuse_unused(records)
-            width = sum(r.x[..., 0].numel() * _width(r.site.layer) for r in records)
+            self._refuse_unused(calls)
+            width = sum(c.x[..., 0].numel() * _width(c.layer.module) for c in calls)
             turns = max(1, ENTRIES // max(width, 1))
-            found = finder.find(inputs, outputs, records) if self.apart else None
-            places = [None] * len(records) if found is None else found.inputs
+            found = finder.find(inputs, outputs, calls) if self.apart else None
+            places = [None] * len(calls) if found is None else found.inputs
             counted = terms(self.objective.loss, targets)
-            rows = rows_that_count(outputs, records, places, counted)
+            rows = rows_that_count(outputs, calls, places, counted)
             every = self._columns(outputs.detach(), targets, counted, generator, found)
             for columns in _in_turns(every, turns):
-                pull_back(outputs, records, weight**0.5 * columns)
-                _refuse_nan(records, i)
-                calls = with_gradients(records, places)
-                yield by_block(calls, SharedInputs(), rows, reduce=self.reduce)
+                pull_back(outputs, calls, weight**0.5 * columns)
+                refuse_not_finite(calls, i)
+                seen = with_gradients(calls, places)
+                yield by_block(seen, SharedInputs(), rows, reduce=self.reduce)
 
     def _columns(
         self,
@@ -137,13 +136,13 @@ class Passes:
         for columns in every:
             yield from iter([columns]) if whole else by_positions(columns, place)
 
-    def _refuse_unused(self, records: list[Record]) -> None:
+    def _refuse_unused(self, calls: list[LayerCall]) -> None:
         """A layer that is not called has no curvature."""
-        called = {id(record.site) for record in records if record.edge is not None}
-        for site in self.sites:
-            if id(site) not in called:
+        called = {id(call.layer) for call in calls if call.edge is not None}
+        for layer in self.layers:
+            if id(layer) not in called:
                 raise ValueError(
-                    f"curvature was asked for the parameters of {site.name}.\n"
+                    f"curvature was asked for the parameters of {layer.name}.\n"
                     "The model did not call this layer on the way to its outputs "
                     "(fused attention calls none of its own, reentrant checkpoints hide theirs).\n"
                     "Freeze it with requires_grad_(False), use separate layers, or checkpoint with "
@@ -229,7 +228,7 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
     term_count(target.loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
     return Passes(
         target,
-        find_sites(inner, joint=setting.joint),
+        find_layers(inner, joint=setting.joint),
         setting.labels,
         setting.seed,
         setting.reduce,
@@ -270,17 +269,3 @@ def _numbers(use: Use) -> int:
     """Numbers that a use holds."""
     inputs = use.inputs.indices if isinstance(use.inputs, OneHot) else use.inputs
     return inputs.numel() + (0 if use.gradients is None else use.gradients.numel())
-
-
-def _refuse_nan(records: list[Record], batch: int) -> None:
-    """Refuse what is not finite before it reaches a factor, where it arises first."""
-    seen = [(record, record.x, "activations") for record in records]
-    seen += [(record, record.g, "gradients") for record in reversed(records)]
-    for record, t, what in seen:
-        if t is not None and not is_finite(t):
-            layer = record.site.name or type(record.site.layer).__name__
-            raise ValueError(
-                f"curvature was asked for a batch (number {batch}) whose {what} at the layer "
-                f"{layer} are NaN or infinite.\n"
-                "Nothing was added to any factor.\nLook for a layer beside it that overflows."
-            )

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.curvature import Sides, Watch
+from matrigami.curvature import FactorPair, FisherEstimator
 from matrigami.nn import Part, Role
 from matrigami.operators import BlockView
 from matrigami.optim._adam import over
@@ -117,10 +117,10 @@ class KFAC(MatrixOptimizer):
         options |= {"stagger": stagger, "inverse": inverse, "max_dim": max_dim}
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
         check_options("KFAC", options | {"labels": labels})
-        self.watch: Watch | None = None
+        self.estimator: FisherEstimator | None = None
         self._warned = False
         self._names: dict[str, Tensor] = {}
-        self._told: dict[Tensor, Sides] = {}
+        self._observed: dict[Tensor, FactorPair] = {}
         if isinstance(source, nn.Module):
             source = planned(source, KFAC, options)
         super().__init__(source, options)
@@ -141,7 +141,7 @@ class KFAC(MatrixOptimizer):
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
-        """Watch a model, when the optimiser was made of groups.
+        """FisherEstimator a model, when the optimiser was made of groups.
 
         Args:
             model: The model whose weights these are, wrapped or not.
@@ -152,16 +152,16 @@ class KFAC(MatrixOptimizer):
         Raises:
             ValueError: If the loss is missing or no known likelihood, or the optimiser is watching.
         """
-        if model is None or loss is None or self.watch is not None:
+        if model is None or loss is None or self.estimator is not None:
             raise ValueError(
                 f"KFAC was asked to watch {type(model).__name__} with the loss {loss}.\n"
                 "It needs a model and a loss, once; parameters alone cannot be watched.\n"
                 "Give KFAC(model, loss), or KFAC(groups) and then attach(model, loss)."
             )
         chosen = [p for p, view in self._matrices() if view is not None]
-        self.watch = Watch(model, loss, (), labels=labels, optimal=optimal)
+        self.estimator = FisherEstimator(model, loss, (), labels=labels, optimal=optimal)
         self._names = {}
-        self._watch_more(self.watch, chosen)
+        self._estimate_more(self.estimator, chosen)
         self.defaults["watching"] = True
         self._look(self.param_groups[0]["clock"])
 
@@ -185,7 +185,7 @@ class KFAC(MatrixOptimizer):
                 f"This parameter needs {shapes or 'none: it takes Adam'}, with finite entries.\n"
                 "Give one factor of inputs and one of outputs for each block."
             )
-        self._told[p] = Sides(A, B)
+        self._observed[p] = FactorPair(A, B)
 
     def adapt_damping(self, before: float | Tensor, after: float | Tensor) -> float:
         """Compare the fall of the loss with the one that the quadratic model predicts.
@@ -295,43 +295,43 @@ class KFAC(MatrixOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does; weights of the model that is watched are watched from now on."""
-        model = None if self.watch is None else self.watch.model
+        model = None if self.estimator is None else self.estimator.model
         if model is not None and "views" not in param_group:
             known = {row.parameter: row.view for row in planned(model, KFAC, self.defaults).rows}
             given = [p[1] if isinstance(p, tuple) else p for p in listed(param_group["params"])]
             if all(p in known for p in given):
                 param_group["views"] = [known[p] for p in given]
         super().add_param_group(param_group)
-        if self.watch is not None:
+        if self.estimator is not None:
             group = self.param_groups[-1]
             pairs = zip(group["params"], group["views"], strict=True)
-            self._watch_more(self.watch, [p for p, view in pairs if view is not None])
+            self._estimate_more(self.estimator, [p for p, view in pairs if view is not None])
 
-    def _watch_more(self, watch: Watch, chosen: list[Tensor]) -> None:
-        """Watch some more weights, and know their names."""
-        names = {id(p): name for name, p in watch.model.named_parameters()}
+    def _estimate_more(self, estimator: FisherEstimator, chosen: list[Tensor]) -> None:
+        """FisherEstimator some more weights, and know their names."""
+        names = {id(p): name for name, p in estimator.model.named_parameters()}
         chosen = [p for p in chosen if id(p) in names]
-        watch.extend(chosen)
+        estimator.extend(chosen)
         self._names |= {names[id(p)]: p for p in chosen}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch does; what was seen of the gradients that are dropped does not count."""
         super().zero_grad(set_to_none)
-        if self.watch is not None:
-            self.watch.forget()
+        if self.estimator is not None:
+            self.estimator.forget()
 
-    def _expect_a_pass(self, watch: Watch, gradients: Collection[Tensor]) -> None:
+    def _expect_a_pass(self, estimator: FisherEstimator, gradients: Collection[Tensor]) -> None:
         """Say so, once, if the model, or some of its weights, are trained without being seen."""
-        if watch.clock is None or self._warned or watch.rejected:
+        if estimator.clock is None or self._warned or estimator.rejected:
             return
-        unseen = [n for n, p in self._names.items() if p in gradients and n not in watch.names]
+        unseen = [n for n, p in self._names.items() if p in gradients and n not in estimator.names]
         self._warned = bool(unseen)
         if unseen:
             what = f"{', '.join(unseen[:8])} in any call of a layer"
             warnings.warn(
-                f"KFAC saw {what if watch.seen else 'no forward pass of its model'} in training "
-                "mode before this step: its curvature stays as it is. Call the model itself, not a "
-                "part of it, and its layers as modules.",
+                f"KFAC saw {what if estimator.seen else 'no forward pass of its model'} in "
+                "training mode before this step: its curvature stays as it is. "
+                "Call the model itself, not a part of it, and its layers as modules.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -348,21 +348,23 @@ class KFAC(MatrixOptimizer):
                 "Make KFAC(copied_model, loss), and load the state_dict of this one."
             )
         if "defaults" in state:  # a copy, not a state that is loaded
-            self.watch, self._names, self._told, self._warned = None, {}, {}, False
+            self.estimator, self._names, self._observed, self._warned = None, {}, {}, False
         super().__setstate__(state)
 
     def _look(self, clock: int) -> None:
-        """Watch the batches of the step after this one, if its turn has come."""
-        if self.watch is not None:
-            wanted = clock % self.param_groups[0]["statistics_every"] == 0
-            self.watch.open(clock if wanted else None)
+        """FisherEstimator the batches of the step after this one, if its turn has come."""
+        if self.estimator is not None:
+            if clock % self.param_groups[0]["statistics_every"]:
+                self.estimator.stop()
+            else:
+                self.estimator.start(clock)
 
     def prepare(self, gradients: dict[Tensor, Tensor]) -> None:
         """Average what was seen into the factors, and refresh those that are due."""
-        told, self._told = self._told, {}
-        if self.watch is not None:
-            self._expect_a_pass(self.watch, gradients)
-            told |= {self._names[name]: sides for name, sides in self.watch.take().items()}
+        observed, self._observed = self._observed, {}
+        if self.estimator is not None:
+            self._expect_a_pass(self.estimator, gradients)
+            observed |= {self._names[name]: pair for name, pair in self.estimator.take().items()}
         self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
         clock = self.param_groups[0]["clock"]
         for group in self.param_groups:
@@ -370,9 +372,9 @@ class KFAC(MatrixOptimizer):
                 entry = self.state.get(p)
                 if view is None or not entry:
                     continue
-                first = p in told and not bool(entry["watched"].any())
-                if p in told:
-                    average(entry, told[p], group["decay"])
+                first = p in observed and not bool(entry["watched"].any())
+                if p in observed:
+                    average(entry, observed[p], group["decay"])
                 for side, names in enumerate((("B", "P", "beta"), ("A", "Q", "alpha"))):
                     turn = due(entry["offset"][:, side], clock, group["frequency"])
                     where = list(range(view.stack[0])) if first else turn

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.curvature import Sides
+from matrigami.curvature import FactorPair
 from matrigami.optim._basis import eigenpairs, orthogonal
 from matrigami.optim._method import Options, State
 
 
-def average(entry: State, sides: Sides, decay: float) -> None:
+def average(entry: State, pair: FactorPair, decay: float) -> None:
     """`A <- b A + (1 - b) A_now` with `b = min(1 - 1/k, decay)` for the k-th time."""
     entry["watched"] += 1
     k = entry["watched"]
     weight = (1 / k).clamp_min(1 - decay)[:, None, None]
-    for name, S in (("A", sides.A), ("B", sides.B)):
+    for name, S in (("A", pair.A), ("B", pair.B)):
         entry[name].copy_(entry[name].lerp(S.to(entry[name].dtype), weight))
 
 

@@ -1,4 +1,4 @@
-"""Watch a model while it trains: second moments at labels that the model itself draws.
+"""The Fisher matrix of a model while it trains: second moments at labels that it draws itself.
 
 When the loss is called, labels are drawn for the outputs that it is given, and their gradients are
 pulled back to the layers: one more backward pass, without gradients of parameters, in the batches
@@ -25,13 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.curvature._blocks import (
     SharedInputs,
+    are_finite,
     by_block,
-    finite,
     rows_that_count,
     with_gradients,
 )
-from matrigami.curvature._factors import Adding, Factors
-from matrigami.curvature._hooks import Commit, Hook, Late
+from matrigami.curvature._factors import Factors, SecondMoments
 from matrigami.curvature._kfoc import fitted
 from matrigami.curvature._likelihood import (
     Terms,
@@ -42,16 +41,17 @@ from matrigami.curvature._likelihood import (
     terms,
 )
 from matrigami.curvature._objective import Loss, sums
-from matrigami.curvature._record import (
-    Record,
-    Site,
-    find_sites,
+from matrigami.curvature._tape import (
+    Hook,
+    LayerCall,
+    Tape,
+    TapedLayer,
+    find_layers,
     is_observed,
     pull_back,
-    read_input,
     unwrapped,
 )
-from matrigami.nn import StructuredLinear, StructuredMoE
+from matrigami.nn import StructuredLinear, StructuredMoE, parts
 from matrigami.operators import trace
 
 WAITING = 16
@@ -61,7 +61,7 @@ WEIGHTS = ("weight", "pos_weight")
 """Options of losses by which terms have weights of their own."""
 
 
-class Sides(NamedTuple):
+class FactorPair(NamedTuple):
     """`B (x) A` of one parameter for the last batches; both are means over them."""
 
     A: Float[Tensor, "b i i"]
@@ -74,23 +74,23 @@ class Forward:
 
     Args:
         outputs: What the model gave, if that is a tensor.
-        records: The calls of its layers.
+        calls: The calls of its layers.
     """
 
     outputs: Tensor | None
-    records: list[Record]
+    calls: list[LayerCall]
 
 
 class Running(NamedTuple):
     """The factors of one weight, and how much was averaged in them."""
 
-    sides: Sides
+    pair: FactorPair
     rows: float
     terms: float
 
 
-class Watch:
-    """Hooks on a model that estimate the Kronecker factors of some of its weights.
+class FisherEstimator(Tape):
+    """Estimates the Kronecker factors of some weights of a model, in the passes of a training loop.
 
     Args:
         model: The model; of a data-parallel or sharded one the factors are averaged over all
@@ -115,6 +115,7 @@ class Watch:
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
+        super().__init__()
         self.model, self.loss = unwrapped(model), as_module(loss)
         term_count(self.loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
         self.labels, self.optimal = labels, optimal
@@ -125,40 +126,32 @@ class Watch:
         self._waiting: list[Forward] = []
         self._found: dict[str, Running] = {}
         self._ever: set[str] = set()
-        self._handles: list[Any] = []
-        weakref.finalize(self, _remove, self._handles)
-        self.sites: list[Site] = []
+        self._layers: dict[str, TapedLayer] = {}
         self.extend(wanted)
-        hook = Hook(self, Watch.begin)
-        self._handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
-        hook = Hook(self, Watch.end)
-        self._handles.append(self.model.register_forward_hook(hook, with_kwargs=True))
+        self.hold(self.model.register_forward_pre_hook(Hook(self._begin)))
+        self.hold(self.model.register_forward_hook(Hook(self._end)))
         if isinstance(loss, nn.Module):
-            hook = Hook(self, Watch.told)
-            self._handles.append(loss.register_forward_pre_hook(hook, with_kwargs=True))
+            hook = Hook(self._before_loss)
+            self.hold(loss.register_forward_pre_hook(hook, with_kwargs=True))
 
     def extend(self, wanted: Collection[Tensor]) -> None:
         """Watch some more weights of the model."""
         sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
         self.sharded |= any(sharded)
         self.distributed |= self.sharded
-        sites = find_sites(self.model, joint=False, wanted=wanted) if wanted else []
+        layers = find_layers(self.model, joint=False, wanted=wanted) if wanted else []
         if any(sharded):
-            _refuse_structured(sites)
-        for site in sites:
-            hook = Hook(self, Watch.note, site)
-            layer = site.layer  # of a model that is one layer, before the hook of its end
-            handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
-        self.sites += sites
+            _refuse_structured(layers)
+        self.listen(layers)
+        self._layers |= {name: layer for layer in layers for name in layer.names.values()}
 
-    def close(self) -> None:
-        """Take the hooks off the model."""
-        _remove(self._handles)
-
-    def open(self, clock: int | None) -> None:
-        """Look at the batches from now on, or with None at none; the clock seeds the labels."""
+    def start(self, clock: int) -> None:
+        """Look at the batches from now on; the clock seeds the labels."""
         self.clock, self.passes = clock, 0
+
+    def stop(self) -> None:
+        """Look at no more batches."""
+        self.clock, self.passes = None, 0
 
     @property
     def names(self) -> set[str]:
@@ -169,48 +162,76 @@ class Watch:
         """Drop what was seen since the last call of `take`: its gradients are dropped, too."""
         self._found = {}
 
-    def take(self) -> dict[str, Sides]:
-        """The factors since the last call, by parameter name; looks at no more batches."""
-        self.clock, self._waiting = None, []
-        found = {name: known.sides for name, known in self._found.items()}
-        self._found = {}
-        if self.distributed:
-            for t in [t for sides in found.values() for t in sides]:
-                dist.all_reduce(t)
-                t.div_(dist.get_world_size())
-        return found
+    def take(self) -> dict[str, FactorPair]:
+        """The factors since the last call, by parameter name; looks at no more batches.
 
-    def begin(self, *_: Any) -> None:
+        Of several processes all call it, and have the mean over those that have seen a weight.
+        """
+        looked, self.clock, self._waiting = self.clock is not None, None, []
+        found = {name: known.pair for name, known in self._found.items()}
+        self._found = {}
+        if not self.distributed:
+            return found
+        return self._mean_of_processes(found) if looked else {}
+
+    def _mean_of_processes(self, found: dict[str, FactorPair]) -> dict[str, FactorPair]:
+        """The factors of all processes, in one order; some may have refused a batch with NaN."""
+        device = next(self.model.parameters()).device
+        present = torch.tensor([float(n in found) for n in self._layers], device=device)
+        dist.all_reduce(present)
+        means = {}
+        for name, count in zip(self._layers, present.tolist(), strict=True):
+            if count:
+                means[name] = found[name] if name in found else self._no_factors(name)
+                for t in means[name]:
+                    dist.all_reduce(t)
+                    t.div_(count)
+        return means
+
+    def _no_factors(self, name: str) -> FactorPair:
+        """Zeros of the shape of the factors of a weight."""
+        layer = self._layers[name]
+        key = next(key for key, known in layer.names.items() if known == name)
+        p, blocks = layer.module.get_parameter(key), parts(layer.module)[key].blocks
+        b, m, n = blocks.stack  # pyright: ignore[reportOptionalMemberAccess] - it is a matrix
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        return FactorPair(*(torch.zeros(b, k, k, dtype=dtype, device=p.device) for k in (n, m)))
+
+    def _begin(self, *_: Any) -> None:
         """Before the forward pass of the model."""
         wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
-        self._within.records = [] if wanted and is_observed() else None
+        self._within.calls = [] if wanted and is_observed() else None
 
-    def note(self, site: Site, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
-        """A call of one layer; only those within a forward pass of the whole model count."""
-        records = getattr(self._within, "records", None)
-        if records is not None and output.requires_grad:
-            records.append(Record.of(site, read_input(site, args, kwargs), output))
+    def wants(self) -> bool:
+        """Only calls within a forward pass of the whole model count."""
+        return getattr(self._within, "calls", None) is not None
 
-    def end(self, _args: Any, _kwargs: Any, outputs: Any) -> None:
+    def note(self, call: LayerCall, output: Tensor) -> None:
+        """Keep a call that can be differentiated."""
+        if output.requires_grad:
+            call.keep_edge(output)
+            self._within.calls.append(call)
+
+    def _end(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
         """After the forward pass: wait for the loss, or for the gradients of the outputs."""
-        records, self._within.records = getattr(self._within, "records", None), None
-        if not records:
+        calls, self._within.calls = getattr(self._within, "calls", None), None
+        if not calls:
             return
         self.seen += 1
-        passed = Forward(outputs if isinstance(outputs, Tensor) else None, records)
+        passed = Forward(outputs if isinstance(outputs, Tensor) else None, calls)
         if passed.outputs is None or not passed.outputs.requires_grad:
             self._wait(passed)
         elif self.sharded:  # weights are whole now, and not any more at the loss
-            passed.outputs.register_hook(Commit(self, self._without_targets(passed)))
+            passed.outputs.register_hook(Hook(self._commit, self._without_targets(passed)))
         else:
-            self._wait(passed)
-            passed.outputs.register_hook(Late(self, passed))
+            self._wait(passed)  # the graph must not hold its own outputs
+            passed.outputs.register_hook(Hook(self._without_loss, weakref.ref(passed)))
 
     def _wait(self, passed: Forward) -> None:
         """Keep a forward pass until its loss is called or differentiated, if not too many wait."""
         self._waiting = [*self._waiting[1 - WAITING :], passed]
 
-    def told(self, args: tuple[Any, ...], kwargs: Any) -> None:
+    def _before_loss(self, _loss: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         """Before the loss: its outputs and targets."""
         given = [*args, *kwargs.values()] if args else [kwargs.get("input"), kwargs.get("target")]
         if len(given) < 2 or not is_observed() or not torch.is_grad_enabled():
@@ -218,26 +239,27 @@ class Watch:
         outputs, targets = given[:2]
         if isinstance(outputs, Tensor) and outputs.requires_grad and self._waiting:
             found = self._estimate(outputs, terms(self.loss, targets), self._waiting)
-            outputs.register_hook(Commit(self, found))
+            outputs.register_hook(Hook(self._commit, found))
 
-    def late(self, passed: Forward) -> None:
+    def _without_loss(self, forward: "weakref.ref[Forward]", _gradient: Tensor) -> None:
         """Gradients of outputs arrive that no known loss was called with."""
-        own = getattr(self._within, "pulling", False)
-        if not own and passed in self._waiting:
-            self.commit(self._without_targets(passed))
+        passed, own = forward(), getattr(self._within, "pulling", False)
+        if passed is not None and not own and passed in self._waiting:
+            self._commit(self._without_targets(passed))
 
     def _without_targets(self, passed: Forward) -> dict[str, Running]:
         """The factors of a forward pass, all of whose outputs count."""
         outputs: Any = passed.outputs
-        _refuse_last_axis(self.loss, outputs, passed.records)
+        _refuse_last_axis(self.loss, outputs, passed.calls)
         with torch.enable_grad():
             return self._estimate(outputs, self._all_terms(outputs.detach()), [passed])
 
-    def commit(self, found: dict[str, Running]) -> None:
-        """The backward pass of training has begun: the factors of its batch count."""
+    def _commit(self, found: dict[str, Running], *_: Any) -> None:
+        """The backward pass of training has begun: the factors of its batch count, once."""
         self._ever |= found.keys()
         for name, new in found.items():
             self._found[name] = self._averaged(self._found.get(name), new)
+        found.clear()
 
     def _all_terms(self, outputs: Tensor) -> Terms:
         """The terms of a loss whose targets are not known: those of labels that are drawn."""
@@ -255,24 +277,24 @@ class Watch:
         self, outputs: Tensor, counted: Terms, passes: list[Forward]
     ) -> dict[str, Running]:
         """The factors of those forward passes that some outputs come from."""
-        records = [record for passed in passes for record in passed.records]
+        calls = [call for passed in passes for call in passed.calls]
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         generator = torch.Generator(outputs.device).manual_seed(self._seed())
         if not outputs.numel() or not bool(f.isfinite().all()):
             self._reject(outputs, passes)
             return {}
-        places = [None] * len(records)
+        places = [None] * len(calls)
         drawn = drawn_gradients(self.loss, f, counted, self.labels, generator)
         with self._pulling():
-            rows = rows_that_count(outputs, records, places, counted)
-            pull_back(outputs, records, (drawn * self.labels**-0.5).to(outputs.dtype))
-        used = [p for p in passes if any(r.g is not None for r in p.records)]
+            rows = rows_that_count(outputs, calls, places, counted)
+            pull_back(outputs, calls, (drawn * self.labels**-0.5).to(outputs.dtype))
+        used = [p for p in passes if any(c.g is not None for c in p.calls)]
         if not used:
             return {}
         self._waiting = [p for p in self._waiting if p not in used]
         self.passes += 1
-        return self._factors(with_gradients(records, places), rows, counted)
+        return self._factors(with_gradients(calls, places), rows, counted)
 
     @contextmanager
     def _pulling(self) -> Iterator[None]:
@@ -293,21 +315,20 @@ class Watch:
     def _factors(self, calls: Any, rows: Any, counted: Terms) -> dict[str, Running]:
         """The factors of one batch, unless it holds NaN."""
         blocks = by_block(calls, SharedInputs(), rows)
-        if not all(finite(use) for parts in blocks.values() for use in parts):
+        if not are_finite(blocks):
             self.rejected += 1
             return {}
-        adding, made = Adding(None), {}
+        moments, made = SecondMoments(), {}
+        moments.add(blocks)
         best = fitted([blocks], 1) if self.optimal else {}
-        for key, parts in blocks.items():
-            known = Factors(parts[0].transposed)
-            for use in parts:
-                known.add(use, adding)
+        for key in moments:
+            known = moments[key][0]  # a matrix is used in one way, or it takes Adam
             if not known.rows:
                 continue
-            sides = _sides(known)
+            pair = _pair(known)
             if key in best:
-                sides = _balanced(best[key].factors, sides, transposed=known.transposed)
-            made[key[0]] = Running(sides, known.rows, counted.divisor)
+                pair = _balanced(best[key].factors, pair, transposed=known.transposed)
+            made[key[0]] = Running(pair, known.rows, counted.divisor)
         return made
 
     def _averaged(self, old: Running | None, new: Running) -> Running:
@@ -315,54 +336,48 @@ class Watch:
         if old is None:
             return new
         rows, number = old.rows + new.rows, old.terms + new.terms
-        A = old.sides.A.lerp(new.sides.A, new.rows / rows)
+        A = old.pair.A.lerp(new.pair.A, new.rows / rows)
         if sums(self.loss):
-            return Running(Sides(A, old.sides.B + new.sides.B), rows, number)
-        return Running(Sides(A, old.sides.B.lerp(new.sides.B, new.terms / number)), rows, number)
+            return Running(FactorPair(A, old.pair.B + new.pair.B), rows, number)
+        return Running(FactorPair(A, old.pair.B.lerp(new.pair.B, new.terms / number)), rows, number)
 
 
-def _refuse_structured(sites: list[Site]) -> None:
+def _refuse_structured(layers: list[TapedLayer]) -> None:
     """The tensors of a structured layer are whole during its own forward pass only."""
-    for site in sites:
-        if isinstance(site.layer, StructuredLinear | StructuredMoE):
+    for layer in layers:
+        if isinstance(layer.module, StructuredLinear | StructuredMoE):
             raise ValueError(
-                f"a watch was asked for a {type(site.layer).__name__}, {site.name}, "
+                f"KFAC was asked for a {type(layer.module).__name__}, {layer.name}, "
                 "whose tensors are sharded.\n"
                 "Its curvature needs them whole after the forward pass.\n"
                 "Use DistributedDataParallel, or another optimiser."
             )
 
 
-def _sides(known: Factors) -> Sides:
+def _pair(known: Factors) -> FactorPair:
     """The mean over inputs and the sum over gradients."""
     left, right = known.product().factors
-    return Sides(
+    return FactorPair(
         *((left.dense(), right.dense()) if known.transposed else (right.dense(), left.dense()))
     )
 
 
-def _balanced(factors: Any, plain: Sides, *, transposed: bool) -> Sides:
+def _balanced(factors: Any, plain: FactorPair, *, transposed: bool) -> FactorPair:
     """Optimal factors, scaled so that the mean square of the inputs is the measured one."""
     A, B = factors if transposed else factors[::-1]
     scale = plain.A.diagonal(dim1=-2, dim2=-1).sum(-1) / trace(A).clamp_min(1e-30)
-    return Sides(
+    return FactorPair(
         A.dense() * scale[:, None, None], B.dense() / scale.clamp_min(1e-30)[:, None, None]
     )
 
 
-def _remove(handles: list[Any]) -> None:
-    """Take hooks off."""
-    while handles:
-        handles.pop().remove()
-
-
-def _refuse_last_axis(loss: Loss, outputs: Tensor, records: list[Record]) -> None:
+def _refuse_last_axis(loss: Loss, outputs: Tensor, calls: list[LayerCall]) -> None:
     """Classes are axis 1, as the loss takes them; a model of sequences may have them last."""
-    last = getattr(records[-1].site.layer, "out_features", None)
+    last = getattr(calls[-1].layer.module, "out_features", None)
     sequence = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and outputs.ndim > 2
     if sequence and outputs.shape[-1] == last != outputs.shape[1]:
         raise ValueError(
-            f"a watch was asked for outputs of shape {tuple(outputs.shape)} and cross-entropy.\n"
+            f"KFAC was asked for outputs of shape {tuple(outputs.shape)} and cross-entropy.\n"
             "The classes seem to be the last axis; the loss has them on axis 1.\n"
             "Let the model return its outputs as the loss takes them: transposed, or flattened."
         )

@@ -124,8 +124,8 @@ def test_only_what_is_differentiated_counts():
         optimizer.step()
         other.step()
     assert_close(factor(other, twin[0].weight), factor(optimizer, model[0].weight))
-    assert other.watch is not None
-    assert other.watch.passes == 0  # since the last step
+    assert other.estimator is not None
+    assert other.estimator.passes == 0  # since the last step
 
 
 def test_a_capture_does_not_see_queries():
@@ -208,7 +208,7 @@ def test_checkpointing_is_seen_once_or_refused():
         optimizer.step()
     assert_close(models[None].b.weight, models[False].b.weight)
     optimizer = KFAC(models[True], LOSS)
-    assert optimizer.watch is not None
+    assert optimizer.estimator is not None
     with pytest.raises(ValueError, match="use_reentrant=False"):
         LOSS(models[True](x), y).backward()
 
@@ -226,7 +226,7 @@ def test_hooks_leave_with_the_optimizer():
 def test_heads_that_are_too_large_take_adam():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 12))
     optimizer = KFAC(model, LOSS, max_dim=10)
-    assert optimizer.watch is not None
-    assert [site.name for site in optimizer.watch.sites] == ["0"]
+    assert optimizer.estimator is not None
+    assert list(optimizer.estimator._layers) == ["0.weight"]
     head = nn.Linear(768, 50257, bias=False, device="meta")
     assert plan(nn.Sequential(head), KFAC).bytes == 2 * 8 * head.weight.numel()  # Adam's
