@@ -17,7 +17,7 @@ PEERS   := curvlinops-for-pytorch backpack-for-pytorch
 ACCELERATED := TYPECHECK=0 PYTHONPATH=src $(or $(PYTHON),python3)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test nightly lint format docs bench accelerator clean
+.PHONY: help setup demo test nightly wheel lint format docs bench accelerator clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -56,6 +56,9 @@ test: setup  ## the whole test-suite, in two passes
 nightly: setup  ## the slow tests, with more random examples
 	TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 -m slow --hypothesis-profile=nightly
 	TYPECHECK=0 $(BIN)/python -m pytest -q -m compile
+
+wheel: setup  ## build the wheel from the source archive, and try it outside the repository
+	$(BIN)/python -m pytest -q -m slow tests/test_wheel.py
 
 lint: setup  ## style, format, types, layers
 	$(BIN)/ruff check .

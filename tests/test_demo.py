@@ -152,7 +152,7 @@ def test_a_missing_package_is_one_line_and_does_not_stop_the_book(tmp_path, monk
     made, missing = write_book(tmp_path, lambda _: None, FEW)
     assert [shown.name for shown in made] == ["finite-differences", "monarch"]
     assert missing == {
-        "low-rank": "low-rank needs sklearn, which is not installed: pip install matrigami[data]"
+        "low-rank": "low-rank needs scikit-learn, which is not installed: pip install scikit-learn"
     }
     assert "pip install" in (tmp_path / "index.html").read_text()
 

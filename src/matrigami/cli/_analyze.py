@@ -150,7 +150,7 @@ def _figures(out: Path, found: "list[Analysis]") -> list[Path]:
         from matrigami.plots import plot_gains, write_analysis
     except ModuleNotFoundError as error:
         say(
-            f"No figures: {error.name} is not installed. `pip install matrigami[plots]`, then "
+            f"No figures: {error.name} is not installed. `pip install matplotlib`, then "
             "the same command again."
         )
         return []

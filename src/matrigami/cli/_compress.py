@@ -193,7 +193,7 @@ def _page(found: "Report | Plan", out: Path) -> None:
     try:
         from matrigami.plots import write_compression
     except ModuleNotFoundError as error:
-        say(f"No report.html: {error.name} is not installed: pip install matrigami[plots].")
+        say(f"No report.html: {error.name} is not installed: pip install matplotlib.")
         return
     write_compression(out / "report.html", found, command=command_line())
 

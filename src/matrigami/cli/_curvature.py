@@ -206,7 +206,7 @@ def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--figure {figure} was asked for.\n{error.name} is not installed.\n"
-            "Install it: pip install matrigami[plots]."
+            "Install it: pip install matplotlib."
         ) from error
     plot_errors({"Fisher matrix": errors}, figure, title=model)
 

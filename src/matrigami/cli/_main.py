@@ -73,6 +73,19 @@ class LazyGroup(click.Group):
         module, _, name = VERBS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; an optional package that it lacks is one line."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package == "matrigami":
+                raise
+            raise ValueError(
+                f"{ctx.invoked_subcommand} needs {package}, which is not installed: "
+                f"pip install {package}"
+            ) from error
+
     def format_commands(
         self,
         ctx: click.Context,  # noqa: ARG002

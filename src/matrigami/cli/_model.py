@@ -113,7 +113,7 @@ def transformers() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             "A model or tokenizer of transformers was asked for.\nThe package is not installed.\n"
-            "Install it: pip install matrigami[hf]."
+            "Install it: pip install transformers."
         ) from error
 
 

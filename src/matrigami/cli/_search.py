@@ -88,6 +88,6 @@ def _draw(out: Path, name: str, result: dict[str, object]) -> None:
     try:
         from matrigami.plots import plot_taxonomy
     except ModuleNotFoundError as error:
-        say(f"No figure: {error.name} is not installed. `pip install matrigami[plots]`.")
+        say(f"No figure: {error.name} is not installed. `pip install matplotlib`.")
         return
     plot_taxonomy(result, out / "fig" / "taxonomy.png", title=name)

@@ -297,7 +297,8 @@ def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
     records = outcome.records
     result = fit_results(records)
     write_fit(out / "fit.json", result)
-    paths = [out / "results.csv", out / "fit.json", *_figures(out)]
+    figures = _figures(out)
+    paths = [out / "results.csv", out / "fit.json", *figures]
     if json_:
         counts = {
             "total": outcome.total,
@@ -319,10 +320,11 @@ def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
         _echo_fit(result)
         click.echo("\nIn words\n" + "\n".join(f"  {s}" for s in conclusions(records, result)))
         click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
-        click.echo(
-            f"\nNext: open {out / 'report.html'}, or compare with published points:\n"
-            f"  matrigami study plot {out} --reference FILE.csv"
-        )
+        if figures:
+            click.echo(
+                f"\nNext: open {out / 'report.html'}, or compare with published points:\n"
+                f"  matrigami study plot {out} --reference FILE.csv"
+            )
     _echo_failures(outcome)
     return 1 if outcome.crashed or outcome.left else 0
 
@@ -333,7 +335,7 @@ def _figures(out: Path) -> list[Path]:
         from matrigami.plots import plot_study, write_report
     except ModuleNotFoundError as error:
         say(
-            f"No figures: {error.name} is not installed. `pip install matrigami[plots]`, then "
+            f"No figures: {error.name} is not installed. `pip install matplotlib`, then "
             f"`matrigami study report {out}`."
         )
         return []

@@ -107,7 +107,7 @@ def _library(name: str) -> tuple[Any, Any]:
         import constriction  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{name}: constriction is not installed.\nInstall it: pip install matrigami[entropy]."
+            f"{name}: constriction is not installed.\nInstall it: pip install constriction."
         ) from error
     model = constriction.stream.model.Categorical
 

@@ -59,7 +59,7 @@ def save_onnx(
         import onnxscript  # noqa: F401, PLC0415  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"save_onnx: {error.name} is not installed.\nInstall it: pip install matrigami[onnx]."
+            f"save_onnx: {error.name} is not installed.\nInstall it: pip install onnx onnxscript."
         ) from error
     names = tuple(example) if isinstance(example, Mapping) else ()
     given = _tensors(example)

@@ -69,7 +69,7 @@ def from_config(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"load({folder}): it is a model of transformers, which is not installed.\n"
-            "Install it (pip install matrigami[hf]), or give into=."
+            "Install it (pip install transformers), or give into=."
         ) from error
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = getattr(transformers, (config.architectures or ["none"])[0], None)

@@ -87,7 +87,7 @@ def register_transformers() -> None:
         )
     except ImportError as error:
         raise ValueError(
-            f"register_transformers(): {error}.\nInstall it: pip install matrigami[hf]."
+            f"register_transformers(): {error}.\nInstall it: pip install transformers."
         ) from error
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(METHOD)(_config_class())

@@ -19,8 +19,8 @@ from matrigami.demo._topic import Topic
 from matrigami.demo.topics import TOPICS
 from matrigami.studies import duration, write_atomic
 
-EXTRAS = {"sklearn": "data", "skfem": "mesh", "pyamg": "mesh", "transformers": "hf"}
-"""The extra that brings an optional package."""
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "skfem": "scikit-fem"}
+"""Optional packages that pip knows by another name."""
 
 
 def load_topic(name: str) -> Topic:
@@ -53,9 +53,9 @@ def show(name: str) -> Shown:
         found = ran(topic)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        extra = EXTRAS.get(package, package)
+        known = DISTRIBUTIONS.get(package, package)
         raise ValueError(
-            f"{name} needs {package}, which is not installed: pip install matrigami[{extra}]"
+            f"{name} needs {known}, which is not installed: pip install {known}"
         ) from error
     runs = [found]
     if slider := topic.slider:

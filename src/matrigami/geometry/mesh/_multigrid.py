@@ -115,7 +115,7 @@ def multigrid(A: LinearOperator) -> MultigridMatrix:
 
     Args:
         A: `Grid.stiffness` with a coefficient that varies, or a sparse matrix (which needs PyAMG:
-            `pip install "matrigami[mesh]"`).
+            `pip install pyamg`).
 
     Returns:
         A V-cycle; give it as `solve(A, b, preconditioner=...)`, or to `matrigami.krylov.cg`.
@@ -194,8 +194,7 @@ def _algebraic_hierarchy(A: SparseMatrix) -> tuple[list[Any], list[Any]]:
         import pyamg  # noqa: PLC0415 - an extra  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "multigrid(A) of a sparse matrix needs PyAMG.\n"
-            'Install it: pip install "matrigami[mesh]".'
+            "multigrid(A) of a sparse matrix needs PyAMG.\nInstall it: pip install pyamg."
         ) from error
     levels: Any = pyamg.ruge_stuben_solver(_scipy(A), max_coarse=COARSEST).levels
     return [level.A.tocsr() for level in levels], [level.P.tocsr() for level in levels[:-1]]

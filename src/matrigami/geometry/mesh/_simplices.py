@@ -270,7 +270,6 @@ def _read_file(path: Any) -> Any:
         import meshio  # noqa: PLC0415 - an extra  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            f"Simplices.read({str(path)!r}) needs meshio.\n"
-            'Install it: pip install "matrigami[mesh]".'
+            f"Simplices.read({str(path)!r}) needs meshio.\nInstall it: pip install meshio."
         ) from error
     return meshio.read(path)

@@ -94,7 +94,7 @@ def _digits(_: Path) -> Split:
         raise ValueError(
             "The task `digits` was asked for.\n"
             "Its data ship with scikit-learn, which is not installed.\n"
-            'Install it: pip install "matrigami[data]".'
+            "Install it: pip install scikit-learn."
         ) from error
     raw, labels = load_digits(return_X_y=True)
     rank = np.zeros(len(labels), dtype=int)

@@ -76,7 +76,7 @@ def _pillow() -> Any:
     except ImportError as error:
         raise ValueError(
             "A folder of images was asked for.\nPillow, which reads them, is not installed.\n"
-            'Install it: pip install "matrigami[data]".'
+            "Install it: pip install pillow."
         ) from error
     return Image
 
