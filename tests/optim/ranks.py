@@ -19,7 +19,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         "conftest",  # the run-time checks of annotations come before the package
-        "matrigami.optim._owners",
+        "matrigami.optim.distributed._owners",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",
         "torch.distributed.tensor.parallel",

@@ -21,8 +21,8 @@ from matrigami.optim import (
     measured_root,
     newton_root,
 )
+from matrigami.optim._bases import averaged_gram, symmetric
 from matrigami.optim._polynomials import fastest_dtype, orthogonalised
-from matrigami.optim._products import averaged_gram, symmetric
 
 EXACT = {"lr": 1.0, "weight_decay": 0.0}
 

@@ -1,4 +1,4 @@
-"""K-FAC as an optimiser: the natural gradient of its definition, from a watch on the model."""
+"""K-FAC as an optimiser: the natural gradient of its definition, from an estimator on the model."""
 
 import copy
 import gc
@@ -179,6 +179,38 @@ def test_factors_can_be_told():
     for wrong in ((A, B[:, :1, :1]), (A * torch.nan, B)):
         with pytest.raises(ValueError, match="observe was told"):
             optimizer.observe(W, *wrong)
+
+
+def spd(b: int, k: int) -> torch.Tensor:
+    X = torch.randn(b, k, 2 * k)
+    return X @ X.mT / (2 * k)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["eigen", "inverse"])
+def test_a_stack_is_refreshed_as_each_of_its_blocks(inverse):
+    """Two of three blocks are observed, one for the first time; the arguments stay as they are."""
+    options = KFAC([nn.Parameter(torch.zeros(2, 2))], inverse=inverse).defaults | {"clock": 7}
+    G, before, now = torch.randn(3, 2, 4), {"A": spd(3, 4), "B": spd(3, 2)}, (spd(3, 4), spd(3, 2))
+    state = KFAC.init(G, options) | before | {"watched": torch.tensor([3.0, 0.0, 5.0])}
+    state |= {"offset": torch.tensor([[7, 0], [1, 2], [0, 0]]), "step": torch.zeros(3)}
+    state |= {"seen": torch.tensor([True, True, False]), "A_now": now[0], "B_now": now[1]}
+    given = {name: S.clone() for name, S in state.items()}
+    U, new = KFAC.direction(G, state, options)
+    for name, S in given.items():
+        assert_close(state[name], S, rtol=0, atol=0)
+    assert_close(new["A"][0], before["A"][0].lerp(now[0][0], 0.25))
+    assert_close(new["A"][1], now[0][1])
+    assert_close(new["A"][2], before["A"][2])
+    assert new["watched"].tolist() == [4.0, 1.0, 5.0]
+    fresh = [not torch.equal(new["P"][i], state["P"][i]) for i in range(3)]
+    assert fresh == [True, True, False]  # due, new, neither
+    for i in range(3):
+        one = {name: S[i : i + 1] for name, S in state.items()}
+        if not one["seen"]:
+            one = {k: S for k, S in one.items() if k not in {"seen", "A_now", "B_now"}}
+        direction, alone = KFAC.direction(G[i : i + 1], one, options)
+        assert_close(U[i], direction[0])
+        assert_close(new["norm"][i], alone["norm"][0])
 
 
 def test_a_plan_and_attach_are_the_model():

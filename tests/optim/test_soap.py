@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from matrigami.optim import SOAP
-from matrigami.optim._basis import orthogonal, refreshed
+from matrigami.optim._bases import orthogonal, refreshed
 from tests.optim.reference_soap import ReferenceSOAP
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from matrigami.optim._adam import Adam
-from matrigami.optim._base import MatrixOptimizer
-from matrigami.optim._exchange import Exchange, Local, Update
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._kfac import KFAC
 from matrigami.optim._method import MatrixMethod, Method, Options, State
 from matrigami.optim._muon import Muon, rms_match, spectral
+from matrigami.optim._optimizer import MatrixOptimizer
 from matrigami.optim._plan import Plan, planned
 from matrigami.optim._polynomials import CANS, POLAR_EXPRESS, QUINTIC, Polynomial, cans
 from matrigami.optim._roots import Root, cans_root, eigh_root, measured_root, newton_root
 from matrigami.optim._shampoo import Shampoo
 from matrigami.optim._soap import SOAP
+from matrigami.optim.distributed import Exchange, Local, Update
 
 OPTIMIZERS: dict[str, type[MatrixOptimizer]] = {
     "kfac": KFAC,

@@ -10,7 +10,7 @@ Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,14 +21,20 @@ from matrigami.curvature import FactorPair, FisherEstimator
 from matrigami.nn import Part, Role
 from matrigami.operators import BlockView
 from matrigami.optim._adam import over
-from matrigami.optim._base import MatrixOptimizer, Source, listed
-from matrigami.optim._exchange import Update
-from matrigami.optim._kronecker_factors import average, natural, refresh, shortened
+from matrigami.optim._bases import two_sided
+from matrigami.optim._kronecker_factors import (
+    FACTORS,
+    averaged,
+    natural,
+    refreshed_factor,
+    shortened,
+    to_refresh,
+)
 from matrigami.optim._method import Options, State
+from matrigami.optim._optimizer import MatrixOptimizer, Source, listed
 from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
-from matrigami.optim._products import two_sided
-from matrigami.optim._schedule import due
+from matrigami.optim.distributed import Update
 
 MATRICES = frozenset({Role.MATRIX, Role.CORE, Role.CONVOLUTION, Role.HEAD})
 """What has inputs and outputs of its own."""
@@ -120,7 +126,7 @@ class KFAC(MatrixOptimizer):
         self.estimator: FisherEstimator | None = None
         self._warned = False
         self._names: dict[str, Tensor] = {}
-        self._observed: dict[Tensor, FactorPair] = {}
+        self._pairs: dict[Tensor, FactorPair] = {}
         if isinstance(source, nn.Module):
             source = planned(source, KFAC, options)
         super().__init__(source, options)
@@ -185,7 +191,7 @@ class KFAC(MatrixOptimizer):
                 f"This parameter needs {shapes or 'none: it takes Adam'}, with finite entries.\n"
                 "Give one factor of inputs and one of outputs for each block."
             )
-        self._observed[p] = FactorPair(A, B)
+        self._pairs[p] = FactorPair(A, B)
 
     def adapt_damping(self, before: float | Tensor, after: float | Tensor) -> float:
         """Compare the fall of the loss with the one that the quadratic model predicts.
@@ -230,34 +236,23 @@ class KFAC(MatrixOptimizer):
     def direction(
         G: Float[Tensor, "b m n"], state: State, options: Options
     ) -> tuple[Float[Tensor, "b m n"], State]:
-        """Solve with the damped curvature for the mean gradient."""
-        P, Q, mu = state["P"], state["Q"], options["momentum"]
+        """Average what was observed, refresh what is due, solve for the mean gradient."""
+        known = averaged(state, options["decay"])
+        for side, names in enumerate(FACTORS):
+            if where := to_refresh(state, side, options):
+                known |= refreshed_factor(state | known, names, where, options)
+        now, mu = state | known, options["momentum"]
+        P, Q = now["P"], now["Q"]
         M = state["M"].lerp(G, 1 - mu)
         N = M / (1 - mu ** (over(state["step"], M) + 1))
         if options["inverse"]:
             U = two_sided(P, N, Q)
         else:
             H = two_sided(P.mT, N, Q)
-            H = H / (state["beta"][:, :, None] * state["alpha"][:, None] + options["damping"])
+            H = H / (now["beta"][:, :, None] * now["alpha"][:, None] + options["damping"])
             U = two_sided(P, H, Q.mT)
         norm = (U * N).sum((-2, -1))  # U' (F + damping) U
-        return U, {"M": M, "norm": norm, "gain": (U * G).sum((-2, -1))}
-
-    @staticmethod
-    def together(
-        updates: list[Update],
-        groups: list[dict[str, Any]],
-        state: Mapping[Tensor, State],
-        summed: Callable[[float], float],
-    ) -> list[Update]:
-        """Shorten all natural gradients by one factor, if together they go too far."""
-        moved = {u.parameter for u in updates if bool(u.applied)}
-        size = summed(natural(groups, {p: state[p] for p in moved})[1])
-        share = shortened(size, groups)
-        return [
-            u._replace(direction=u.direction * share) if "norm" in state[u.parameter] else u
-            for u in updates
-        ]
+        return U, known | {"M": M, "norm": norm, "gain": (U * G).sum((-2, -1))}
 
     @staticmethod
     def norm(m: float, n: float, options: Options) -> float:  # noqa: ARG004
@@ -348,7 +343,7 @@ class KFAC(MatrixOptimizer):
                 "Make KFAC(copied_model, loss), and load the state_dict of this one."
             )
         if "defaults" in state:  # a copy, not a state that is loaded
-            self.estimator, self._names, self._observed, self._warned = None, {}, {}, False
+            self.estimator, self._names, self._pairs, self._warned = None, {}, {}, False
         super().__setstate__(state)
 
     def _look(self, clock: int) -> None:
@@ -359,28 +354,24 @@ class KFAC(MatrixOptimizer):
             else:
                 self.estimator.start(clock)
 
-    def prepare(self, gradients: dict[Tensor, Tensor]) -> None:
-        """Average what was seen into the factors, and refresh those that are due."""
-        observed, self._observed = self._observed, {}
+    def _updates(
+        self, gradients: dict[Tensor, Tensor], observed: Mapping[Tensor, State] | None = None
+    ) -> list[Update]:
+        """Those of what was observed since the last step, shortened if together they go too far."""
+        pairs, self._pairs = self._pairs, {}
         if self.estimator is not None:
             self._expect_a_pass(self.estimator, gradients)
-            observed |= {self._names[name]: pair for name, pair in self.estimator.take().items()}
-        self._layout.arrange(self.param_groups, self.state, gradients)  # makes new states
-        clock = self.param_groups[0]["clock"]
-        for group in self.param_groups:
-            for p, view in zip(group["params"], group["views"], strict=True):
-                entry = self.state.get(p)
-                if view is None or not entry:
-                    continue
-                first = p in observed and not bool(entry["watched"].any())
-                if p in observed:
-                    average(entry, observed[p], group["decay"])
-                for side, names in enumerate((("B", "P", "beta"), ("A", "Q", "alpha"))):
-                    turn = due(entry["offset"][:, side], clock, group["frequency"])
-                    where = list(range(view.stack[0])) if first else turn
-                    if where and bool(entry["watched"].any()):
-                        refresh(entry, names, where, group)
-        self._look(clock)
+            pairs |= {self._names[name]: pair for name, pair in self.estimator.take().items()}
+        observed = {p: {"A_now": pair.A, "B_now": pair.B} for p, pair in pairs.items()}
+        updates = super()._updates(gradients, observed)
+        self._look(self.param_groups[0]["clock"])
+        moved = {u.parameter: self.state[u.parameter] for u in updates if bool(u.applied)}
+        size = self.exchange.summed(natural(self.param_groups, moved)[1])
+        share = shortened(size, self.param_groups)
+        return [
+            u._replace(direction=u.direction * share) if "norm" in self.state[u.parameter] else u
+            for u in updates
+        ]
 
 
 def _resume(optimizer: Any) -> None:

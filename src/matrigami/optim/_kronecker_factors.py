@@ -10,41 +10,62 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.curvature import FactorPair
-from matrigami.optim._basis import eigenpairs, orthogonal
+from matrigami.optim._bases import eigenpairs, items, orthogonal, with_items
 from matrigami.optim._method import Options, State
+from matrigami.optim._schedule import due
+
+FACTORS = (("B", "P", "beta"), ("A", "Q", "alpha"))
+"""Left and right: the factor, its eigenvectors or damped inverse, its eigenvalues."""
 
 
-def average(entry: State, pair: FactorPair, decay: float) -> None:
-    """`A <- b A + (1 - b) A_now` with `b = min(1 - 1/k, decay)` for the k-th time."""
-    entry["watched"] += 1
-    k = entry["watched"]
-    weight = (1 / k).clamp_min(1 - decay)[:, None, None]
-    for name, S in (("A", pair.A), ("B", pair.B)):
-        entry[name].copy_(entry[name].lerp(S.to(entry[name].dtype), weight))
+def averaged(state: State, decay: float) -> State:
+    """`A <- b A + (1 - b) A_now` with `b = min(1 - 1/k, decay)` for the k-th time, and so `B`."""
+    if "seen" not in state:
+        return {}
+    seen = state["seen"].to(state["watched"].device)
+    watched = state["watched"] + seen
+    weight = (1 / watched).clamp_min(1 - decay)[:, None, None]
+    found = {name: state[name].lerp(state[f"{name}_now"], weight) for name in "AB"}
+    if not bool(state["seen"].all()):
+        found = {k: torch.where(seen[:, None, None], S, state[k]) for k, S in found.items()}
+    return found | {"watched": watched}
 
 
-def refresh(entry: State, names: tuple[str, str, str], where: list[int], group: Options) -> None:
+def to_refresh(state: State, side: int, options: Options) -> list[int]:
+    """The items whose turn it is, and those that are seen for the first time."""
+    turn = due(state["offset"][:, side], options["clock"], options["frequency"])
+    if not turn and "seen" not in state:
+        return []
+    before = (state["watched"] > 0).tolist()
+    seen = state["seen"].tolist() if "seen" in state else [False] * len(before)
+    known = [i for i in turn if before[i]]
+    return sorted(known + [i for i, now in enumerate(seen) if now and not before[i]])
+
+
+def refreshed_factor(
+    state: State, names: tuple[str, str, str], where: list[int], options: Options
+) -> State:
     """New eigenpairs, or the damped inverse, of some items; what is not sound is not taken."""
     factor, basis, spectrum = names
-    S = entry[factor][where]
-    values, vectors = eigenpairs(S)
+    values, vectors = eigenpairs(items(state[factor], where))
     values = values.clamp_min(0)
-    if group["inverse"]:
-        share = group["damping"] ** 0.5 * _balance(entry, factor)[where, None]
+    if options["inverse"]:
+        share = options["damping"] ** 0.5 * items(_balance(state, factor), where)[:, None]
         vectors = (vectors / (values + share)[:, None]) @ vectors.mT
     sound = vectors.isfinite().all((-2, -1)) & values.isfinite().all(-1)
-    if not group["inverse"]:
+    if not options["inverse"]:
         sound &= orthogonal(vectors)
-    entry["failures"][where] += (~sound).to(entry["failures"].dtype)
-    kept = torch.where(sound[:, None, None], vectors, entry[basis][where])
-    entry[basis][where] = kept
-    entry[spectrum][where] = torch.where(sound[:, None], values, entry[spectrum][where])
+    new = {
+        basis: torch.where(sound[:, None, None], vectors, items(state[basis], where)),
+        spectrum: torch.where(sound[:, None], values, items(state[spectrum], where)),
+        "failures": items(state["failures"], where) + ~sound,
+    }
+    return {name: with_items(state[name], where, S) for name, S in new.items()}
 
 
-def _balance(entry: State, factor: str) -> Float[Tensor, " b"]:
+def _balance(state: State, factor: str) -> Float[Tensor, " b"]:
     """`pi` for `A`, `1 / pi` for `B`: the ratio of the mean eigenvalues, square root."""
-    a, b = (entry[name].diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) for name in "AB")
+    a, b = (state[name].diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30) for name in "AB")
     return (a / b).sqrt() if factor == "A" else (b / a).sqrt()
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from matrigami.operators import BlockView
 from matrigami.optim._adam import Adam
-from matrigami.optim._bucket import COUNTERS, Slot, working_dtype
 from matrigami.optim._method import MatrixMethod
+from matrigami.optim._stacks import COUNTERS, Slot
+from matrigami.optim.distributed import working_dtype
 
 Group = Mapping[str, Any]
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.nn import Part, Role
-from matrigami.optim._base import MatrixOptimizer, Source
 from matrigami.optim._method import Options, State
+from matrigami.optim._optimizer import MatrixOptimizer, Source
 from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, orthogonalised
 
 

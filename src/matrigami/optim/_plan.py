@@ -15,9 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from matrigami.nn import Part, Parts, Role, Rule, anatomy, parts, spectral_rule
 from matrigami.operators import BlockView
 from matrigami.optim._adam import Adam
-from matrigami.optim._bucket import working_dtype
-from matrigami.optim._exchange import exchange_between
 from matrigami.optim._method import MatrixMethod, Options
+from matrigami.optim.distributed import exchange_between, working_dtype
 
 
 @dataclass(frozen=True)

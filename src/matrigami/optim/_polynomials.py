@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.optim._products import of_moderate_size
+from matrigami.optim._bases import of_moderate_size
 
 
 class Polynomial(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.optim._basis import eigenpairs
+from matrigami.optim._bases import eigenpairs
 from matrigami.optim._polynomials import Polynomial, cans
 
 Root = Callable[[Tensor, float, float], Tensor]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from matrigami.operators import BlockView
 from matrigami.optim._adam import over
-from matrigami.optim._base import MatrixOptimizer, Source
+from matrigami.optim._bases import averaged_gram, items, symmetric, two_sided, with_items
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._method import Options, State
-from matrigami.optim._products import averaged_gram, items, symmetric, two_sided, with_items
+from matrigami.optim._optimizer import MatrixOptimizer, Source
 from matrigami.optim._roots import Root, eigh_root, measured_root
 from matrigami.optim._schedule import due
 

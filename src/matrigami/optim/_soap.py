@@ -19,10 +19,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.optim._adam import over
-from matrigami.optim._base import MatrixOptimizer, Source
-from matrigami.optim._basis import eigenbasis, refreshed, sorted_rows
+from matrigami.optim._bases import (
+    averaged_gram,
+    eigenbasis,
+    items,
+    refreshed,
+    sorted_rows,
+    symmetric,
+    two_sided,
+    with_items,
+)
 from matrigami.optim._method import Options, State
-from matrigami.optim._products import averaged_gram, items, symmetric, two_sided, with_items
+from matrigami.optim._optimizer import MatrixOptimizer, Source
 from matrigami.optim._schedule import due
 
 

@@ -12,38 +12,30 @@ first, to the process with the least so far (Graham 1969: at most 4/3 of the opt
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
-from matrigami.optim._bucket import working_dtype
-from matrigami.optim._collectives import (
+from matrigami.optim._method import MatrixMethod, State
+from matrigami.optim.distributed._exchange import Groups, Update, local, present, working_dtype
+from matrigami.optim.distributed._messages import (
     Cut,
     Group,
+    Team,
+    aligned,
     all_known,
     anywhere,
+    assembled,
     copies,
     from_owners,
+    sharded_axes,
     summed,
     to_owners,
 )
-from matrigami.optim._exchange import Groups, Update, present
-from matrigami.optim._method import MatrixMethod, State
-from matrigami.optim._shards import (
-    agreed,
-    by_places,
-    described,
-    elementwise,
-    sizes,
-    small,
-    spread_shards,
-    taken_shards,
-)
-from matrigami.optim._team import Team, aligned, sharded_axes
 
 
 class Owners:
@@ -191,18 +183,18 @@ class Owners:
         flags = [Cut(r, (len(places[r]),), None, torch.float32) for r in ranks]
         wholes = {i: update.direction for i, update in owned.items()}
         if owned:
-            applied = [torch.as_tensor(owned[i].applied) for i in places[team.group.rank()]]
-            mine = torch.stack(applied).to(team.device, torch.float32)
+            own = [torch.as_tensor(owned[i].applied) for i in places[team.group.rank()]]
+            mine = torch.stack(own).to(team.device, torch.float32)
             wholes[len(cuts) + ranks.index(team.group.rank())] = mine
         send = copies if team.mesh is None else from_owners
         parts = send(wholes, [*cuts, *flags], team.group, team.device)
-        told: dict[int, Any] = {}
+        applied: dict[int, Any] = {}
         for r, values in zip(ranks, parts[len(cuts) :], strict=True):
-            told |= zip(
+            applied |= zip(
                 places[r], values.tolist() if values.is_cpu else values.double(), strict=True
             )
         return [
-            Update(p, team.restored(p, part, cut), told[i])
+            Update(p, team.restored(p, part, cut), applied[i])
             for i, (p, part, cut) in enumerate(zip(matrices, parts, cuts, strict=False))
         ]
 
@@ -210,8 +202,8 @@ class Owners:
         self, team: Team, matrices: Sequence[Tensor], state: Mapping[Tensor, State]
     ) -> dict[Tensor, State]:
         """The state of owned matrices, as each process of the team saves it."""
-        told = [(i, described(state[p])) for i, p in enumerate(matrices) if state[p]]
-        entries = sorted(all_known(told, [team.group]), key=lambda pair: pair[0])
+        known = [(i, described(state[p])) for i, p in enumerate(matrices) if state[p]]
+        entries = sorted(all_known(known, [team.group]), key=lambda pair: pair[0])
         found: dict[Tensor, State] = {}
         large: list[tuple[Tensor, str]] = []
         cuts: list[Cut] = []
@@ -257,3 +249,96 @@ class Owners:
 def _longest(shape: tuple[int, ...]) -> int:
     """The axis along which a state is cut."""
     return shape.index(max(shape))
+
+
+def elementwise(groups: Groups, those: Mapping[Tensor, Any]) -> list[Tensor]:
+    """Sharded parameters that are not matrices."""
+    return [
+        p
+        for group in groups
+        for p, view in zip(group["params"], group["views"], strict=True)
+        if view is None and p in those and isinstance(p, DTensor) and sharded_axes(p)
+    ]
+
+
+def by_places(parameters: Iterable[Tensor]) -> dict[tuple[Group, ...], list[Tensor]]:
+    """Sharded parameters by the groups over which they are cut."""
+    found: dict[tuple[Group, ...], list[Tensor]] = defaultdict(list)
+    for p in parameters:
+        axes = sharded_axes(p) if isinstance(p, DTensor) else []
+        if isinstance(p, DTensor) and axes:
+            found[tuple(p.device_mesh.get_group(i) for i in axes)].append(p)
+    return found
+
+
+def agreed(gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    """Local shards; where one is not finite, all processes see NaN, and skip the parameter."""
+    found = {p: local(G) for p, G in gradients.items()}
+    for places, parameters in by_places(found).items():
+        squares = [
+            torch.linalg.vector_norm(found[p].to(working_dtype(p))).square().double()
+            for p in parameters
+        ]
+        finite = summed(torch.stack(squares), places).isfinite()
+        if finite.is_cpu and bool(finite.all()):
+            continue
+        for p, ok in zip(parameters, finite, strict=True):
+            found[p] = found[p].where(ok, torch.nan)
+    return {p: G for p, G in found.items() if G.numel() or not p.numel()}
+
+
+def spread_shards(
+    places: tuple[Group, ...], parameters: Sequence[Tensor], state: Mapping[Tensor, State]
+) -> dict[Tensor, State]:
+    """The state of shards, as tensors placed like the parameter.
+
+    A process whose shard is empty has no state: it learns from the others which there is.
+    """
+    mine = [(i, described(state[p])) for i, p in enumerate(parameters) if state[p]]
+    entries: dict[int, dict[str, Any]] = {}
+    for i, entry in all_known(mine, places):
+        known = entries.setdefault(i, entry)
+        known |= {name: torch.maximum(known[name], S) for name, S in small(entry).items()}
+    found: dict[Tensor, State] = {}
+    for i, entry in sorted(entries.items()):
+        p = cast("DTensor", parameters[i])
+        found[p] = {name: S.to(p.device) for name, S in small(entry).items()}
+        for name, (_, dtype) in sizes(entry).items():
+            part = state[p].get(name, torch.zeros_like(local(p), dtype=dtype))
+            found[p][name] = assembled(part, p.device_mesh, p.placements, tuple(p.shape))
+    return found
+
+
+def taken_shards(p: Tensor, entry: State) -> State:
+    """This process's part of the state of a parameter that is not a matrix."""
+    sharded = cast("DTensor", p)
+    if not local(p).numel() and p.numel():
+        return {}
+    mesh, copied = sharded.device_mesh, [Replicate()] * sharded.device_mesh.ndim
+    found: State = {}
+    for name, S in entry.items():
+        whole = S
+        if S.ndim and not isinstance(S, DTensor):
+            whole = assembled(S, mesh, copied, tuple(S.shape))
+        if isinstance(whole, DTensor):
+            whole = whole.redistribute(mesh, sharded.placements).to_local().clone()
+        found[name] = whole
+    return found
+
+
+def described(entry: State) -> dict[str, Any]:
+    """Small tensors themselves, shape and type of the others."""
+    return {
+        name: (tuple(S.shape), S.dtype) if S.ndim and S.is_floating_point() else S.cpu()
+        for name, S in entry.items()
+    }
+
+
+def small(entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of a description, the tensors themselves."""
+    return {name: S for name, S in entry.items() if isinstance(S, Tensor)}
+
+
+def sizes(entry: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Of a description, shape and type of the large tensors."""
+    return {name: S for name, S in entry.items() if not isinstance(S, Tensor)}

@@ -6,14 +6,15 @@ notice.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import BlockView
-from matrigami.optim._method import MatrixMethod, State
+from matrigami.optim._method import State
 
 Groups = list[dict[str, Any]]
 """The parameter groups of an optimiser, with the views of their parameters."""
@@ -75,11 +76,11 @@ class Local:
         return {p: G for p, _, G in present(groups)}
 
     def deliver(self, updates: list[Update]) -> list[Update]:
-        """They are here already."""
+        """All of them."""
         return updates
 
     def saved(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:  # noqa: ARG002 - one signature
-        """It is whole already."""
+        """All of it."""
         return dict(state)
 
     def loaded(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:  # noqa: ARG002
@@ -94,33 +95,16 @@ class Local:
         return dict(state)
 
     def owners(self, groups: Groups) -> dict[Tensor, int]:  # noqa: ARG002
-        """There is nobody else."""
+        """None: no process updates for others."""
         return {}
 
     def anywhere(self, flag: bool) -> bool:
-        """Here."""
+        """The flag itself."""
         return flag
 
     def summed(self, value: float) -> float:
-        """Here."""
+        """The value itself."""
         return value
-
-
-def exchange_between(
-    parameters: Iterable[Tensor], replicas: Any, method: type[MatrixMethod]
-) -> Exchange:
-    """The exchange of some parameters: among owners if they are sharded, or have replicas.
-
-    Args:
-        parameters: The parameters.
-        replicas: The process group that holds equal copies of the plain ones, or None.
-        method: The method of matrices.
-    """
-    if replicas is None and not any(map(is_sharded, parameters)):
-        return Local()
-    from matrigami.optim._owners import Owners  # noqa: PLC0415 - DTensor takes a second to import
-
-    return Owners(replicas, method)
 
 
 def present(groups: Groups) -> Iterator[tuple[Tensor, BlockView | None, Tensor]]:
@@ -151,3 +135,8 @@ def is_sharded(t: Tensor) -> bool:
 def local(t: Any) -> Tensor:
     """What this process holds of a tensor; it shares its storage."""
     return t.detach().to_local() if is_sharded(t) else t
+
+
+def working_dtype(t: Tensor) -> torch.dtype:
+    """Double precision stays, everything else is computed in single precision."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32

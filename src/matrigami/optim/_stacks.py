@@ -7,7 +7,8 @@ not enter: its parameter keeps its state, and the others cannot tell.
 Shapes: b = blocks of the bucket, p = its parameters, m = rows, n = columns.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +16,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from matrigami.operators import BlockView
-from matrigami.optim._exchange import Update, local
-from matrigami.optim._method import Method, Options, State
+from matrigami.optim._adam import Adam
+from matrigami.optim._method import MatrixMethod, Method, Options, State
+from matrigami.optim._schedule import spread
+from matrigami.optim.distributed import Groups, Update, local, working_dtype
 
 COUNTERS = ("step", "skipped", "seeded")
 """Entries with one number for a parameter, whatever its number of blocks."""
 
 ON_HOST = ("seeded", "offset")
 """Entries that the schedule reads; on the host, so that nothing waits for a device."""
+
+
+OUTSIDE = frozenset(
+    {"params", "param_names", "views", "clock", "lr", "weight_decay", "initial_lr", "maximize"}
+)
+"""Keys of a group that the mathematics does not see: groups that differ only there share stacks."""
 
 
 class Slot(NamedTuple):
@@ -58,11 +67,6 @@ class Slot(NamedTuple):
         """State of the parameter, in its own shape where there is one number for each entry."""
         plain = self.view is None and tuple(S.shape) == (1, *self.item)
         return S.view(self.shape) if plain else S
-
-
-def working_dtype(t: Tensor) -> torch.dtype:
-    """Double precision stays, everything else is computed in single precision."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def initial_state(
@@ -131,7 +135,9 @@ class Bucket:
         size = size.index_add(0, self.owner, torch.linalg.vector_norm(G.flatten(1), dim=1))
         return keep & (size > 0)
 
-    def advance(self, gradients: Mapping[Tensor, Tensor]) -> list[Update]:
+    def advance(
+        self, gradients: Mapping[Tensor, Tensor], observed: Mapping[Tensor, State]
+    ) -> list[Update]:
         """One step of the method; the state changes, the parameters do not."""
         present = [slot.parameter in gradients for slot in self.slots]
         if not any(present):
@@ -143,7 +149,9 @@ class Bucket:
             G = torch.where(_mask(keep, self.owner, G), G, 0.0)
         self._seed(G, keep)
         U, state = self.method.direction(
-            G, {**self.state, "step": self.state["step"][self.owner]}, self.options
+            G,
+            {**self.state, "step": self.state["step"][self.owner], **self._observed(observed)},
+            self.options,
         )
         self._commit(state, None if every else keep)
         self.state["step"] += keep
@@ -161,6 +169,19 @@ class Bucket:
                 self.state[name][items.to(S.device)] = S
         self.state["seeded"] |= first.to(self.state["seeded"].device)
 
+    def _observed(self, observed: Mapping[Tensor, State]) -> State:
+        """What was observed of the parameters, and of which items (`seen`); empty if of none."""
+        found = [observed.get(slot.parameter) for slot in self.slots]
+        known = next((entry for entry in found if entry is not None), None)
+        if known is None:
+            return {}
+        dtype, stacks = working_dtype(self.slots[0].parameter), {}
+        for name, S in known.items():
+            zeros = [S.new_zeros(slot.blocks, *S.shape[1:]) for slot in self.slots]
+            parts = [z if e is None else e[name] for z, e in zip(zeros, found, strict=True)]
+            stacks[name] = torch.cat(parts).to(dtype)
+        return stacks | {"seen": torch.tensor([e is not None for e in found])[self.owner.cpu()]}
+
     def _commit(self, state: State, keep: Bool[Tensor, " p"] | None) -> None:
         """Take over the next state, except where a gradient was missing or not finite.
 
@@ -168,7 +189,7 @@ class Bucket:
         """
         state = {name: S.contiguous() for name, S in state.items()}
         if keep is None:
-            self.state |= {name: S.contiguous() for name, S in state.items()}  # as it is loaded
+            self.state |= state
             self._share(state)
             return
         for name, S in state.items():
@@ -221,3 +242,110 @@ def _mask(keep: Bool[Tensor, " p"], owner: Tensor, S: Tensor) -> Bool[Tensor, ".
     """Which entries of a stack belong to the parameters that are kept."""
     items = keep[owner].to(S.device)
     return items.reshape(-1, *[1] * (S.ndim - 1))
+
+
+class Layout:
+    """The buckets of an optimiser, kept until its options or its parameters change.
+
+    Args:
+        method: The method of matrices; Adam has the rest.
+    """
+
+    def __init__(self, method: type[MatrixMethod]) -> None:
+        self.method = method
+        self.buckets: list[Bucket] = []
+        self.signature: Hashable = None
+
+    def arrange(
+        self, groups: Groups, state: dict[Tensor, State], gradients: Mapping[Tensor, Tensor]
+    ) -> list[Bucket]:
+        """The buckets of all parameters that have a state or a gradient.
+
+        They are made anew where an entry of the state is no longer what it was: whoever moves or
+        replaces a tensor there is obeyed, as in torch. Every parameter with a gradient is given an
+        entry, if an empty one where another process updates it: refreshes are spread over those of
+        all processes.
+        """
+        signature = tuple(options_key(group) for group in groups)
+        fresh = {p for p in gradients if not state.get(p)}
+        new = {p for g in groups for p in g["params"] if p.grad is not None and p not in state}
+        same = signature == self.signature and all(b.is_current(state) for b in self.buckets)
+        if fresh or new or not same:
+            places = _places(groups, signature, state, gradients)
+            for options, slots in places.values():
+                self._adopt([s for s in slots if s.parameter in fresh], state, gradients, options)
+            stagger(groups, state, fresh | new, self.method)
+            state.update({p: {} for p in new - fresh})
+            self.buckets = [
+                Bucket(self._method(slots), slots, [state[s.parameter] for s in slots], options)
+                for options, slots in places.values()
+            ]
+            self.signature = signature
+        return self.buckets
+
+    def _method(self, slots: list[Slot]) -> type[Method]:
+        """The method of one stack."""
+        return Adam if slots[0].view is None else self.method
+
+    def _adopt(
+        self,
+        slots: list[Slot],
+        state: dict[Tensor, State],
+        gradients: Mapping[Tensor, Tensor],
+        options: dict[str, Any],
+    ) -> None:
+        """Give new parameters their first state."""
+        if slots:
+            first = initial_state(self._method(slots), slots, gradients, options)
+            state.update({s.parameter: entry for s, entry in zip(slots, first, strict=True)})
+
+
+def options_key(group: dict[str, Any]) -> Hashable:
+    """The options that the mathematics sees, comparable."""
+    inside = {k: v for k, v in group.items() if k not in OUTSIDE}
+    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(inside.items()))
+
+
+def stagger(
+    groups: Groups,
+    state: dict[Tensor, State],
+    fresh: Collection[Tensor],
+    method: type[MatrixMethod],
+) -> None:
+    """Spread the refreshes of new parameters over the cycle of their groups."""
+    cycles: dict[int, list[tuple[Tensor, float]]] = defaultdict(list)
+    for group in groups:
+        for p, view in zip(group["params"], group["views"], strict=True):
+            if p not in fresh or view is None:
+                continue
+            b, m, n = view.stack
+            costs = method.refresh_costs(m, n, group)
+            offset = torch.zeros(b, len(costs), dtype=torch.int64)
+            if p in state:
+                state[p]["offset"] = offset
+            if costs and group["stagger"]:
+                turns = offset.view(-1)
+                cycles[group["frequency"]] += [
+                    (turns[i], costs[i % len(costs)]) for i in range(len(turns))
+                ]
+    for frequency, refreshes in cycles.items():
+        turns, work = zip(*refreshes, strict=True)
+        for turn, when in zip(turns, spread(work, frequency), strict=True):
+            turn.fill_(when)
+
+
+def _places(
+    groups: Groups,
+    signature: tuple[Hashable, ...],
+    state: Mapping[Tensor, State],
+    gradients: Mapping[Tensor, Tensor],
+) -> dict[Hashable, tuple[dict[str, Any], list[Slot]]]:
+    """The parameters that share a stack, with one of their groups."""
+    places: dict[Hashable, tuple[dict[str, Any], list[Slot]]] = {}
+    for group, key in zip(groups, signature, strict=True):
+        for p, view in zip(group["params"], group["views"], strict=True):
+            if p in gradients or state.get(p):
+                slot = Slot(p, view)
+                place = (view is None, slot.item, working_dtype(p), p.device, key)
+                places.setdefault(place, (group, []))[1].append(slot)
+    return places

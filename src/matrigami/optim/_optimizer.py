@@ -1,33 +1,36 @@
 """The one step loop: collect the gradients, compute the updates on stacks, apply them.
 
-Everything around the mathematics is here and in `_bucket.py`: views, precision, gradients that are
+Everything around the mathematics is here and in `_stacks.py`: views, precision, gradients that are
 not finite, weight decay, learning rates, the state of torch. A subclass is `init` and `direction`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from matrigami.nn import Part
 from matrigami.operators import BlockView, stacked_view
-from matrigami.optim._bucket import ON_HOST, working_dtype
-from matrigami.optim._exchange import Exchange, Local, Update, exchange_between, local
-from matrigami.optim._layout import Layout
 from matrigami.optim._loading import checked
-from matrigami.optim._method import Options, State
+from matrigami.optim._method import MatrixMethod, State
 from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
+from matrigami.optim._stacks import ON_HOST, Layout
+from matrigami.optim.distributed import (
+    Exchange,
+    Local,
+    Update,
+    exchange_between,
+    local,
+    working_dtype,
+)
 
 Source = nn.Module | Plan | Iterable[Any]
 """A model, a plan of one, or whatever a torch optimiser takes."""
 
 
-class MatrixOptimizer(Optimizer, ABC):
+class MatrixOptimizer(Optimizer, MatrixMethod):
     """A `torch.optim.Optimizer` whose updates are functions of stacks of matrices.
 
     Parameters with a view are stacks of matrices and take this method; all others take Adam. A
@@ -53,74 +56,6 @@ class MatrixOptimizer(Optimizer, ABC):
         self._layout = Layout(type(self))
         super().__init__(source.groups() if isinstance(source, Plan) else source, defaults)
 
-    @staticmethod
-    @abstractmethod
-    def init(G: Float[Tensor, "b m n"], options: Options) -> State:
-        """The state before the first update; see `MatrixMethod`."""
-
-    @staticmethod
-    @abstractmethod
-    def direction(
-        G: Float[Tensor, "b m n"], state: State, options: Options
-    ) -> tuple[Float[Tensor, "b m n"], State]:
-        """The update and the next state; see `MatrixMethod`."""
-
-    @staticmethod
-    @abstractmethod
-    def flops(m: int, n: int, options: Options) -> float:
-        """Floating-point operations of a mean step for one block, refreshes included."""
-
-    @staticmethod
-    def refresh_costs(m: int, n: int, options: Options) -> tuple[float, ...]:  # noqa: ARG004
-        """Work of each refresh of a block, if there are any."""
-        return ()
-
-    @staticmethod
-    def viewed(view: BlockView, options: Options) -> BlockView | None:  # noqa: ARG004
-        """The view that this method uses, such as one cut into tiles; None: Adam takes it."""
-        return view
-
-    @staticmethod
-    def is_equivariant(options: Options) -> bool:  # noqa: ARG004
-        """Whether turning the gradients by orthogonal matrices turns the updates by them."""
-        return True
-
-    @staticmethod
-    def is_scale_invariant(options: Options) -> bool:  # noqa: ARG004
-        """Whether multiplying all gradients by a constant leaves the updates as they are."""
-        return True
-
-    @staticmethod
-    def norm(m: float, n: float, options: Options) -> float:  # noqa: ARG004
-        """Spectral norm of an update, up to a constant: learning rates that transfer need it."""
-        return (m * n) ** 0.5  # entries of one size, as Adam's
-
-    @staticmethod
-    def starting_rate() -> float | None:
-        """The learning rate to start a search from, if there is one: see `MatrixMethod`."""
-        return None
-
-    @staticmethod
-    def takes(part: Part) -> bool:  # noqa: ARG004
-        """Whether it is meant for such a stack of matrices; the others are given to Adam."""
-        return True
-
-    @staticmethod
-    def together(
-        updates: list[Update],
-        groups: list[dict[str, Any]],  # noqa: ARG004
-        state: Mapping[Tensor, State],  # noqa: ARG004
-        summed: Callable[[float], float],  # noqa: ARG004
-    ) -> list[Update]:
-        """What the updates of all parameters decide together, such as the length of the step.
-
-        `summed` adds up a number over all processes that own matrices.
-        """
-        return updates
-
-    def prepare(self, gradients: dict[Tensor, Tensor]) -> None:
-        """What is due before the updates, such as statistics from elsewhere; nothing by default."""
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters; returns the loss of the closure, if there is one."""
@@ -135,11 +70,7 @@ class MatrixOptimizer(Optimizer, ABC):
         clock = self.param_groups[0]["clock"] + 1
         for group in self.param_groups:
             group["clock"] = clock
-        self.prepare(gradients)
-        updates = self.together(
-            self._updates(gradients), self.param_groups, self.state, self.exchange.summed
-        )
-        self._apply(self.exchange.deliver(updates))
+        self._apply(self.exchange.deliver(self._updates(gradients)))
         return loss
 
     def _downhill(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -234,10 +165,15 @@ class MatrixOptimizer(Optimizer, ABC):
             return False
         return not self.exchange.anywhere(any(bool(G.any()) for G in gradients.values()))
 
-    def _updates(self, gradients: dict[Tensor, Tensor]) -> list[Update]:
-        """The part without parameters: gradients in, updates out, and the next state."""
+    def _updates(
+        self, gradients: dict[Tensor, Tensor], observed: Mapping[Tensor, State] | None = None
+    ) -> list[Update]:
+        """The part without parameters: gradients in, updates out, and the next state.
+
+        What was `observed` of a parameter in this step, `direction` finds in its state.
+        """
         buckets = self._layout.arrange(self.param_groups, self.state, gradients)
-        return [update for bucket in buckets for update in bucket.advance(gradients)]
+        return [u for bucket in buckets for u in bucket.advance(gradients, observed or {})]
 
     def _apply(self, updates: list[Update]) -> None:
         """`p <- p (1 - lr wd) - lr u`, with each group's own numbers."""
