@@ -57,9 +57,9 @@ def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:
     """
     X = L @ Q
     order = (Q * X).sum(-2).argsort(dim=-1, descending=True, stable=True)
-    X = sorted_rows(X.mT, order).mT
+    X = row_major(X.gather(-1, order[:, None].expand_as(X)).mT).mT
     basis = _orthonormal(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
-    return Refresh(basis, order, orthogonal(basis))
+    return Refresh(row_major(basis), order, orthogonal(basis))
 
 
 def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
@@ -80,6 +80,16 @@ def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
 def sorted_rows(X: Float[Tensor, "b m n"], order: Int64[Tensor, "b m"]) -> Float[Tensor, "b m n"]:
     """The rows of each matrix in an order of its own."""
     return X[torch.arange(len(X), device=X.device)[:, None], order]
+
+
+def row_major(X: Float[Tensor, "b m n"]) -> Float[Tensor, "b m n"]:
+    """Contiguous. Torch transposes a matrix by blocks, two to three times faster than a stack."""
+    if X.is_contiguous() or X.device.type != "cpu" or X.shape[-1] < STRIPE:
+        return X.contiguous()
+    out = torch.empty(X.shape, dtype=X.dtype, device=X.device)
+    for mine, matrix in zip(out, X, strict=True):
+        mine.copy_(matrix)
+    return out
 
 
 def orthogonal(Q: Float[Tensor, "b m m"]) -> Bool[Tensor, " b"]:
