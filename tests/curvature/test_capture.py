@@ -1,11 +1,14 @@
-"""The collector of moments, in the loops that people write."""
+"""Moments of what layers see, in the loops that people write."""
 
+import copy
 import gc
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import matrigami as mg
 from matrigami.curvature import capture, kfac
@@ -268,3 +271,47 @@ def test_ignored_positions_do_not_count_in_the_curvature():
             loss(model(x[rows]), y[rows]).backward()
         found.append(moments.curvature().dense())
     assert_close(*found)
+
+
+class Repeated(nn.Module):
+    """One layer three times, by checkpoints or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.call = nn.Linear(4, 4), nn.Linear(4, 3), lambda f, h: f(h)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.call(lambda h: torch.tanh(self.a(h)) + h, x)
+        return self.o(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_a_repeated_layer_are_seen_as_without(reentrant):
+    model, loss, data = Repeated(), nn.CrossEntropyLoss(), batches()
+    plain, again = model, copy.deepcopy(model)
+    again.call = partial(checkpoint, use_reentrant=reentrant)
+    data = [(x.requires_grad_(), y) for x, y in data]
+    expected, found = trained(plain, loss, data), trained(again, loss, data)
+    for name in ("a.weight", "o.weight"):
+        assert found[name].rows == expected[name].rows
+        assert found[name].examples == expected[name].examples == sum(SIZES)
+        assert_close(found[name].inputs.dense(), expected[name].inputs.dense())
+        assert_close(found[name].gradients.dense(), expected[name].gradients.dense())
+
+
+def test_an_empty_batch_adds_nothing():
+    model, loss = network(), nn.CrossEntropyLoss(reduction="sum")
+    moments = trained(model, loss, batches(0, 4, 0), loss=loss)
+    assert moments["0.weight"].rows == moments["0.weight"].examples == 4
+    assert not moments.rejected
+
+
+def test_copies_and_other_captures_do_not_disturb():
+    model, x = network(), torch.randn(5, 4)
+    with capture(model) as moments, capture(model) as second:
+        copy.deepcopy(model)(torch.randn(3, 4))
+        model(x).sum().backward()
+    for found in (moments, second):
+        assert found["0.weight"].rows == 5
+        assert_close(found["0.weight"].inputs.dense()[0], x.mT @ x / 5)

@@ -91,7 +91,7 @@ class Capture(Tape):
         self._calls = {id(layer): _Calls() for layer in self.layers}
         self._terms: float | None = None
         self._trains = False
-        self._forget()
+        self._cache, self._seen = MomentCache(dtype), SharedInputs()
 
     def __enter__(self) -> "Capture":
         """Start to watch."""
@@ -111,10 +111,11 @@ class Capture(Tape):
     ) -> None:
         """Stop watching; the moments stay."""
         self.close()
-        for layer in self.layers:  # within the forward pass of a training step, but never again
-            for call in self._calls[id(layer)].hidden:
+        self._settle()
+        for calls in self._calls.values():  # within a training step, but never again
+            hidden, calls.hidden = calls.hidden, []
+            for call in hidden:
                 self._count([call])
-            self._calls[id(layer)].hidden = []
 
     def __iter__(self) -> Iterator[str]:
         """Names of the parameters that were seen."""
@@ -165,6 +166,7 @@ class Capture(Tape):
 
     def _forget(self, *_: Any) -> None:
         """A new batch: forget which inputs the layers of the last one shared."""
+        self._settle()
         self._cache, self._seen = MomentCache(self.dtype), SharedInputs()
         self._trains = torch.is_grad_enabled()
 
@@ -203,18 +205,34 @@ class Capture(Tape):
         output.register_hook(Hook(self._arrive, call))
 
     def _arrive(self, call: LayerCall, g: Tensor) -> None:
-        """One gradient; with the last one of a layer, all its calls are counted."""
+        """One gradient; with the last one of a layer, all its calls are counted.
+
+        Those that a checkpoint hides come one at a time, each when it is computed again.
+        """
         calls = self._calls[id(call.layer)]
         call.g = (g if self.scale is None else g / self.scale())[None]
         calls.waiting.discard(call)
         calls.arrived.append(call)
-        if not calls.waiting:
-            arrived, calls.arrived = calls.arrived, []
-            self._count(arrived)
+        if not calls.waiting and not calls.hidden:
+            self._count_arrived(calls)
+
+    def _settle(self) -> None:
+        """Count what has come, of layers whose hidden calls will not be made again."""
+        for calls in self._calls.values():
+            if calls.arrived and not calls.waiting:
+                self._count_arrived(calls)
+
+    def _count_arrived(self, calls: "_Calls") -> None:
+        """Count the calls of one layer whose gradients have come."""
+        arrived, calls.arrived = calls.arrived, []
+        self._count(arrived)
 
     @torch.no_grad()
     def _count(self, calls: list[LayerCall]) -> None:
         """Add the calls of one layer in one batch, unless they hold NaN."""
+        calls = [call for call in calls if call.x.numel()]
+        if not calls:
+            return
         layer, N = calls[0].layer, len(calls[0].x)
         masked = any(call.mask is not None for call in calls)
         found = by_block(((c, None) for c in calls), self._seen, _by_mask if masked else None)
