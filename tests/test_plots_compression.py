@@ -2,7 +2,7 @@
 
 import pytest
 
-from matrigami.compress import Option, Plan
+from matrigami.compress import CompressionPlan, Option
 
 pytest.importorskip("matplotlib", reason="needs the extra plots")
 
@@ -19,7 +19,7 @@ def plan():
         ]
         for name, weight in (("model.a", 4.0), ("model.b", 1.0))
     }
-    return Plan(["2", "4"], options, {"model.a": (400, 100), "model.b": (400, 100)})
+    return CompressionPlan(["2", "4"], options, {"model.a": (400, 100), "model.b": (400, 100)})
 
 
 def test_the_best_mixture_spends_bits_where_they_count(tmp_path):

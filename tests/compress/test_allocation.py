@@ -11,9 +11,9 @@ from torch import nn
 
 from matrigami import LowRank
 from matrigami.compress import (
+    CompressionPlan,
     Grid,
     Option,
-    Plan,
     _allocation as allocation,
     allocate,
     compress_,
@@ -74,7 +74,7 @@ def test_the_knapsack_is_that_of_all_choices():
         losses = torch.rand(3, generator=random).tolist()
         pairs = zip(losses, sizes, strict=True)
         options[name] = [Option(name, "", p, 0.0, float(s), 0, i) for i, (p, s) in enumerate(pairs)]
-    table = Plan(["0", "1", "2"], options)
+    table = CompressionPlan(["0", "1", "2"], options)
     for limit in (13.0, 16.0, 30.0):
         best = min(
             sum(o.predicted for o in choice)

@@ -258,7 +258,7 @@ def test_the_head_is_the_last_layer_whatever_happens_to_it():
 
 
 def test_curvature_of_a_layer_that_is_partly_seen():
-    """Plan and watch decide by the parameter: what the parent has is seen, the rest is not."""
+    """Plan and estimator decide by the parameter: what the parent has is seen, the rest is not."""
     layer = Same(4, 3)
     layer.gain = nn.Parameter(torch.ones(()))
     model = nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 3))

@@ -12,8 +12,8 @@ import pytest
 from matrigami.studies import (
     Interrupted,
     Outcome,
-    Plan,
     Snapshot,
+    StudyPlan,
     load_plan,
     parse_spec,
     plan_study,
@@ -242,7 +242,9 @@ def test_worker_processes_train_and_survive_a_kill(plan, tmp_path):
 def test_a_part_can_be_trained_and_results_hold_the_whole(plan, tmp_path):
     in_process(plan, tmp_path, instant)
     write_status(tmp_path, plan.configs[0], "queued", fraction=0.0)
-    done = Plan(plan.name, plan.configs[1:], {c.id: plan.sizes[c.id] for c in plan.configs[1:]})
+    done = StudyPlan(
+        plan.name, plan.configs[1:], {c.id: plan.sizes[c.id] for c in plan.configs[1:]}
+    )
     outcome = run_study(plan, tmp_path, part=done, workers=1)
     assert (outcome.total, outcome.left, len(outcome.records)) == (2, 0, 2)
     assert len(load_plan(tmp_path).configs) == 3

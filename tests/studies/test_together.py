@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from matrigami.studies import run_states, run_study
-from matrigami.studies._run import Plan, collect, prepare
+from matrigami.studies._run import StudyPlan, collect, prepare
 from matrigami.studies._size import run_size
 from matrigami.studies._together import SharedTask, data, in_turns
 from matrigami.studies._train import CHECKPOINT, load_task, train_run
@@ -27,7 +27,7 @@ RUNS = tuple(
 
 
 def planned(configs):
-    return Plan("test", tuple(configs), {c.id: run_size(c) for c in configs})
+    return StudyPlan("test", tuple(configs), {c.id: run_size(c) for c in configs})
 
 
 def work_through(configs, out, together, stop=lambda: False):

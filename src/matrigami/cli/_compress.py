@@ -13,7 +13,7 @@ from matrigami.cli._model import batches_of, model_of
 from matrigami.cli._terminal import ProgressLine, command_line, say
 
 if TYPE_CHECKING:
-    from matrigami.compress import Plan, Report
+    from matrigami.compress import CompressionPlan, Report
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -187,7 +187,7 @@ def _run(
     return 0
 
 
-def _page(found: "Report | Plan", out: Path) -> None:
+def _page(found: "Report | CompressionPlan", out: Path) -> None:
     """`report.json`, and `report.html` where there is matplotlib."""
     (out / "report.json").write_text(found.to_json() + "\n", "utf-8")
     try:

@@ -12,7 +12,7 @@ from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
-    from matrigami.studies import Outcome, Plan, Study
+    from matrigami.studies import Outcome, Study, StudyPlan
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 as_json = click.option(
@@ -357,7 +357,7 @@ def _echo_failures(outcome: "Outcome") -> None:
         )
 
 
-def _echo_plan(plan: "Plan", json_: bool) -> None:
+def _echo_plan(plan: "StudyPlan", json_: bool) -> None:
     """The runs, biggest first."""
     rows: list[dict[str, Any]] = [
         {

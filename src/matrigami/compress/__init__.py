@@ -9,7 +9,7 @@ from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._methods import Method
 from matrigami.compress._onnx import save_onnx
 from matrigami.compress._packing import packed, unpacked
-from matrigami.compress._plan import Option, Plan, plan
+from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._rounding import Rounding, round_ldl
@@ -20,13 +20,13 @@ from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, 
 
 __all__ = [
     "Allocation",
+    "CompressionPlan",
     "Evaluation",
     "Grid",
     "LatticeMatrix",
     "LayerReport",
     "Method",
     "Option",
-    "Plan",
     "QuantizedMatrix",
     "Removal",
     "Report",

@@ -19,7 +19,7 @@ from matrigami.compress._drivers import batches_of, compress_
 from matrigami.compress._evaluation import evaluate
 from matrigami.compress._grid import Grid
 from matrigami.compress._methods import NAN, Method, Progress
-from matrigami.compress._plan import Option, Plan, plan
+from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._report import Report
 from matrigami.nn import Patterns, parsed_budget
 
@@ -127,7 +127,7 @@ def allocate(
     )
 
 
-def knapsack(table: Plan, size: Any, limit: float, budget: str) -> list[Option]:
+def knapsack(table: CompressionPlan, size: Any, limit: float, budget: str) -> list[Option]:
     """One option of each layer, of least predicted loss in all, by dynamic programming.
 
     Raises:
@@ -166,7 +166,7 @@ def _shifted(best: Any, size: float) -> Any:
     return moved
 
 
-def _uniform(table: Plan, size: Any, limit: float) -> Option | None:
+def _uniform(table: CompressionPlan, size: Any, limit: float) -> Option | None:
     """The method that fits all layers and the budget with the least predicted loss."""
     totals = [table.total(i) for i in range(len(table.methods))]
     fitting = [t for t in totals if t is not None and size(t) <= limit]

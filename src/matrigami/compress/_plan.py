@@ -43,7 +43,7 @@ class Option:
 
 
 @dataclass
-class Plan:
+class CompressionPlan:
     """Options by layer; printed, a table with the sums of every method below.
 
     Attributes:
@@ -101,7 +101,7 @@ def plan(
     ignore: Patterns = (),
     two_sided: bool = True,
     progress: Progress | None = None,
-) -> Plan:
+) -> CompressionPlan:
     """What each of some methods would do to each layer of a model, which is not changed.
 
     All layers are observed in one run of the model as it is, so that what is compressed in front of
@@ -123,7 +123,7 @@ def plan(
     layers, data = chosen(model, targets, ignore), batches_of(calibration)
     gradients = output_moments(model, layers, data) if two_sided else {}
     seen = observed(model, layers, data)
-    found = Plan([described(method) for method in methods])
+    found = CompressionPlan([described(method) for method in methods])
     for name, layer in layers.items():
         W = weight(layer)
         found.dense[name], found.options[name] = (W.numel() * W.element_size(), W.numel()), []

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from matrigami.compress import Plan, Report, knapsack
+from matrigami.compress import CompressionPlan, Report, knapsack
 from matrigami.plots._page import figure, filled, mapping, table
 from matrigami.plots._scaling import render
 from matrigami.plots._styles import COLORS, MARKERS
@@ -109,7 +109,7 @@ def plot_layers(report: Report, path: Path, *, title: str = "") -> Path:
     return path
 
 
-def plot_plan(plan: Plan, path: Path, *, title: str = "") -> Path:
+def plot_plan(plan: CompressionPlan, path: Path, *, title: str = "") -> Path:
     """Draw what a plan predicts: by size for the whole model, and for every layer.
 
     The line is the best mixture of the methods under each size, by the knapsack of `allocate`.
@@ -126,7 +126,7 @@ def plot_plan(plan: Plan, path: Path, *, title: str = "") -> Path:
     return path
 
 
-def write_compression(path: Path, found: Report | Plan, *, command: str = "") -> Path:
+def write_compression(path: Path, found: Report | CompressionPlan, *, command: str = "") -> Path:
     """Write a page with the figures and the table of a compression, or of a plan.
 
     Args:
@@ -137,7 +137,7 @@ def write_compression(path: Path, found: Report | Plan, *, command: str = "") ->
     Returns:
         The file.
     """
-    planned = isinstance(found, Plan)
+    planned = isinstance(found, CompressionPlan)
     drawn = _plan_figure(found, "") if planned else _layers_figure(found, "")
     header, rows = _plan_table(found) if planned else _report_table(found)
     count = len(found.options) if planned else len(found.layers)
@@ -192,7 +192,7 @@ def _layers_figure(report: Report, title: str) -> Figure:
     return drawing
 
 
-def _plan_figure(plan: Plan, title: str) -> Figure:
+def _plan_figure(plan: CompressionPlan, title: str) -> Figure:
     """Sizes on the left, layers on the right."""
     count = len(plan.options)
     drawing = Figure(figsize=(max(9.0, 0.15 * count + 6), 5.0), layout="constrained")
@@ -224,7 +224,7 @@ def _plan_figure(plan: Plan, title: str) -> Figure:
     return drawing
 
 
-def frontier(plan: Plan) -> Iterator[tuple[float, float]]:
+def frontier(plan: CompressionPlan) -> Iterator[tuple[float, float]]:
     """Share of the bytes and predicted loss of the best mixtures, from the least size to the most.
 
     Nothing if a layer has no prediction.
@@ -285,7 +285,7 @@ def _report_table(report: Report) -> tuple[list[str], list[list[Any]]]:
     return [*header, "note"], rows
 
 
-def _plan_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
+def _plan_table(plan: CompressionPlan) -> tuple[list[str], list[list[Any]]]:
     """What each method would do to each layer."""
     header = ["layer", "method", "predicted nats", "error", "bytes", "of dense", "MACs"]
     rows = [

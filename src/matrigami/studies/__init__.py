@@ -30,7 +30,7 @@ from matrigami.studies._record import (
 )
 from matrigami.studies._run import (
     Outcome,
-    Plan,
+    StudyPlan,
     load_plan,
     plan_study,
     run_states,
@@ -118,7 +118,6 @@ __all__ = [
     "Network",
     "Outcome",
     "Place",
-    "Plan",
     "PowerLaw",
     "RunConfig",
     "RunSize",
@@ -129,6 +128,7 @@ __all__ = [
     "Snapshot",
     "Source",
     "Study",
+    "StudyPlan",
     "Task",
     "TeacherTask",
     "Team",

@@ -49,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """The runs of a study, biggest first, with their sizes."""
 
     name: str
@@ -64,7 +64,7 @@ class Plan:
         }
 
 
-def plan_study(study: Study, data_dir: Path | None = None) -> Plan:
+def plan_study(study: Study, data_dir: Path | None = None) -> StudyPlan:
     """Build every model once, to know its size and that it can be built.
 
     Args:
@@ -81,9 +81,9 @@ def plan_study(study: Study, data_dir: Path | None = None) -> Plan:
         key = replace(config, seed=0)  # the seed does not change the size
         task = tasks[data(config)] = tasks.get(data(config)) or task_size(config, data_dir)
         known[key] = sizes[config.id] = known.get(key) or run_size(config, task=task)
-    plan = Plan(study.name, study.configs, sizes)
+    plan = StudyPlan(study.name, study.configs, sizes)
     work = plan.work
-    return Plan(study.name, tuple(sorted(study.configs, key=lambda c: -work[c.id])), sizes)
+    return StudyPlan(study.name, tuple(sorted(study.configs, key=lambda c: -work[c.id])), sizes)
 
 
 def default_workers() -> int:
@@ -95,10 +95,10 @@ def default_workers() -> int:
 
 
 def run_study(
-    plan: Plan,
+    plan: StudyPlan,
     out: Path,
     *,
-    part: Plan | None = None,
+    part: StudyPlan | None = None,
     workers: int | None = None,
     threads: int | None = None,
     together: int | None = None,
@@ -152,7 +152,7 @@ def run_study(
     return outcome
 
 
-def grown(plan: Plan, out: Path, grow: bool) -> Plan:
+def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
     """A plan with the runs of another study that is in the folder.
 
     Raises:
@@ -170,10 +170,10 @@ def grown(plan: Plan, out: Path, grow: bool) -> Plan:
             "Give --out a folder of its own, or --grow to have all runs in one."
         )
     sizes = {**there.sizes, **plan.sizes}
-    return Plan(plan.name, (*plan.configs, *others), sizes)
+    return StudyPlan(plan.name, (*plan.configs, *others), sizes)
 
 
-def prepare(plan: Plan, out: Path) -> None:
+def prepare(plan: StudyPlan, out: Path) -> None:
     """Make the folders; queue anew what crashed or was running when its process was killed.
 
     Raises:
@@ -196,7 +196,7 @@ def prepare(plan: Plan, out: Path) -> None:
         ) from error
 
 
-def collect(plan: Plan, out: Path, *, interrupted: bool = False) -> Outcome:
+def collect(plan: StudyPlan, out: Path, *, interrupted: bool = False) -> Outcome:
     """The records of the runs that ended."""
     states = {config.id: (config, read_status(out, config)) for config in plan.configs}
     records = [
@@ -210,7 +210,7 @@ def collect(plan: Plan, out: Path, *, interrupted: bool = False) -> Outcome:
     return Outcome(tuple(records), len(kinds), failed, crashed, left, interrupted)
 
 
-def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
+def snapshot(plan: StudyPlan, out: Path, clock: Clock) -> Snapshot:
     """The state now."""
     states = {config.id: read_status(out, config) for config in plan.configs}
     kinds = [state["status"] for state in states.values()]
@@ -224,7 +224,7 @@ def snapshot(plan: Plan, out: Path, clock: Clock) -> Snapshot:
     )
 
 
-def load_plan(out: Path) -> Plan:
+def load_plan(out: Path) -> StudyPlan:
     """The plan of a study folder, as its last `run_study` wrote it.
 
     Raises:
@@ -242,7 +242,7 @@ def load_plan(out: Path) -> Plan:
         name = str(stored["name"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(out / "study.json", f"an entry is missing or wrong ({error})") from error
-    return Plan(name, configs, {c.id: size for c, size in zip(configs, sizes, strict=True)})
+    return StudyPlan(name, configs, {c.id: size for c, size in zip(configs, sizes, strict=True)})
 
 
 def update_results(out: Path) -> None:
@@ -254,7 +254,7 @@ def update_results(out: Path) -> None:
         write_results(out / "results.csv", collect(load_plan(out), out).records)
 
 
-def run_states(plan: Plan, out: Path) -> list[dict[str, Any]]:
+def run_states(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     """The state of each run: what it is, `macs`, `status`, `fraction` done, `cause` of an end."""
     states = []
     for c in plan.configs:
@@ -383,6 +383,6 @@ def _ended(state: Mapping[str, Any]) -> bool:
     return state["status"] in (*FINISHED, "crashed")
 
 
-def _fractions(plan: Plan, out: Path) -> dict[str, float]:
+def _fractions(plan: StudyPlan, out: Path) -> dict[str, float]:
     """Finished part of each run."""
     return {config.id: float(read_status(out, config)["fraction"]) for config in plan.configs}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies.tasks import Batch, Plan, Score, Task
+from matrigami.studies.tasks import Batch, Draws, Score, Task
 
 DATA = (
     "dataset",
@@ -47,8 +47,8 @@ class SharedTask:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.shape, self.examples, self.tests = task.shape, task.examples, task.tests
-        self._plans: dict[bytes, tuple[Plan, torch.Tensor]] = {}
-        self._batch: tuple[Plan, int, Batch] | None = None
+        self._plans: dict[bytes, tuple[Draws, torch.Tensor]] = {}
+        self._batch: tuple[Draws, int, Batch] | None = None
         self._tests: tuple[Batch, ...] | None = None
 
     @property
@@ -56,7 +56,7 @@ class SharedTask:
         """What the loss stands for."""
         return self.task.likelihood
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:
         """The epoch that begins at this state of the generator."""
         before = generator.get_state().numpy().tobytes()
         if before not in self._plans:
@@ -66,7 +66,7 @@ class SharedTask:
         generator.set_state(after)
         return plan
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         last = self._batch
         if last is None or last[0] is not plan or last[1] != start:

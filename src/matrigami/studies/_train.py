@@ -22,7 +22,7 @@ from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies._position import Position, StepClock
 from matrigami.studies._team import Team
 from matrigami.studies.models import Network, build_model
-from matrigami.studies.tasks import Batch, Plan, Score, Task, load_task
+from matrigami.studies.tasks import Batch, Draws, Score, Task, load_task
 
 Progress = Callable[[float, Mapping[str, Any]], None]
 """Told about once a second: the fraction of the run that is done, and where it stands."""
@@ -213,7 +213,7 @@ class Run:
         )
 
     def _epoch(
-        self, plan: Plan, clock: StepClock, progress: Progress, stop: Callable[[], bool]
+        self, plan: Draws, clock: StepClock, progress: Progress, stop: Callable[[], bool]
     ) -> Iterator[tuple[int, int]]:
         """The rest of one epoch."""
         at, n = self.position, self.task.examples
@@ -243,7 +243,7 @@ class Run:
         self.accelerator.settle()
         clock.lap()
 
-    def _step(self, plan: Plan) -> None:
+    def _step(self, plan: Draws) -> None:
         """One batch."""
         at, size = self.position, self.config.batch_size
         done = at.epoch * self.steps_per_epoch + at.start // size

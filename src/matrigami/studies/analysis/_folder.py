@@ -65,7 +65,7 @@ def analyze_all(
     (out / "matrices").mkdir(parents=True, exist_ok=True)
     write_json(out / "env.json", environment("cpu", 1, 1))
     cut = [source.corner(settings.largest) for source in sources]
-    clock = _Clock([(s.shape[0] * s.shape[1]) ** (POWER / 2) for s in cut], report)
+    clock = _Remaining([(s.shape[0] * s.shape[1]) ** (POWER / 2) for s in cut], report)
     found: list[Analysis] = []
     refused: dict[str, str] = {}
     for source in cut:
@@ -104,7 +104,7 @@ def write_gains(path: Path, found: Sequence[Analysis]) -> Path:
     return path
 
 
-def _one(source: Source, out: Path, settings: Settings, clock: "_Clock") -> Analysis:
+def _one(source: Source, out: Path, settings: Settings, clock: "_Remaining") -> Analysis:
     """One matrix, from its file if that is there."""
     path = out / "matrices" / f"{_slug(source.name)}.json"
     key = {"identity": source.identity, "shape": list(source.shape), **asdict(settings)}
@@ -142,7 +142,7 @@ def _slug(name: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[:60]}-{digest}"
 
 
-class _Clock:
+class _Remaining:
     """How far the work is, and how long the rest takes at the speed so far."""
 
     def __init__(self, work: Sequence[float], report: Callable[[str], None] | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from matrigami.studies._config import RunConfig
 from matrigami.studies._own import is_function, source_path
 from matrigami.studies.tasks._arrays import ArrayTask
-from matrigami.studies.tasks._base import DTYPE, Batch, Entry, Plan, Score, Shape, Task
+from matrigami.studies.tasks._base import DTYPE, Batch, Draws, Entry, Score, Shape, Task
 from matrigami.studies.tasks._images import IMAGES, ImageTask
 from matrigami.studies.tasks._teacher import TEACHERS, TeacherTask
 from matrigami.studies.tasks._text import TEXTS, TextTask
@@ -52,9 +52,9 @@ __all__ = [
     "TASKS",
     "ArrayTask",
     "Batch",
+    "Draws",
     "Entry",
     "ImageTask",
-    "Plan",
     "Score",
     "Shape",
     "Task",

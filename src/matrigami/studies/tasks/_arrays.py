@@ -21,7 +21,7 @@ from matrigami.studies.tasks._augment import draw_mixing
 from matrigami.studies.tasks._base import (
     DTYPE,
     Batch,
-    Plan,
+    Draws,
     Score,
     Shape,
     Task,
@@ -80,13 +80,13 @@ class ArrayTask:
         """What the loss stands for, without smoothing and mixing."""
         return nn.CrossEntropyLoss() if self.has_classes else nn.MSELoss()
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:
         """Draw an epoch."""
         order = torch.randperm(self.examples, generator=generator)
         mixing = draw_mixing(-(-self.examples // batch_size), self.mixup, generator)
-        return Plan(order.to(self.device), None, mixing)
+        return Draws(order.to(self.device), None, mixing)
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         x, y = (t.index_select(0, plan.order[start : start + size]) for t in self._train)
         if self.mixup == 0:

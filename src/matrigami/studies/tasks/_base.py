@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         return self.channels * self.side**2
 
 
-class Plan(NamedTuple):
+class Draws(NamedTuple):
     """The random choices of one epoch: examples or fresh inputs, crops, a weight for each batch."""
 
     order: Tensor
@@ -83,11 +83,11 @@ class Task(Protocol):
         """What the loss stands for, without smoothing and mixing."""
         ...
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:
         """Draw an epoch."""
         ...
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         ...
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matrigami.studies._config import RunConfig
 from matrigami.studies.tasks._augment import Crops, crop_table, draw_crops, draw_mixing, resample
-from matrigami.studies.tasks._base import Batch, Entry, Plan, Score, Shape, classified
+from matrigami.studies.tasks._base import Batch, Draws, Entry, Score, Shape, classified
 from matrigami.studies.tasks._datasets import Images, Split, load_images
 
 SHUFFLE_SEED = 2024
@@ -71,16 +71,16 @@ class ImageTask:
         """What the loss stands for, without smoothing and mixing."""
         return nn.CrossEntropyLoss()
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:
         """Draw an epoch."""
         n = self.examples
         order = torch.randperm(n, generator=generator)
         crops = draw_crops(n, self.shape.side, generator) if self.augment else None
         mixing = draw_mixing(-(-n // batch_size), self.mixup, generator)
         moved = None if crops is None else Crops(*[t.to(self.device) for t in crops])
-        return Plan(order.to(self.device), moved, mixing)
+        return Draws(order.to(self.device), moved, mixing)
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         chosen = plan.order[start : start + size]
         pixels, labels = (t.index_select(0, chosen) for t in self._train)

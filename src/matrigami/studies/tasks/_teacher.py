@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies.tasks._base import DTYPE, Batch, Entry, Plan, Score, Shape, regressed
+from matrigami.studies.tasks._base import DTYPE, Batch, Draws, Entry, Score, Shape, regressed
 
 TESTS = 8000
 """Examples in the test set of a teacher, and for the mean and variance of its outputs."""
@@ -72,13 +72,13 @@ class TeacherTask:
         """What the loss stands for."""
         return nn.MSELoss()
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch."""
         sizes = (self.examples, self.shape.features)
         inputs = torch.randn(sizes, generator=generator, dtype=DTYPE)
-        return Plan(inputs.to(self.device), None, [])
+        return Draws(inputs.to(self.device), None, [])
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Examples `start` to `start + size` of an epoch."""
         x = plan.order[start : start + size]
         return Batch(x, self._teach(x))

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies.tasks._base import Batch, Entry, Plan, Score, Shape, refuse_settings
+from matrigami.studies.tasks._base import Batch, Draws, Entry, Score, Shape, refuse_settings
 from matrigami.studies.tasks._datasets import data_folder, read_checked
 from matrigami.studies.tasks._sources import SOURCES
 from matrigami.studies.tasks._tokens import byte_pairs, characters
@@ -88,18 +88,18 @@ class TextTask:
         """What the loss stands for."""
         return nn.CrossEntropyLoss()
 
-    def plan(self, batch_size: int, generator: torch.Generator) -> Plan:  # noqa: ARG002 - one signature for all tasks
+    def plan(self, batch_size: int, generator: torch.Generator) -> Draws:  # noqa: ARG002 - one signature for all tasks
         """Draw an epoch: where its windows begin."""
         context, last = self.shape.channels, len(self._train) - self.shape.channels
         if self.samples is not None:
-            return Plan(
+            return Draws(
                 self._at(torch.randint(last, (self.samples,), generator=generator)), None, []
             )
         first = torch.randint(last - (self.examples - 1) * context, (1,), generator=generator)
         order = torch.randperm(self.examples, generator=generator)
-        return Plan(self._at(first + order * context), None, [])
+        return Draws(self._at(first + order * context), None, [])
 
-    def batch(self, plan: Plan, start: int, size: int) -> Batch:
+    def batch(self, plan: Draws, start: int, size: int) -> Batch:
         """Windows `start` to `start + size` of an epoch."""
         return self._windows(self._train, plan.order[start : start + size])
 
