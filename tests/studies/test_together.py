@@ -18,9 +18,9 @@ RUNS = tuple(
     for changes in (
         {},
         {"structure": "dense"},
-        {"lr": 1e-2},
+        {"lr": 1e-2, "weight_decay": 0.02},
         {"structure": "monarch(blocks=2)", "optimizer": "soap(frequency=2)"},
-        {"seed": 8},
+        {"seed": 8, "input_lr_scale": 0.2},
     )
 )
 """Four that see the same batches, and one of another seed."""
@@ -74,7 +74,7 @@ def test_a_batch_is_made_once(tmp_path):
 
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path):
     plain = digits(augment=False, mixup=0.0)
-    wild = replace(plain, lr=1e18)
+    wild = replace(plain, lr=1e18, weight_decay=0.02)
     records = work_through([wild, plain], tmp_path, 2)
     assert records[wild.id]["status"] == "failed"
     assert records[wild.id]["cause"].startswith("the loss was")

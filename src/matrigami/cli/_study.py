@@ -2,17 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from matrigami.cli._compare import FOLDER, compare
 from matrigami.cli._data import data_dir_option
+from matrigami.cli._outcome import echo_fit, echo_plan, present
 from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
-    from matrigami.studies import Outcome, Study, StudyPlan
+    from matrigami.studies import Study
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 as_json = click.option(
@@ -57,7 +58,8 @@ study.add_command(search)
     "--together",
     type=click.IntRange(min=1),
     help="Runs of one task that a worker trains side by side; a batch is made once for all of one "
-    "seed. [default: 1; on an accelerator 64]",
+    "seed, and small runs that differ only in seed and learning rate are trained as one. [default: "
+    "1; on an accelerator 64]",
 )
 @click.option(
     "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
@@ -98,7 +100,7 @@ def run(
     plan = plan_study(whole, data_dir)
     part = plan_study(whole.only(only), data_dir) if only else plan
     if dry_run:
-        _echo_plan(part, json_)
+        echo_plan(part, json_)
         return 0
     if out is None:
         raise click.UsageError(
@@ -127,7 +129,7 @@ def run(
             f"kept. Go on with:\n  {command_line()}"
         )
         return 130
-    return _present(out, outcome, json_)
+    return present(out, outcome, json_)
 
 
 @study.command()
@@ -202,7 +204,7 @@ def fit(folder: Path, json_: bool) -> int:
     if json_:
         click.echo((folder / "fit.json").read_text("utf-8"))
     else:
-        _echo_fit(result)
+        echo_fit(result)
     return 0
 
 
@@ -288,104 +290,3 @@ def check_device(device: str) -> None:
             f"Training on --device {device} was asked for.\nIt is not there: {reason}\n"
             "Use --device cpu, or install a torch build for it."
         ) from error
-
-
-def _present(out: Path, outcome: "Outcome", json_: bool) -> int:
-    """Fit, figures, report, and what to read."""
-    from matrigami.studies import conclusions, fit_results, write_fit
-
-    records = outcome.records
-    result = fit_results(records)
-    write_fit(out / "fit.json", result)
-    figures = _figures(out)
-    paths = [out / "results.csv", out / "fit.json", *figures]
-    if json_:
-        counts = {
-            "total": outcome.total,
-            "failed": outcome.failed,
-            "crashed": outcome.crashed,
-            "left": outcome.left,
-        }
-        click.echo(
-            json.dumps(
-                {
-                    **json.loads((out / "fit.json").read_text("utf-8")),
-                    "runs": counts,
-                    "files": list(map(str, paths)),
-                },
-                indent=1,
-            )
-        )
-    else:
-        _echo_fit(result)
-        click.echo("\nIn words\n" + "\n".join(f"  {s}" for s in conclusions(records, result)))
-        click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
-        if figures:
-            click.echo(
-                f"\nNext: open {out / 'report.html'}, or compare with published points:\n"
-                f"  matrigami study plot {out} --reference FILE.csv"
-            )
-    _echo_failures(outcome)
-    return 1 if outcome.crashed or outcome.left else 0
-
-
-def _figures(out: Path) -> list[Path]:
-    """Figures and report; without matplotlib, say how to get them."""
-    try:
-        from matrigami.plots import plot_study, write_report
-    except ModuleNotFoundError as error:
-        say(
-            f"No figures: {error.name} is not installed. `pip install matplotlib`, then "
-            f"`matrigami study report {out}`."
-        )
-        return []
-    figures = plot_study(out, command=command_line())
-    return [write_report(out, command=command_line()), *figures]
-
-
-def _echo_failures(outcome: "Outcome") -> None:
-    """How many runs have no result, and why."""
-    bad = [r for r in outcome.records if r["status"] != "done"]
-    if outcome.left:
-        say(f"{outcome.left} runs are in the hands of another process.")
-    if bad:
-        say(f"{outcome.failed} runs failed, {outcome.crashed} crashed:")
-    for r in bad:
-        say(
-            f"  {r['status']}: {r['dataset']} {r['structure']} width {r['width']} seed "
-            f"{r['seed']}: {r.get('cause')}"
-        )
-
-
-def _echo_plan(plan: "StudyPlan", json_: bool) -> None:
-    """The runs, biggest first."""
-    rows: list[dict[str, Any]] = [
-        {
-            "id": c.id,
-            "dataset": c.dataset,
-            "structure": c.structure,
-            "optimizer": c.optimizer,
-            "width": c.width,
-            "seed": c.seed,
-            **plan.sizes[c.id]._asdict(),
-        }
-        for c in plan.configs
-    ]
-    if json_:
-        click.echo(json.dumps({"study": plan.name, "runs": rows}, indent=1))
-        return
-    echo_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
-    total = sum(size.macs * size.examples for size in plan.sizes.values())
-    click.echo(
-        f"{plan.name}: {len(rows)} runs, {total:.2e} MACs of forward passes; nothing was trained."
-    )
-
-
-def _echo_fit(result: dict[str, Any]) -> None:
-    """The laws and the ranking of each dataset."""
-    from matrigami.studies import fit_tables
-
-    for title, header, rows, notes in fit_tables(result):
-        click.echo(f"\n{title}")
-        echo_table(header, rows)
-        click.echo("".join(f"  {note}\n" for note in notes), nl=False)

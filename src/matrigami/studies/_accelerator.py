@@ -61,9 +61,13 @@ class Accelerator:
 
     def step(self, batch: Batch, factor: float) -> None:
         """Train on a batch, at a share of the learning rates."""
+        self.set_rates(factor)
+        self.run.update(batch)
+
+    def set_rates(self, factor: float) -> None:
+        """Give each group its share of its learning rate."""
         for group, rate in zip(self.run.optimizer.param_groups, self.run.rates, strict=True):
             group["lr"] = rate * factor
-        self.run.update(batch)
 
     def test(self) -> None:
         """Evaluate on the test set."""

@@ -20,6 +20,7 @@ from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
 from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies._position import Position, StepClock
+from matrigami.studies._stacked import Stack
 from matrigami.studies._team import Team
 from matrigami.studies.models import Network, build_model
 from matrigami.studies.tasks import Batch, Draws, Score, Task, load_task
@@ -90,14 +91,17 @@ def training(
     progress: Progress,
     stop: Callable[[], bool],
     shared: bool = False,
+    stack: Stack | None = None,
 ) -> Training:
-    """`train_run` a step at a time, so that a process can train several runs in turns (`shared`).
+    """`train_run` a step at a time, so that a process can train several runs.
+
+    They take turns (`shared`), or some are one batch (`stack`).
 
     Returns:
         An iterator that yields the epoch and the example after each step, and returns the record.
     """
     device = torch.device(device)
-    run = Run(config, folder, task, device, shared=shared and device.type == "cuda")
+    run = Run(config, folder, task, device, shared=shared and device.type == "cuda", stack=stack)
     yield from run.train(progress, stop)
     return run.record()
 
@@ -112,6 +116,7 @@ class Run:
         device: Where to train.
         team: The processes that train it.
         shared: Other runs use the device at the same time, so that it has no seconds of its own.
+        stack: Runs that take their steps together with it; None if there are none.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class Run:
         team: Team | None = None,
         *,
         shared: bool = False,
+        stack: Stack | None = None,
     ) -> None:
         self.config, self.folder, self.task, self.device = config, folder, task, device
         self.team, self.shared = team or Team(), shared
@@ -139,6 +145,8 @@ class Run:
         self.sums, self.test_sums = torch.zeros(2, 2, dtype=torch.float64, device=device).unbind()
         self.cause: str | None = None
         self.accelerator = Accelerator(self)
+        self.stack = stack if stack is not None and stack.pays(self) else None
+        self.shared = self.shared or self.stack is not None
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one."""
@@ -155,7 +163,7 @@ class Run:
         """
         self.resume()
         alone = self.team.size == 1 and self.model.recordable
-        self.accelerator = accelerator(self, alone=alone)
+        self.accelerator = self.stack.join(self) if self.stack else accelerator(self, alone=alone)
         clock = StepClock(self.position, self.config.checkpoint_seconds)
         try:
             for _ in range(self.position.epoch, self.config.epochs):
@@ -167,6 +175,9 @@ class Run:
             self.save()
         except _Diverged as error:
             self.cause = str(error)
+        finally:
+            if self.stack:
+                self.stack.leave(self)
 
     def record(self) -> dict[str, Any]:
         """What the run has found."""
@@ -189,6 +200,7 @@ class Run:
             "cpu_seconds": self.position.cpu_seconds,
             "status": "done" if self.cause is None else "failed",
             "cause": self.cause,
+            **({"stacked": True} if self.stack else {}),
             "examples": self.position.epoch * self.task.examples + self.position.start,
             "epochs": self.position.epoch,
             "device": self.device.type,
@@ -223,6 +235,9 @@ class Run:
         while at.start < n:
             self._step(plan)
             at.start = min(at.start + self.config.batch_size, n)
+            clock.lap()
+            yield at.epoch, at.start  # before anything is asked of the step: others may share it
+            clock.skip()
             stopping, saving, reporting = self.team.any(
                 [stop(), clock.save_due(), clock.report_due()]
             )
@@ -238,8 +253,6 @@ class Run:
                     f"Run {self.config.id} stopped in epoch {at.epoch + 1} of {self.config.epochs}."
                 )
             clock.lap()
-            yield at.epoch, at.start
-            clock.skip()
         self.accelerator.settle()
         clock.lap()
 

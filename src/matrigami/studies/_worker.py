@@ -7,7 +7,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
 from matrigami.studies._record import read_json, write_atomic, write_json
 from matrigami.studies._signals import STOPPING
+from matrigami.studies._stacked import Stack, alike
 from matrigami.studies._together import SharedTask, data, in_turns
 from matrigami.studies._train import Interrupted, Training, training
 from matrigami.studies.tasks import Task, load_task
@@ -100,7 +102,7 @@ def work(job: Job, stop: Callable[[], bool], train: Train = training) -> None:
     while waiting and not stop():
         with ExitStack() as locks:
             taken = _take(job, waiting, locks)
-            tasks = _Tasks(job)
+            tasks = _Tasks(job, taken)
             in_turns([_attempt(job, config, stop, train, tasks) for config in taken])
 
 
@@ -132,10 +134,12 @@ def _fell(job: Job, config: RunConfig) -> bool:
 class _Tasks:
     """The task of runs that see the same data, loaded once; those of one seed share its batches."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, taken: Sequence[RunConfig]) -> None:
         self.job = job
         self.task: Task | None = None
         self.shared: dict[int, Task] = {}
+        counts = Counter(map(alike, taken))
+        self.stacks = {kind: Stack() for kind, count in counts.items() if count > 1}
 
     def of(self, config: RunConfig) -> Task:
         """The task of one run."""
@@ -143,6 +147,10 @@ class _Tasks:
         if self.job.together == 1:
             return self.task
         return self.shared.setdefault(config.seed, SharedTask(self.task))
+
+    def stack(self, config: RunConfig) -> Stack | None:
+        """The runs that are one batch with a run."""
+        return self.stacks.get(alike(config))
 
 
 def _attempt(
@@ -173,6 +181,7 @@ def _attempt(
             progress=progress,
             stop=stop,
             shared=job.together > 1,
+            stack=tasks.stack(config),
         )
     except Interrupted:
         fraction = read_status(job.out, config).get("fraction", 0.0)
