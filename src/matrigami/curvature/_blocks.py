@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from matrigami.curvature._examples import Place, arranged, features_of, regrouped
+from matrigami.curvature._examples import Place, arranged, regrouped
 from matrigami.curvature._likelihood import Terms
 from matrigami.curvature._moments import input_rows
 from matrigami.curvature._tape import LayerCall, is_finite, pull_back
@@ -55,7 +55,7 @@ def named_uses(call: LayerCall, seen: SharedInputs, place: Place | None = None) 
         for t in (call.x, call.g)
     )
     with torch.no_grad(), torch.autocast(call.x.device.type, enabled=False):
-        x, g = arranged(x, g, place, features_of(layer.module))  # pyright: ignore[reportArgumentType]
+        x, g = arranged(x, g, place, layer.features)  # pyright: ignore[reportArgumentType]
         found = uses(layer.module, x, g, layer.joint)
     named = {}
     for i, (keys, use) in enumerate(found.items()):

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from matrigami.curvature._tape import LayerCall, pull_back
-from matrigami.nn import OneHot, Use, parts
+from matrigami.nn import OneHot, Use
 
 
 class Place(NamedTuple):
@@ -122,14 +122,8 @@ class Finder:
 
 def _is_single(call: LayerCall) -> bool:
     """Whether the input of a call has no axis of examples or positions."""
-    features = features_of(call.layer.module)
+    features = call.layer.features
     return features is not None and call.x.ndim == features
-
-
-def features_of(layer: nn.Module) -> int | None:
-    """How many of the last axes of an input are features, if all others are alike."""
-    found = {part.features for part in parts(layer).values() if part.is_seen}
-    return next(iter(found)) if len(found) == 1 else None
 
 
 def _sizes(inputs: Any) -> tuple[int, ...]:
@@ -155,7 +149,7 @@ def _candidates(rows: int, sizes: tuple[int, ...]) -> Iterator[Place]:
 
 def _options(call: LayerCall, examples: int) -> Iterator[Place]:
     """Where so many examples may be in a call; nothing if its output is not on the way."""
-    features = features_of(call.layer.module)
+    features = call.layer.features
     axes = 1 if features is None else call.x.ndim - features
     shape = call.shape
     for axis in range(min(axes, len(shape))):

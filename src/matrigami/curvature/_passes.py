@@ -76,6 +76,7 @@ class Passes:
         seed: Of drawn labels; the same in each pass.
         reduce: Average inputs and sum gradients over shared positions first.
         distributed: Whether each process has its own share of the data.
+        finder: Where the examples are; it is asked once for all passes.
         apart: Whether it matters which rows of a layer are of one example: not for sums over all
             rows of gradients at labels that are drawn.
     """
@@ -87,12 +88,12 @@ class Passes:
     reduce: bool
     distributed: bool
     apart: bool
+    finder: Finder
 
     def __iter__(self) -> Iterator[Blocks]:
         """Run the model forward and backward over each batch."""
         device = next(self.objective.model.parameters()).device
         generator = torch.Generator(device).manual_seed(self.seed)
-        finder = Finder(alone=isinstance(self.labels, int))
         for i, (inputs, targets, weight) in enumerate(self.objective):
             with recording(self.layers) as calls:
                 outputs = one_tensor(self.objective.model(inputs))
@@ -100,7 +101,7 @@ class Passes:
             self._refuse_unused(calls)
             width = sum(c.x[..., 0].numel() * _width(c.layer.module) for c in calls)
             turns = max(1, ENTRIES // max(width, 1))
-            found = finder.find(inputs, outputs, calls) if self.apart else None
+            found = self.finder.find(inputs, outputs, calls) if self.apart else None
             places = [None] * len(calls) if found is None else found.inputs
             counted = terms(self.objective.loss, targets)
             rows = rows_that_count(outputs, calls, places, counted)
@@ -234,6 +235,7 @@ def passes(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch, setting:
         setting.reduce,
         distributed,
         setting.apart or setting.reduce or setting.labels == "exact",
+        Finder(alone=isinstance(setting.labels, int)),
     )
 
 

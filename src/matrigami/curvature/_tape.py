@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.nn import parts, refusal
+from matrigami.nn import Parts, parts, refusal
 
 _OWN: ContextVar[bool] = ContextVar("own", default=False)
 """Whether the model is run by a pass of the library, in this thread."""
@@ -50,12 +50,14 @@ class TapedLayer:
         name: Its name in the model.
         names: The model's name of each of its trainable parameters; of a tied one, the first.
         joint: Whether its bias is one more column of its weight.
+        features: How many of the last axes of its input are features, if all others are alike.
     """
 
     module: nn.Module
     name: str
     names: dict[str, str]
     joint: bool
+    features: int | None
 
 
 @dataclass(eq=False)
@@ -240,8 +242,15 @@ def find_layers(
         if unread := [key for key in names if key not in known or not known[key].is_seen]:
             raise TypeError(refusal("curvature", name, module, unread))
         private = all(owners[id(p)] == 1 for p in own.values())
-        found.append(TapedLayer(module, name, names, joint and private and len(names) == len(own)))
+        whole = joint and private and len(names) == len(own)
+        found.append(TapedLayer(module, name, names, whole, _features(known)))
     return found
+
+
+def _features(known: Parts) -> int | None:
+    """How many of the last axes of an input are features, if all parts of a layer agree."""
+    found = {part.features for part in known.values() if part.is_seen}
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def pull_back(outputs: Tensor, calls: list[LayerCall], columns: Tensor) -> None:
