@@ -1,9 +1,12 @@
 """The networks of the study: published sizes, layout, and learning rates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from matrigami.studies import RunConfig
+from matrigami.nn import StructuredLinear, StructuredMoE
+from matrigami.studies import RunConfig, train_run
 from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies.models import build_model
 from matrigami.studies.tasks import Shape
@@ -149,3 +152,35 @@ def test_refused_in_three_lines(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_model(config(**changes), CIFAR100)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_layers_of_the_blocks_can_be_mixtures_of_experts():
+    """Multiply-adds are those of the active ones and of the gates; the head stays dense."""
+    text = Shape(channels=16, side=1, outputs=20, is_text=True)
+    plain = RunConfig("text", "gpt", "btt(rank=1)", 16, 0, 1e-2, 1, 8, depth=1, heads=2)
+    mixed = replace(plain, experts=4, active=2)
+    one, several = build_model(plain, text), build_model(mixed, text)
+    layers = [m for m in several.modules() if isinstance(m, StructuredMoE)]
+    structured = [m for m in one.modules() if isinstance(m, StructuredLinear)]
+    assert len(layers) == len(structured) == 6
+    assert not several.recordable
+    once = sum(layer.cost().macs for layer in structured)
+    gates = sum(4 * layer.in_features for layer in layers)
+    assert several.macs() - one.macs() == 16 * (once + gates)
+    assert several(torch.zeros(2, 16, dtype=torch.int64)).shape == (2, 20, 16)
+    assert mixed.label == "btt(rank=1), 2 of 4"
+    assert mixed.id != plain.id
+    with pytest.raises(ValueError, match="from 1 to the experts"):
+        replace(plain, experts=2, active=3)
+    with pytest.raises(ValueError, match="puts no mixtures"):
+        build_model(replace(mixed, model="mine.py:make"), text)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_mixtures_learn(tmp_path, optimizer):
+    config = RunConfig(
+        "digits", "mlp", "btt(rank=1)", 16, 0, 1e-2, 3, 100, depth=1, experts=4, active=2
+    )
+    record = train_run(replace(config, optimizer=optimizer), tmp_path)
+    assert record["structure"] == "btt(rank=1), 2 of 4"
+    assert record["test_error"] < 40

@@ -88,7 +88,7 @@ def echo_plan(plan: "StudyPlan", json_: bool) -> None:
         {
             "id": c.id,
             "dataset": c.dataset,
-            "structure": c.structure,
+            "structure": c.label,
             "optimizer": c.optimizer,
             "width": c.width,
             "seed": c.seed,

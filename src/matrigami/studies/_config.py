@@ -19,12 +19,32 @@ NOTED = ("folder", "data_hash", "model_hash")
 """Fields that are filled in where a study file is read: where its own sources are, and what."""
 
 ADDED = frozenset(
-    {"optimizer", "context", "vocabulary", "side", "targets", "data_hash", "model_hash"}
+    {
+        "optimizer",
+        "context",
+        "vocabulary",
+        "side",
+        "targets",
+        "data_hash",
+        "model_hash",
+        "experts",
+        "active",
+    }
 )
 """Fields that came later: left out at their default, so that older runs keep their identity."""
 
 
-COUNTS = ("width", "epochs", "batch_size", "depth", "base_width", "patch", "heads", "context")
+COUNTS = (
+    "width",
+    "epochs",
+    "batch_size",
+    "depth",
+    "base_width",
+    "patch",
+    "heads",
+    "context",
+    "experts",
+)
 """Fields that are at least 1."""
 
 
@@ -67,6 +87,8 @@ class RunConfig:
         side: Pixels to which images of a folder are resized; left out to keep their size.
         targets: Names of the layers of your own model that carry the structure, as a pattern such
             as `re:.*mlp.*`; left out for all but the last.
+        experts: Members of the structure in each structured layer, a mixture; 1 for none.
+        active: Experts that multiply each vector.
         folder: What paths of `dataset` and `model` are relative to; not part of the identity.
         data_hash: What the data of your own were when the study was planned.
         model_hash: The same of the model.
@@ -79,7 +101,7 @@ class RunConfig:
         ...     "digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64
         ... )
         >>> config.id, len(config.to_json())
-        ('5e68720d8c5b', 29)
+        ('5e68720d8c5b', 31)
     """
 
     dataset: str
@@ -108,6 +130,8 @@ class RunConfig:
     vocabulary: int | None = None
     side: int | None = None
     targets: str = ""
+    experts: int = 1
+    active: int = 1
     folder: str = ""
     data_hash: str = ""
     model_hash: str = ""
@@ -126,8 +150,15 @@ class RunConfig:
         self._require(
             "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1"
         )
+        self._require("active", 1 <= self.active <= self.experts, "from 1 to the experts")
         layers = self.structured_layers in ("all", "hidden")
         self._require("structured_layers", layers, "'all' or 'hidden'")
+
+    @property
+    def label(self) -> str:
+        """The structure, and how many of how many experts."""
+        mixture = f", {self.active} of {self.experts}" if self.experts > 1 else ""
+        return f"{self.structure}{mixture}"
 
     def _require(self, name: str, valid: bool, range_: str) -> None:
         """One range."""

@@ -267,7 +267,7 @@ def run_states(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
         known = {
             "id": c.id,
             "dataset": c.dataset,
-            "structure": c.structure,
+            "structure": c.label,
             "optimizer": c.optimizer,
             "width": c.width,
             "seed": c.seed,
@@ -372,7 +372,12 @@ def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Recor
         if key in ("dataset", "model", "structure", "width", "seed", "lr")
         or (key == "optimizer" and value != "adamw")
     }
-    base = known | {"id": config.id, "params": size.params, "macs": size.macs}
+    base = known | {
+        "id": config.id,
+        "structure": config.label,
+        "params": size.params,
+        "macs": size.macs,
+    }
     if state["status"] == "crashed":
         return base | {"status": "crashed", "cause": state.get("cause", "unknown")}
     return base | state["record"] | {"status": state["status"]}

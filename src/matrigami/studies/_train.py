@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from matrigami.nn import routing_loss
 from matrigami.studies._accelerator import Accelerator, accelerator
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
@@ -185,10 +186,8 @@ class Run:
         tail = history[-max(1, min(10, config.epochs // 10)) :]
         last = history[-1] if history else {}
         return {
-            **{
-                name: getattr(config, name)
-                for name in ("dataset", "model", "structure", "width", "seed", "lr")
-            },
+            **{name: getattr(config, name) for name in ("dataset", "model", "width", "seed", "lr")},
+            "structure": config.label,
             "params": sum(p.numel() for p in self.model.parameters()),
             "macs": self.model.macs(),
             **{
@@ -266,7 +265,10 @@ class Run:
     def update(self, batch: Batch) -> None:
         """Move the weights along the gradient of one batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._score(self.together, batch, self.sums).loss.backward()
+        loss = self._score(self.together, batch, self.sums).loss
+        if self.config.experts > 1:
+            loss = loss + routing_loss(self.model)
+        loss.backward()
         self.optimizer.step()
 
     def test_batches(self) -> Iterator[Batch]:

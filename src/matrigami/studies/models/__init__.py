@@ -56,6 +56,7 @@ def build_model(
         591872
     """
     if is_function(config.model):
+        _refuse_mixture(config)
         return OwnModel(config, shape)
     if config.targets:
         raise ValueError(
@@ -66,7 +67,19 @@ def build_model(
     name, options = parse_model(config.model)
     make = makers(config, generator, device)
     with torch.device(device):
-        return MODELS[name](config, shape, make, **options).to(DTYPE)
+        model = MODELS[name](config, shape, make, **options).to(DTYPE)
+    model.recordable = config.experts == 1  # the numbers of vectors of an expert vary
+    return model
+
+
+def _refuse_mixture(config: RunConfig) -> None:
+    """Refuse experts in a model that builds its layers itself."""
+    if config.experts > 1:
+        raise ValueError(
+            f"Model {config.model!r} was asked for with experts = {config.experts}.\n"
+            "Surgery puts no mixtures into it.\n"
+            "Leave experts out, and use nn.StructuredMoE in your function."
+        )
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:

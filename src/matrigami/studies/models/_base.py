@@ -21,7 +21,7 @@ from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
 from matrigami.studies.tasks import DTYPE, Shape
 
-Layer = StructuredLinear | nn.Linear
+Layer = StructuredLinear | StructuredMoE | nn.Linear
 
 Linear = Callable[..., Layer]
 """Makes a layer from its numbers of inputs and outputs, and `zero_init`, `bias`."""
@@ -68,6 +68,8 @@ def makers(
 ) -> Makers:
     """The layers of a run: structured ones, and dense ones at the ends that stay dense."""
     linear = partial(_linear, config.structure, generator, device)
+    if config.experts > 1:
+        linear = partial(_mixture, config, generator, device)
     dense = partial(_linear, "dense", generator, device)
     outer = linear if config.structured_layers == "all" else dense
     return Makers(linear, outer, dense, generator)
@@ -171,6 +173,31 @@ def _linear(
     if bias:
         layer.bias = nn.Parameter(weight.new_zeros(outputs))
     return layer
+
+
+def _mixture(
+    config: RunConfig,
+    generator: torch.Generator | None,
+    device: torch.device | str,
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = True,
+    zero_init: bool = False,
+) -> StructuredMoE:
+    """One layer whose structure is that of each expert."""
+    return StructuredMoE(
+        inputs,
+        outputs,
+        parse(config.structure),
+        config.experts,
+        config.active,
+        bias=bias,
+        zero_init=zero_init,
+        dtype=DTYPE,
+        device=device,
+        generator=generator,
+    )
 
 
 def table_of(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
