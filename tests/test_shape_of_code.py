@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,29 @@ def test_imports_flow_one_way():
         "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))",
     )
     assert result.returncode == 0, result.stdout[-2000:]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, modules: set[str]) -> set[str]:
+    """The modules of the library that one imports, at its top or inside of a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & modules or {node.module} & modules
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & modules
+    return found
+
+
+def test_no_modules_import_each_other():
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: imported(path, set(paths)) for name, path in paths.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(paths)  # or CycleError
 
 
 def test_ruff_finds_nothing():
