@@ -34,11 +34,11 @@ With more of them, arithmetic takes the time and not the calls: `python -m bench
 """
 
 
-PLAIN_STEPS = 20
+PLAIN_STEPS = 250
 """Steps of each size of batch before one is recorded.
 
 Recording takes a second; the list of kernels that it makes runs without `vmap` and autograd, whose
-bookkeeping is half of a small step.
+bookkeeping is half of a small step, some milliseconds: it pays in runs that go on for long.
 """
 
 Passes = Callable[[dict[str, Tensor], Batch], tuple[list[Tensor], Tensor]]
