@@ -24,6 +24,7 @@ from matrigami.optim._bases import (
     eigenbasis,
     items,
     refreshed,
+    row_major,
     sorted_rows,
     symmetric,
     two_sided,
@@ -224,4 +225,4 @@ def _turned_columns(
     """The same for columns: the rows of the transposed moments."""
     moments = {name: state[name].mT for name in ("M", "V")}
     turned = _turned(state | moments, names, where, options)
-    return turned | {name: turned[name].mT.contiguous() for name in ("M", "V")}
+    return turned | {name: row_major(turned[name].mT) for name in ("M", "V")}

@@ -177,9 +177,11 @@ class Bucket:
             return {}
         dtype, stacks = working_dtype(self.slots[0].parameter), {}
         for name, S in known.items():
-            zeros = [S.new_zeros(slot.blocks, *S.shape[1:]) for slot in self.slots]
-            parts = [z if e is None else e[name] for z, e in zip(zeros, found, strict=True)]
-            stacks[name] = torch.cat(parts).to(dtype)
+            parts = [
+                S.new_zeros(slot.blocks, *S.shape[1:]) if entry is None else entry[name]
+                for slot, entry in zip(self.slots, found, strict=True)
+            ]
+            stacks[name] = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
         return stacks | {"seen": torch.tensor([e is not None for e in found])[self.owner.cpu()]}
 
     def _commit(self, state: State, keep: Bool[Tensor, " p"] | None) -> None:
