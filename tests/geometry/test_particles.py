@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -258,6 +259,31 @@ def refusal(call) -> str:
     return str(caught.value)
 
 
+def test_points_and_charges_come_from_numpy_and_lists():
+    x, q = cloud(40, 2).numpy(), np.ones(40)
+    wanted = forces(torch.from_numpy(x), torch.ones(40, dtype=torch.float64), "multiquadric")
+    np.testing.assert_allclose(forces(x, q, "multiquadric"), wanted.numpy())
+    assert kernel_matrix([[0, 0], [3, 4]], "laplace").dense()[0, 1] == pytest.approx(0.2)
+    for wrong in (x + 1j, x > 0.5, "points"):
+        with pytest.raises(TypeError, match="must be real numbers"):
+            kernel_matrix(wrong, "rbf")
+
+
+@pytest.mark.parametrize("name", ["gaussian", "multiquadric"])
+def test_the_scale_alone_may_be_differentiated(fast_only, name: str):
+    x, y = cloud(300, 2), torch.randn(2, 300, dtype=torch.float64)
+    scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(y[0] @ (kernel_matrix(x, name, scale=scale) @ y[1]), scale)
+    exact = interactions(KERNELS[name], x, x, scale)
+    (wanted,) = torch.autograd.grad(y[0] @ (exact @ y[1]), scale)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-2)
+
+
+def test_a_kernel_that_oscillates_within_a_cell_is_refused(fast_only):
+    with pytest.raises(ValueError, match=r"oscillates.*\nUse a larger tol"):
+        kernel_matrix(cloud(2000, 2), "helmholtz", scale=2e-3)
+
+
 def test_bad_input_is_refused_in_three_lines(monkeypatch: pytest.MonkeyPatch):
     x = cloud(10, 2)
     bad = x.clone()
@@ -272,5 +298,6 @@ def test_bad_input_is_refused_in_three_lines(monkeypatch: pytest.MonkeyPatch):
         assert "distances are divided" in refusal(lambda s=scale: kernel_matrix(x, "rbf", scale=s))
     assert "not positive definite" in refusal(lambda: cholesky(kernel_matrix(x, "laplace")))
     assert "one number for each" in refusal(lambda: potential_energy(x, torch.ones(3), "rbf"))
+    assert "real and imaginary" in refusal(lambda: kernel_matrix(x, lambda r: torch.exp(1j * r)))
     monkeypatch.setattr(particles._points, "free_memory", lambda device: 100)
     assert "are free" in refusal(lambda: kernel_matrix(x, "laplace"))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from matrigami.geometry.particles._cross import cross_factors
-from matrigami.geometry.particles._points import checked_points
+from matrigami.geometry.particles._points import Numbers, checked_points
 from matrigami.operators import DenseMatrix, LinearOperator, Places, cropped, named_tensors
 from matrigami.structures import HODLRMatrix, PermutedMatrix
 
@@ -42,7 +42,7 @@ Entries = Callable[[Tensor, Tensor], Tensor]
 
 def hierarchical(
     A: LinearOperator | Entries,
-    points: Float[Tensor, "..."] | None = None,
+    points: Numbers | None = None,
     *,
     tol: float | None = None,
     size: int | None = None,
@@ -163,7 +163,7 @@ def _check_error(A: LinearOperator, found: LinearOperator, tol: float) -> None:
 
 
 def _order(
-    A: LinearOperator | Entries, points: Tensor | None, size: int | None, leaf: int
+    A: LinearOperator | Entries, points: Numbers | None, size: int | None, leaf: int
 ) -> Int[Tensor, " n"]:
     """The rows in their order.
 

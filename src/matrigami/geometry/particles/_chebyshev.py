@@ -26,6 +26,9 @@ MOST = {1: 40, 2: 20, 3: 14}
 OVERSAMPLED = 20
 """By how much the error of a skeleton is below that of the basis, since pivoting makes it grow."""
 
+ALLOWED_MISS = 10.0
+"""By how much the most nodes may miss the error of an entry, which is the worst of many."""
+
 SAMPLES = 5000
 """Random sources in the far field of a level: a lattice would miss what is between its points."""
 
@@ -138,7 +141,11 @@ def _shell(
 
 
 def _order(entries: Entries, h: float, d: int, levels: int, error: float, like: Tensor) -> int:
-    """The fewest nodes along an axis that interpolate the nearest far cells well enough."""
+    """The fewest nodes along an axis that interpolate the nearest far cells well enough.
+
+    Raises:
+        ValueError: If the most are far from enough.
+    """
     generator = torch.Generator().manual_seed(0)
     X = (torch.rand(200, d, generator=generator, dtype=torch.float64).to(like) * 2 - 1) * (h / 2)
     Y = torch.tensor([[1.5, 0.0, 0.0], [1.5, 0.5, 0.5], [1.5, 1.5, 1.5]])[:, :d].to(like) * h
@@ -148,8 +155,17 @@ def _order(entries: Entries, h: float, d: int, levels: int, error: float, like: 
         return torch.cat([_shell(entries, Z, Y, i) for i in range(levels)], 1)
 
     exact = fields(X)
-    for p in range(2, MOST[d]):
+    p, reached = MOST[d], torch.inf
+    for p in range(2, MOST[d] + 1):
         found = interpolation(X * (2 / h), p) @ fields(nodes(p, d, like) * (h / 2))
-        if float((found - exact).abs().max()) <= error:
+        reached = float((found - exact).abs().max())
+        if reached <= error:
             return p
-    return MOST[d]
+    if reached > ALLOWED_MISS * error:
+        raise ValueError(
+            f"kernel_matrix: a cell of {h:.2g} needs an error of {error:.1e} in an entry, and {p} "
+            f"nodes along an edge reach {reached:.1e}.\n"
+            "The kernel oscillates, or bends, faster than that between cells that do not touch.\n"
+            "Use a larger tol; or, if memory allows, the dense matrix of all pairs."
+        )
+    return p

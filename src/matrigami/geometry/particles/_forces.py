@@ -3,18 +3,22 @@
 Shapes: n = particles, d = dimension.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.geometry.particles._kernels import Kernel
 from matrigami.geometry.particles._matrix import kernel_matrix
-from matrigami.geometry.particles._points import checked_points
+from matrigami.geometry.particles._points import Numbers, as_numbers, checked_points
+from matrigami.operators import as_array
 
 
 def potential_energy(
-    points: Float[Tensor, "..."],
-    charges: Float[Tensor, "..."],
+    points: Numbers,
+    charges: Numbers,
     kernel: str | Kernel,
     *,
     scale: Tensor | float = 1.0,
@@ -34,24 +38,26 @@ def potential_energy(
         >>> potential_energy(x, torch.tensor([3.0, 1.0]), "laplace")
         tensor(1.5000)
     """
-    if charges.shape != points.shape[:1]:
+    X = checked_points("points", points)
+    q = as_numbers("charges", charges).to(X)
+    if q.shape != X.shape[:1]:
         raise ValueError(
-            f"potential_energy: {points.shape[0]} points have charges of shape "
-            f"{tuple(charges.shape)}.\nGive one number for each point."
+            f"potential_energy: {len(X)} points have charges of shape {tuple(q.shape)}.\n"
+            "Give one number for each point."
         )
-    A = kernel_matrix(points, kernel, scale=scale, tol=tol)
-    return 0.5 * (charges * (A @ charges)).sum()
+    A = kernel_matrix(X, kernel, scale=scale, tol=tol)
+    return 0.5 * (q * (A @ q)).sum()
 
 
 def forces(
-    points: Float[Tensor, "..."],
-    charges: Float[Tensor, "..."],
+    points: Numbers,
+    charges: Numbers,
     kernel: str | Kernel,
     *,
     scale: Tensor | float = 1.0,
     tol: float | None = None,
-) -> Float[Tensor, "..."]:
-    """Minus the gradient of the potential energy: the force on each particle.
+) -> Any:
+    """Minus the gradient of the potential energy: the force on each particle; arrays for arrays.
 
     The derivative of an interpolated potential has about one digit less than the potential.
 
@@ -69,5 +75,8 @@ def forces(
     """
     with torch.enable_grad():
         X = checked_points("points", points).detach().requires_grad_()
-        energy = potential_energy(X, charges.detach(), kernel, scale=scale, tol=tol)
-        return -torch.autograd.grad(energy, X)[0]
+        q = as_numbers("charges", charges).detach()
+        energy = potential_energy(X, q, kernel, scale=scale, tol=tol)
+        (gradient,) = torch.autograd.grad(energy, X)
+    found = -gradient.reshape(np.shape(points))
+    return as_array(found) if isinstance(points, np.ndarray) else found

@@ -108,10 +108,11 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
             )
         return KERNELS[kernel]
     probe = kernel(torch.ones(2)) if callable(kernel) else None
-    if not isinstance(probe, Tensor) or probe.shape != (2,):
+    if not isinstance(probe, Tensor) or probe.shape != (2,) or probe.is_complex():
         raise TypeError(
             f"kernel_matrix(points, kernel): kernel is {kernel!r}.\n"
-            "Give a name, or a function of a tensor of distances, entry by entry."
+            "Give a name, or a real function of a tensor of distances, entry by entry.\n"
+            "A complex one is two matrices, of its real and imaginary part."
         )
     return kernel
 

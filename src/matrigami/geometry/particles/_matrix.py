@@ -4,17 +4,18 @@ Shapes: m = targets, n = sources, d = dimension.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
+from matrigami.geometry.particles._fast_multipole import OCCUPANCY, fast_multipole_matrix
 from matrigami.geometry.particles._kernels import Kernel, interactions, is_singular, kernel_of
 from matrigami.geometry.particles._line import line_matrix
 from matrigami.geometry.particles._points import (
+    Numbers,
     check_coincidence,
     check_memory,
     check_scale,
     check_tolerance,
+    check_tree_memory,
     checked_points,
 )
 from matrigami.operators import DenseMatrix, LinearOperator
@@ -24,19 +25,22 @@ CROSSOVER = {1: 512, 2: 2048, 3: 4096}
 
 
 def kernel_matrix(
-    points: Float[Tensor, "..."],
+    points: Numbers,
     kernel: str | Kernel,
     *,
-    targets: Float[Tensor, "..."] | None = None,
+    targets: Numbers | None = None,
     scale: Tensor | float = 1.0,
     tol: float | None = None,
 ) -> LinearOperator:
     """`A[i, j] = kernel(|targets_i - points_j| / scale)`, without its `m n` entries.
 
-    Differentiable in the points, the targets and the scale. Singular kernels have a zero self term.
+    Differentiable in the points, the targets and the scale; the bases of an H2 matrix are those of
+    the kernel, so that its derivative in the scale has three digits or so. Singular kernels have a
+    zero self term.
 
     Args:
-        points: The sources, `(n, d)` with `d` from 1 to 3, or `(n,)` on a line.
+        points: The sources, `(n, d)` with `d` from 1 to 3, or `(n,)` on a line; arrays and lists
+            will do.
         kernel: A name (see `KERNELS`), or any function of a tensor of distances.
         targets: Where the sums are evaluated, `(m, d)`; the sources by default.
         scale: What distances are divided by, a number or a tensor.
@@ -49,7 +53,8 @@ def kernel_matrix(
 
     Raises:
         ValueError: For points that are not finite, in too many dimensions or in one place where
-            the kernel is singular; for a tolerance below the precision; where memory is too small.
+            the kernel is singular; for a tolerance below the precision, or one that interpolation
+            does not reach for this kernel; where memory is too small.
 
     Examples:
         >>> x = torch.tensor([0.0, 1.0, 3.0])
@@ -68,6 +73,7 @@ def kernel_matrix(
             f"kernel_matrix: points have {X.shape[1]} coordinates, targets {Y.shape[1]}.\n"
             "Both must be in one space."
         )
+    check_tree_memory(X, OCCUPANCY[X.shape[1]])
     if is_singular(function):
         check_coincidence(X)
     few = max(len(X), len(Y)) <= CROSSOVER[X.shape[1]]
@@ -81,10 +87,10 @@ def kernel_matrix(
 
 def error_estimate(
     A: LinearOperator,
-    points: Float[Tensor, "..."],
+    points: Numbers,
     kernel: str | Kernel,
     *,
-    targets: Float[Tensor, "..."] | None = None,
+    targets: Numbers | None = None,
     scale: Tensor | float = 1.0,
     rows: int = 100,
     seed: int = 0,

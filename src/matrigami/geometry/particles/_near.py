@@ -161,7 +161,7 @@ def _blocks(
     entries: Entries, X: Tensor, rows: Tensor, Y: Tensor, columns: Tensor
 ) -> Float[Tensor, "l p q"]:
     """The kernel of the points of each block, a few blocks at a time."""
-    if is_differentiated(X, Y):
+    if is_differentiated(entries(X[rows[:1, :1]], Y[columns[:1, :1]])):  # in a parameter, too
         return entries(X[rows], Y[columns])
     at_a_time = max(CHUNK // max(rows.shape[1] * columns.shape[1], 1), 1)
     out = X.new_empty(*rows.shape, columns.shape[1])

@@ -3,25 +3,35 @@
 Shapes: n = points, d = dimension.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.operators import free_memory, is_concrete
 
+Numbers = Float[Tensor, "..."] | np.ndarray | Sequence[Any]
+"""What is read as real numbers."""
 
-def checked_points(name: str, points: Tensor) -> Float[Tensor, "n d"]:
+TREE_BYTES = 100
+"""Bytes for each point while the tree is built: codes, orders and ranges."""
+
+
+def checked_points(name: str, points: Any) -> Float[Tensor, "n d"]:
     """Points as a matrix of coordinates; a vector is points on a line.
 
+    Args:
+        name: What they are called.
+        points: A tensor, an array of NumPy, or lists; whole numbers take torch's default type.
+
     Raises:
-        TypeError: If they are not a floating-point tensor.
+        TypeError: If they are not real numbers.
         ValueError: If there are more than three dimensions, or a coordinate is no usable number.
     """
-    if not isinstance(points, Tensor) or not points.dtype.is_floating_point:
-        raise TypeError(
-            f"{name} is {type(points).__name__} of {getattr(points, 'dtype', 'no dtype')}.\n"
-            "Give a floating-point tensor of shape (n, d), or (n,) for points on a line."
-        )
+    points = as_numbers(name, points)
     X = points[:, None] if points.ndim == 1 else points
     if X.ndim != 2 or not 1 <= X.shape[1] <= 3:
         raise ValueError(
@@ -39,6 +49,25 @@ def checked_points(name: str, points: Tensor) -> Float[Tensor, "n d"]:
             "Remove them, or rescale the coordinates (scale= divides distances)."
         )
     return X
+
+
+def as_numbers(name: str, given: Any) -> Float[Tensor, "..."]:
+    """Real numbers as a tensor.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    try:
+        t = given if isinstance(given, Tensor) else torch.as_tensor(np.ascontiguousarray(given))
+    except (TypeError, ValueError):
+        t = torch.tensor(False)
+    if t.dtype is torch.bool or t.is_complex():
+        kind = getattr(given, "dtype", "what is no number")
+        raise TypeError(
+            f"{name} is {type(given).__name__} of {kind}; it must be real numbers.\n"
+            "Give a tensor or an array: (n, d) coordinates of points, or (n,) numbers."
+        )
+    return t if t.is_floating_point() else t.to(torch.get_default_dtype())
 
 
 def check_tolerance(tol: float, dtype: torch.dtype) -> None:
@@ -86,6 +115,23 @@ def check_coincidence(X: Float[Tensor, "n d"]) -> None:
             "Merge them (add their charges), move them apart, or take a softened kernel such as "
             "'multiquadric'."
         )
+
+
+def check_tree_memory(X: Float[Tensor, "n d"], occupancy: int) -> None:
+    """Refuse points whose tree, and the sparsest near field that it can have, do not fit.
+
+    Args:
+        X: The points.
+        occupancy: Points of a leaf of a uniform cloud; each has two neighbours at least.
+
+    Raises:
+        ValueError: If there is not that much free memory.
+    """
+    check_memory(
+        f"the tree and the near field of {len(X)} points",
+        len(X) * (3 * occupancy + TREE_BYTES / X.dtype.itemsize),
+        X,
+    )
 
 
 def check_memory(what: str, numbers: float, X: Tensor) -> None:
