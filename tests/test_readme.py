@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+
+from matrigami.structures import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -62,12 +65,13 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     module = ModuleType(f"page_{page.stem.lower()}")  # so that its classes pickle
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = vars(module)
-    for line, code, output in blocks(page):
-        torch.manual_seed(0)
-        if ">>>" in code:
-            run_doctest(code, str(page), line, names)
-        else:
-            run_program(code, output, str(page), line, names)
+    with mock.patch.dict(EXAMPLES):  # a page may define structures
+        for line, code, output in blocks(page):
+            torch.manual_seed(0)
+            if ">>>" in code:
+                run_doctest(code, str(page), line, names)
+            else:
+                run_program(code, output, str(page), line, names)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *START], ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,9 +1,14 @@
 """What the pages say of the code is so, where it can be counted."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from torch import nn
 
 from matrigami.nn import StructuredLinear
 from matrigami.optim import OPTIMIZERS
+from matrigami.structures import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "matrigami"
@@ -75,14 +81,50 @@ def counted(term: re.Match[str]) -> str:
     return f"{factor or 1}*{first}*{first if second == '^2' else second}"
 
 
+def printed_structure() -> str:
+    """The file that CONTRIBUTING prints."""
+    return re.search(r"```python\n(.*?)```", page("CONTRIBUTING.md"), re.DOTALL)[1]
+
+
 @pytest.fixture
-def hankel(monkeypatch) -> type:
+def hankel(monkeypatch) -> Iterator[type]:
     """The recipe that CONTRIBUTING prints."""
-    code = re.search(r"```python\n(.*?)```", page("CONTRIBUTING.md"), re.DOTALL)[1]
     module = ModuleType("contributed")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, module.__name__, "exec"), vars(module))
-    return module.Hankel
+    with mock.patch.dict(EXAMPLES):
+        exec(compile(printed_structure(), module.__name__, "exec"), vars(module))
+        yield module.Hankel
+
+
+FOLLOWED = """
+import matrigami as mg
+from matrigami.cli import main
+from matrigami.structures import EXAMPLES
+
+assert list(EXAMPLES)[3:6] == ["circulant", "hankel", "toeplitz"]
+assert mg.parse("hankel") == mg.Hankel() == EXAMPLES["hankel"]
+assert {"Hankel", "HankelMatrix"} <= {*mg.__all__} & {*mg.structures.__all__}
+main(["list", "structures"])
+"""
+
+
+def test_a_structure_is_one_file_and_one_line(tmp_path: Path):
+    """CONTRIBUTING to the letter, in a copy: what is printed is a file of the house."""
+    copy = shutil.copytree(ROOT / "src", tmp_path / "src") / "matrigami" / "structures"
+    (copy / "_hankel.py").write_text(printed_structure())
+    text = (copy / "__init__.py").read_text()
+    line = "from matrigami.structures._toeplitz import *\n"
+    (copy / "__init__.py").write_text(text.replace(line, line.replace("toeplitz", "hankel") + line))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-c", FOLLOWED]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (listed,) = [line for line in ran.stdout.splitlines() if line.startswith("hankel")]
+    assert "antidiagonal" in listed
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    style = [sys.executable, "-m", "ruff", "check", "--no-cache", str(copy)]
+    checked = subprocess.run(style, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_the_printed_structure_works_in_half_precision(hankel):

@@ -9,86 +9,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matrigami.compress import load, save
+    from matrigami.compress import load as load, save as save
     from matrigami.operators import (
-        Cost,
-        DenseMatrix,
-        DiagonalMatrix,
-        Eigh,
-        LinearOperator,
-        Structure,
-        Svd,
-        cholesky,
-        cost,
-        diagonal,
-        direct_sum,
-        eigh,
-        entries,
-        exp,
-        face_split,
-        hadamard,
-        identity,
-        inverse,
-        khatri_rao,
-        kron,
-        kron_sum,
-        logdet,
-        lstsq,
-        norm,
-        outer,
-        pinv,
-        power,
-        project,
-        shift,
-        slogdet,
-        solve,
-        sqrt,
-        svd,
-        svdvals,
-        take_rows,
-        to_scipy,
-        trace,
+        Cost as Cost,
+        Eigh as Eigh,
+        LinearOperator as LinearOperator,
+        Structure as Structure,
+        Svd as Svd,
+        cholesky as cholesky,
+        cost as cost,
+        diagonal as diagonal,
+        direct_sum as direct_sum,
+        eigh as eigh,
+        entries as entries,
+        exp as exp,
+        face_split as face_split,
+        hadamard as hadamard,
+        identity as identity,
+        inverse as inverse,
+        khatri_rao as khatri_rao,
+        kron as kron,
+        kron_sum as kron_sum,
+        logdet as logdet,
+        lstsq as lstsq,
+        norm as norm,
+        outer as outer,
+        pinv as pinv,
+        power as power,
+        project as project,
+        shift as shift,
+        slogdet as slogdet,
+        solve as solve,
+        sqrt as sqrt,
+        svd as svd,
+        svdvals as svdvals,
+        take_rows as take_rows,
+        to_scipy as to_scipy,
+        trace as trace,
     )
-    from matrigami.structures import (
-        HODLR,
-        Banded,
-        BandedMatrix,
-        BlockDiagonal,
-        BlockDiagonalMatrix,
-        BlockLowRank,
-        BlockLowRankMatrix,
-        BlockTensorTrain,
-        BlockTensorTrainMatrix,
-        Circulant,
-        CirculantMatrix,
-        Dense,
-        Diagonal,
-        Einsum,
-        EinsumMatrix,
-        H2Matrix,
-        Hadamard,
-        HadamardMatrix,
-        HODLRMatrix,
-        Kronecker,
-        KroneckerMatrix,
-        KroneckerSum,
-        KroneckerSumMatrix,
-        LowRank,
-        LowRankMatrix,
-        Monarch,
-        MonarchMatrix,
-        MultiLevelLowRank,
-        MultiLevelLowRankMatrix,
-        PermutedMatrix,
-        ScipyMatrix,
-        SparseMatrix,
-        TensorTrain,
-        TensorTrainMatrix,
-        Toeplitz,
-        ToeplitzMatrix,
-        from_scipy,
-        parse,
-    )
+    from matrigami.structures import *
 
 __version__ = "0.2.0"
 
@@ -111,68 +70,12 @@ PACKAGES = (
 FILES = ("load", "save")
 """Names of the package of compression, which reads and writes models."""
 
-
-def __getattr__(name: str) -> Any:
-    """Load a name or a package when it is first used."""
-    if name in PACKAGES:
-        return import_module(f"matrigami.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
-    packages = ("compress",) if name in FILES else ("structures", "operators")
-    homes = (import_module(f"matrigami.{package}") for package in packages)
-    globals()[name] = getattr(next(home for home in homes if name in home.__all__), name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    """Names and packages."""
-    return sorted([*__all__, *PACKAGES])
-
-
-__all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
-    "Banded",
-    "BandedMatrix",
-    "BlockDiagonal",
-    "BlockDiagonalMatrix",
-    "BlockLowRank",
-    "BlockLowRankMatrix",
-    "BlockTensorTrain",
-    "BlockTensorTrainMatrix",
-    "Circulant",
-    "CirculantMatrix",
+FUNCTIONS = (
     "Cost",
-    "Dense",
-    "DenseMatrix",
-    "Diagonal",
-    "DiagonalMatrix",
     "Eigh",
-    "Einsum",
-    "EinsumMatrix",
-    "H2Matrix",
-    "HODLR",
-    "HODLRMatrix",
-    "Hadamard",
-    "HadamardMatrix",
-    "Kronecker",
-    "KroneckerMatrix",
-    "KroneckerSum",
-    "KroneckerSumMatrix",
     "LinearOperator",
-    "LowRank",
-    "LowRankMatrix",
-    "Monarch",
-    "MonarchMatrix",
-    "MultiLevelLowRank",
-    "MultiLevelLowRankMatrix",
-    "PermutedMatrix",
-    "ScipyMatrix",
-    "SparseMatrix",
     "Structure",
     "Svd",
-    "TensorTrain",
-    "TensorTrainMatrix",
-    "Toeplitz",
-    "ToeplitzMatrix",
     "cholesky",
     "cost",
     "diagonal",
@@ -181,23 +84,19 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "entries",
     "exp",
     "face_split",
-    "from_scipy",
     "hadamard",
     "identity",
     "inverse",
     "khatri_rao",
     "kron",
     "kron_sum",
-    "load",
     "logdet",
     "lstsq",
     "norm",
     "outer",
-    "parse",
     "pinv",
     "power",
     "project",
-    "save",
     "shift",
     "slogdet",
     "solve",
@@ -207,4 +106,25 @@ __all__ = [  # noqa: RUF022 - in the order of the letters, HODLR too
     "take_rows",
     "to_scipy",
     "trace",
-]
+)
+"""Names of the algebra that everybody needs; authors of structures find more in its package."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name or a package when it is first used."""
+    if name in PACKAGES:
+        return import_module(f"matrigami.{name}")
+    if name == "__all__":
+        return sorted({*FILES, *FUNCTIONS, *import_module("matrigami.structures").__all__})
+    homes = {"operators": FUNCTIONS, "compress": FILES}
+    home = next((home for home, names in homes.items() if name in names), "structures")
+    package = import_module(f"matrigami.{home}")
+    if name.startswith("_") or name not in package.__all__:
+        raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
+    globals()[name] = getattr(package, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    """Names and packages."""
+    return sorted([*__getattr__("__all__"), *PACKAGES])

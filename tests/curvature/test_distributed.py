@@ -1,6 +1,5 @@
 """Two processes with a share of the data each know what one process knows with all of them."""
 
-import multiprocessing
 from functools import partial
 
 import pytest
@@ -11,11 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from matrigami.curvature import FisherEstimator, capture, ekfac, kfac, kfoc
+from tests.optim.ranks import on_ranks
 
-pytestmark = [
-    pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed"),
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(
+    not dist.is_available(), reason="torch was built without distributed"
+)
 
 RANKS = 2
 
@@ -85,32 +84,19 @@ def by_estimator(model, rank):
     return found
 
 
-def on_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)  # as the tests; the fixture comes before theirs
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-    )
-    try:
-        model = DistributedDataParallel(network())
-        found = by_methods(model, share(rank))
-        found |= by_capture(model, share(rank), lambda moments: moments.all_reduce())
-        torch.save((found, by_estimator(model, rank)), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def on_rank(folder):
+    rank = dist.get_rank()
+    model = DistributedDataParallel(network())
+    found = by_methods(model, share(rank))
+    found |= by_capture(model, share(rank), lambda moments: moments.all_reduce())
+    torch.save((found, by_estimator(model, rank)), folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes has found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=partial(on_rank, rank, folder)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0] * RANKS
+    folder = tmp_path_factory.mktemp("found")
+    on_ranks(RANKS, tmp_path_factory.mktemp("ranks"), on_rank, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -12,16 +12,15 @@ from matrigami.nn import StructuredMoE, param_groups, routing_loss
 from matrigami.operators import cost
 from matrigami.structures import EXAMPLES, BlockTensorTrain, LowRank, Monarch
 
-SIZES = dict.fromkeys(("circulant", "diagonal", "kronecker_sum"), (12, 12))
-"""Inputs and outputs of structures that are square; the others take a rectangle."""
-
 each_structure = pytest.mark.parametrize("name", EXAMPLES)
 
 
 def layer_of(name: str, experts: int = 5, active: int = 2, **options) -> StructuredMoE:
-    inputs, outputs = SIZES.get(name, (12, 8))
     torch.manual_seed(0)
-    return StructuredMoE(inputs, outputs, EXAMPLES[name], experts, active, **options)
+    try:
+        return StructuredMoE(12, 8, EXAMPLES[name], experts, active, **options)
+    except ValueError:  # a square structure
+        return StructuredMoE(12, 12, EXAMPLES[name], experts, active, **options)
 
 
 def all_experts(layer: StructuredMoE, x: Tensor) -> Tensor:

@@ -12,16 +12,15 @@ from matrigami import LinearOperator, Structure, cost, norm, project
 from matrigami.nn import StructuredLinear
 from matrigami.structures import EXAMPLES, BlockTensorTrain, Dense, LowRank, Monarch
 
-SIZES = dict.fromkeys(("diagonal", "kronecker_sum", "circulant"), (12, 12))
-"""Inputs and outputs of structures that are square; the others take a rectangle."""
-
 each_structure = pytest.mark.parametrize("name", EXAMPLES)
 
 
 def layer_of(name: str, **options) -> StructuredLinear:
-    inputs, outputs = SIZES.get(name, (12, 8))
     torch.manual_seed(0)
-    return StructuredLinear(inputs, outputs, EXAMPLES[name], **options)
+    try:
+        return StructuredLinear(12, 8, EXAMPLES[name], **options)
+    except ValueError:  # a square structure
+        return StructuredLinear(12, 12, EXAMPLES[name], **options)
 
 
 @each_structure
@@ -68,10 +67,9 @@ def test_names_in_the_state_dict_are_readable():
 @each_structure
 def test_state_dict_round_trip(name):
     layer = layer_of(name)
-    inputs, outputs = SIZES.get(name, (12, 8))
-    other = StructuredLinear(inputs, outputs, EXAMPLES[name])
+    other = StructuredLinear(layer.in_features, layer.out_features, EXAMPLES[name])
     other.load_state_dict(layer.state_dict())
-    x = torch.randn(3, inputs)
+    x = torch.randn(3, layer.in_features)
     assert torch.equal(other(x), layer(x))
 
 

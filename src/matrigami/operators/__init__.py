@@ -132,8 +132,10 @@ from matrigami.operators._projection import (
     stacked,
 )
 from matrigami.operators._recipe import (
+    EXAMPLES,
     Structure,
     draw,
+    example,
     factorize,
     padded_size,
     resolve_blocks,
@@ -160,6 +162,7 @@ from matrigami.operators._triangular import (
 )
 
 __all__ = [
+    "EXAMPLES",
     "BlockView",
     "Contraction",
     "ContractionMatrix",
@@ -207,6 +210,7 @@ __all__ = [
     "draw",
     "eigh",
     "entries",
+    "example",
     "exp",
     "expand",
     "face_split",

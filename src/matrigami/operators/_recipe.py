@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,37 @@ class Structure(ABC):
         if m < 1 or n < 1:
             raise ValueError(f"{self} cannot be {m}x{n}.\nBoth sizes must be at least 1.")
         return draw(self.blank(m, n, partial(torch.empty, dtype=dtype, device=device)), generator)
+
+
+EXAMPLES: dict[str, Structure] = {}
+"""One recipe of each structure by its command-line name: laws, tables and CLI walk over it."""
+
+Recipe = TypeVar("Recipe", bound=Structure)
+
+
+def example(name: str, **arguments: Any) -> Callable[[type[Recipe]], type[Recipe]]:
+    """Enter a recipe in `EXAMPLES`: its name, and the arguments of the one that stands for it.
+
+    Args:
+        name: What study files and the command line call it.
+        **arguments: Hyper-parameters that fit small sizes, too.
+
+    Raises:
+        ValueError: If the name is taken by another recipe.
+    """
+
+    def entered(cls: type[Recipe]) -> type[Recipe]:
+        """The class as it is."""
+        taken = type(EXAMPLES.get(name))
+        if name in EXAMPLES and taken.__qualname__ != cls.__qualname__:
+            raise ValueError(
+                f"example({name!r}): the name is that of {taken.__name__} already.\n"
+                f"Give {cls.__name__} another one."
+            )
+        EXAMPLES[name] = cls(**arguments)
+        return cls
+
+    return entered
 
 
 def factorize(n: int, parts: int) -> tuple[int, ...]:

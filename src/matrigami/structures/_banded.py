@@ -35,6 +35,7 @@ from matrigami.operators import (
     cost,
     diagonal,
     differentiated,
+    example,
     fans,
     is_concrete,
     is_frobenius,
@@ -48,6 +49,8 @@ from matrigami.operators import (
     solve,
 )
 from matrigami.structures._sparse import SparseMatrix
+
+__all__ = ["Banded", "BandedMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,6 +172,7 @@ def _coordinates(A: BandedMatrix, device: torch.device) -> tuple[Tensor, Tensor]
     return torch.cat(rows), torch.cat(columns)
 
 
+@example("banded")
 @dataclass(frozen=True)
 class Banded(Structure):
     """Banded matrices of any shape.
@@ -212,13 +216,8 @@ def _(A: BandedMatrix) -> tuple[Contraction, ...]:
     """Every entry meets one number of the input, and is added to one of the output."""
     (i, j), e = _coordinates(A, torch.device("cpu")), A.band.shape[-1]
     ones = torch.ones(e, dtype=A.dtype, device=A.device)
-    counts = torch.bincount(i, minlength=A.size[0]).cumsum(0)
-    index = (
-        j,
-        torch.arange(e + 1),
-        i.argsort(stable=True),
-        torch.nn.functional.pad(counts, (1, 0)),
-    )
+    starts = torch.nn.functional.pad(torch.bincount(i, minlength=A.size[0]).cumsum(0), (1, 0))
+    index = (j, torch.arange(e + 1), i.argsort(stable=True), starts)
     columns, each, order, pointers = (t.to(A.device) for t in index)
     gather = SparseMatrix(ones, columns, each, (e, A.size[1]))
     scatter = SparseMatrix(ones, order, pointers, (A.size[0], e))

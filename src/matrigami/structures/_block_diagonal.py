@@ -30,6 +30,7 @@ from matrigami.operators import (
     descending,
     diagonal,
     eigh,
+    example,
     exp,
     fans,
     inverse,
@@ -51,6 +52,8 @@ from matrigami.operators import (
     svdvals,
     times,
 )
+
+__all__ = ["BlockDiagonal", "BlockDiagonalMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +92,7 @@ class BlockDiagonalMatrix(LinearOperator):
         return torch.einsum("...cpq,cd->...cpdq", self.blocks, eye).flatten(-4, -3).flatten(-2, -1)
 
 
+@example("block_diagonal", blocks=2)
 @dataclass(frozen=True)
 class BlockDiagonal(Structure):
     """Block-diagonal matrices with `blocks` equal blocks: a number, or a fraction of `min(m, n)`.

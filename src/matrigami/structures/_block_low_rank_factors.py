@@ -25,6 +25,8 @@ from torch import Tensor
 from matrigami.krylov import gmres, solve_iteratively
 from matrigami.operators import LinearOperator, cropped
 
+__all__ = ["TileFactors"]
+
 LOOSE = 1e-8
 """Of a solution, which is refined: relative error of the factors in the Frobenius norm."""
 

@@ -36,6 +36,7 @@ from matrigami.operators import (
     diagonal,
     diagonal_by_entries,
     entries,
+    example,
     factorize,
     fans,
     inverse,
@@ -52,6 +53,8 @@ from matrigami.operators import (
     solve,
     truncated_svd,
 )
+
+__all__ = ["BlockTensorTrain", "BlockTensorTrainMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,6 +121,7 @@ class BlockTensorTrainMatrix(LinearOperator):
         return W.reshape(*W.shape[: W.ndim - 2 * c], *self.shape[-2:])
 
 
+@example("btt", rank=1)
 @dataclass(frozen=True)
 class BlockTensorTrain(Structure):
     """Block tensor trains of balanced axes.

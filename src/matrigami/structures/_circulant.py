@@ -33,6 +33,7 @@ from matrigami.operators import (
     diagonal,
     eigh,
     entries,
+    example,
     exp,
     fans,
     hermitian,
@@ -58,6 +59,8 @@ from matrigami.operators import (
 )
 from matrigami.structures._fourier import FourierMatrix, fft_macs, filtered, spectrum
 from matrigami.structures._sparse import SparseMatrix
+
+__all__ = ["Circulant", "CirculantMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +95,7 @@ class CirculantMatrix(LinearOperator):
         return self.column[..., _turns(self.column)]
 
 
+@example("circulant")
 @dataclass(frozen=True)
 class Circulant(Structure):
     """Circulant matrices: `n` numbers, `n log n` operations.

@@ -14,12 +14,16 @@ from matrigami.operators import (
     Fan,
     Search,
     Structure,
+    example,
     fans,
     metric_project,
     project,
 )
 
+__all__ = ["Dense"]
 
+
+@example("dense")
 @dataclass(frozen=True)
 class Dense(Structure):
     """Every matrix.

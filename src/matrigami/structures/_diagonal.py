@@ -22,13 +22,17 @@ from matrigami.operators import (
     contraction,
     contractions,
     diagonal,
+    example,
     fans,
     hadamard,
     operator,
     project,
 )
 
+__all__ = ["Diagonal"]
 
+
+@example("diagonal")
 @dataclass(frozen=True)
 class Diagonal(Structure):
     """Diagonal matrices.

@@ -40,6 +40,7 @@ from matrigami.operators import (
     diagonal,
     diagonal_by_entries,
     entries,
+    example,
     fans,
     fitted_corner,
     is_big,
@@ -50,6 +51,8 @@ from matrigami.operators import (
     scale,
     truncated_svd,
 )
+
+__all__ = ["Einsum", "EinsumMatrix"]
 
 PADDING = 0.15
 """Largest relative padding of a size whose divisors miss `d^theta` (as in the paper)."""
@@ -115,6 +118,18 @@ class EinsumMatrix(LinearOperator):
         return W.flatten(-3, -1).flatten(-4, -2)
 
 
+def _check_theta(theta: Sequence[float]) -> None:
+    """Seven exponents in [0, 1] whose thirds sum to one."""
+    valid = len(theta) == 7 and all(0 <= t <= 1 for t in theta)
+    if not valid or abs(sum(theta[:3]) - 1) > 1e-6 or abs(sum(theta[3:6]) - 1) > 1e-6:
+        raise ValueError(
+            f"Einsum(theta={tuple(theta)}): these are not seven exponents in [0, 1].\n"
+            "They are alpha, beta, gamma, delta, eps, phi, rho.\n"
+            "alpha + beta + gamma and delta + eps + phi should each be 1."
+        )
+
+
+@example("einsum", theta=(0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25))
 @dataclass(frozen=True)
 class Einsum(Structure):
     """The family with exponents `theta`, or with given sizes.
@@ -224,17 +239,6 @@ class Einsum(Structure):
             eps,
             phi,
             resolve_rank(rho, full, str(self)) if self.dims else min(rho, full),
-        )
-
-
-def _check_theta(theta: Sequence[float]) -> None:
-    """Seven exponents in [0, 1] whose thirds sum to one."""
-    valid = len(theta) == 7 and all(0 <= t <= 1 for t in theta)
-    if not valid or abs(sum(theta[:3]) - 1) > 1e-6 or abs(sum(theta[3:6]) - 1) > 1e-6:
-        raise ValueError(
-            f"Einsum(theta={tuple(theta)}): these are not seven exponents in [0, 1].\n"
-            "They are alpha, beta, gamma, delta, eps, phi, rho.\n"
-            "alpha + beta + gamma and delta + eps + phi should each be 1."
         )
 
 

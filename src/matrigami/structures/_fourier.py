@@ -17,6 +17,8 @@ from torch import Tensor
 
 from matrigami.operators import Cost, LinearOperator, conj, cost
 
+__all__ = ["FourierMatrix", "SineMatrix"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FourierMatrix(LinearOperator):

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from matrigami.operators import Cost, LinearOperator, Places, cost, scale
 
+__all__ = ["H2Matrix", "PlacedBlocksMatrix", "summed_products"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlacedBlocksMatrix(LinearOperator):

@@ -26,6 +26,8 @@ from matrigami.operators import (
 )
 from matrigami.structures._h2 import H2Matrix, PlacedBlocksMatrix
 
+__all__ = ["by_conjugate_gradients", "nystroem_inverse"]
+
 RANK = 128
 """Eigenvalues that the preconditioner takes away: one product with that many vectors."""
 

@@ -32,6 +32,7 @@ from matrigami.operators import (
     cost,
     diagonal,
     entries,
+    example,
     fans,
     hadamard,
     is_frobenius,
@@ -44,6 +45,8 @@ from matrigami.operators import (
     truncated_svd,
 )
 from matrigami.structures._low_rank import LowRankMatrix
+
+__all__ = ["Hadamard", "HadamardMatrix"]
 
 RESTARTS = 31
 """Random starts besides the square root."""
@@ -100,6 +103,7 @@ class HadamardMatrix(LinearOperator):
         return (self.U1 @ self.V1.mT) * (self.U2 @ self.V2.mT)
 
 
+@example("hadamard", rank=2)
 @dataclass(frozen=True)
 class Hadamard(Structure):
     """Elementwise products of two matrices of rank `rank`: an int or a fraction of `min(m, n)`.

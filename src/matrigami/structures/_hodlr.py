@@ -34,6 +34,7 @@ from matrigami.operators import (
     contractions,
     cropped,
     diagonal,
+    example,
     fans,
     is_big,
     norm,
@@ -43,6 +44,8 @@ from matrigami.operators import (
     scale,
     truncated_svd,
 )
+
+__all__ = ["HODLR", "HODLRMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +99,7 @@ def siblings(W: Inexact[Tensor, "... s r k"]) -> Inexact[Tensor, "... s r k"]:
     return W.unflatten(-3, (-1, 2)).flip(-3).flatten(-4, -3)
 
 
+@example("hodlr", leaf=4, rank=1)
 @dataclass(frozen=True)
 class HODLR(Structure):
     """HODLR matrices; a size that the halvings do not divide is padded.

@@ -33,6 +33,8 @@ from matrigami.operators import (
 )
 from matrigami.structures._hodlr_root import symmetric_root
 
+__all__ = ["HODLRFactors"]
+
 REFINEMENTS = 2
 """Corrections by the residual: each gains the digits that the first solution has."""
 

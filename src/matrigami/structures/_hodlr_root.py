@@ -33,6 +33,8 @@ from matrigami.operators import (
     solve,
 )
 
+__all__ = ["HODLRRootMatrix"]
+
 Array = Inexact[Tensor, "..."]
 
 

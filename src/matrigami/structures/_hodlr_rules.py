@@ -35,7 +35,7 @@ from matrigami.structures._hodlr_root import HODLRRootMatrix, symmetric_root
 from matrigami.structures._permuted import PermutedMatrix
 
 
-def is_corner(A: CroppedMatrix, *_: Any) -> bool:
+def _corner(A: CroppedMatrix, *_: Any) -> bool:
     """Whether a matrix is the square corner of a square HODLR matrix."""
     return isinstance(A.padded, HODLRMatrix) and A.rows == A.columns
 
@@ -59,7 +59,7 @@ def _padded(A: CroppedMatrix, B: Tensor) -> Tensor:
     return torch.nn.functional.pad(B, (0, 0, 0, A.padded.shape[-2] - A.rows))
 
 
-@add.register(where=is_corner)
+@add.register(where=_corner)
 def _(A: CroppedMatrix, B: DiagonalMatrix) -> LinearOperator:
     d = _padded(A, B.diagonal[..., None])[..., 0]
     return CroppedMatrix(add(A.padded, DiagonalMatrix(d)), A.rows, A.columns)
@@ -80,7 +80,7 @@ def _(A: HODLRMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k
     return hodlr_solve(A, B)
 
 
-@solve.register(where=is_corner)
+@solve.register(where=_corner)
 def _(A: CroppedMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     return hodlr_solve(_decoupled(A), _padded(A, B))[..., : A.rows, :]
 
@@ -90,7 +90,7 @@ def _(A: HODLRMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batc
     return determinant(A)
 
 
-@slogdet.register(where=is_corner)
+@slogdet.register(where=_corner)
 def _(A: CroppedMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     return determinant(_decoupled(A))
 
@@ -106,7 +106,7 @@ def _(A: HODLRMatrix) -> LinearOperator:
     return symmetric_root(A) or refuse_indefinite(A)
 
 
-@cholesky.register(where=lambda A: is_corner(A) and _plain(A))
+@cholesky.register(where=lambda A: _corner(A) and _plain(A))
 def _(A: CroppedMatrix) -> LinearOperator:
     return CroppedMatrix(cholesky(_decoupled(A)), A.rows, A.columns)
 
@@ -136,15 +136,15 @@ def _(A: CroppedMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*ba
 
 def _holds_hodlr(A: LinearOperator) -> bool:
     """Whether a matrix is HODLR, or its corner."""
-    return isinstance(A, HODLRMatrix) or (isinstance(A, CroppedMatrix) and is_corner(A))
+    return isinstance(A, HODLRMatrix) or (isinstance(A, CroppedMatrix) and _corner(A))
 
 
-@diagonal.register(where=is_corner)
+@diagonal.register(where=_corner)
 def _(A: CroppedMatrix) -> Inexact[Tensor, "*batch d"]:
     return diagonal(A.padded)[..., : A.rows]
 
 
-@norm.register(where=lambda A, order=None: is_big(A, order) and is_corner(A))
+@norm.register(where=lambda A, order=None: is_big(A, order) and _corner(A))
 def _(A: CroppedMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     H, surplus = _decoupled(A), A.padded.shape[-1] - A.rows
     return root_of_squares(norm(H).square() - surplus)

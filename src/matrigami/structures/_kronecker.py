@@ -38,6 +38,7 @@ from matrigami.operators import (
     differentiated,
     eigh,
     entries,
+    example,
     factorize,
     fans,
     fitted_corner,
@@ -61,6 +62,8 @@ from matrigami.operators import (
     trace,
     truncated_svd,
 )
+
+__all__ = ["Kronecker", "KroneckerMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,6 +113,7 @@ class KroneckerMatrix(LinearOperator):
         return torch.einsum("...ab,...cd->...acbd", L, R).flatten(-4, -3).flatten(-2, -1)
 
 
+@example("kronecker")
 @dataclass(frozen=True)
 class Kronecker(Structure):
     """Kronecker products.
@@ -325,8 +329,7 @@ def _(A: KroneckerMatrix, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*ba
 
 @trace.register(where=_square)
 def _(A: KroneckerMatrix) -> Inexact[Tensor, "*batch"]:
-    t1, t2 = map(trace, A.factors)
-    return t1 * t2
+    return trace(A.factors[0]) * trace(A.factors[1])
 
 
 @eigh.register(where=_hermitian)
@@ -373,8 +376,7 @@ def _(A: KroneckerMatrix) -> KroneckerMatrix:
 
 @norm.register
 def _(A: KroneckerMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    l, r = (norm(F, order) for F in A.factors)
-    return l * r
+    return norm(A.factors[0], order) * norm(A.factors[1], order)
 
 
 @project.register

@@ -36,6 +36,7 @@ from matrigami.operators import (
     differentiated,
     eigh,
     entries,
+    example,
     exp,
     fans,
     hermitian,
@@ -58,6 +59,8 @@ from matrigami.operators import (
     trace,
 )
 from matrigami.structures._kronecker import KroneckerMatrix, beside
+
+__all__ = ["KroneckerSum", "KroneckerSumMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,6 +117,7 @@ class KroneckerSumMatrix(LinearOperator):
         return grid.flatten(-4, -3).flatten(-2, -1)
 
 
+@example("kronecker_sum")
 @dataclass(frozen=True)
 class KroneckerSum(Structure):
     """Kronecker sums of two square matrices.

@@ -31,6 +31,7 @@ from matrigami.operators import (
     descending,
     diagonal,
     entries,
+    example,
     expand,
     fans,
     is_frobenius,
@@ -50,6 +51,8 @@ from matrigami.operators import (
     times,
     truncated_svd,
 )
+
+__all__ = ["LowRank", "LowRankMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,6 +88,7 @@ class LowRankMatrix(LinearOperator):
         return self.U @ self.V.mT
 
 
+@example("lowrank", rank=2)
 @dataclass(frozen=True)
 class LowRank(Structure):
     """Matrices of rank at most `rank`: an int, a fraction of full, by default its root.

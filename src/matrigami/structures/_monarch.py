@@ -33,6 +33,7 @@ from matrigami.operators import (
     cropped,
     diagonal,
     entries,
+    example,
     fans,
     inverse,
     is_big,
@@ -50,6 +51,8 @@ from matrigami.structures._block_tensor_train import (
     block_tensor_train_svd,
     layout,
 )
+
+__all__ = ["Monarch", "MonarchMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +96,7 @@ class MonarchMatrix(LinearOperator):
         return self.train.dense()
 
 
+@example("monarch", blocks=2, pad=True)
 @dataclass(frozen=True)
 class Monarch(Structure):
     """Monarch matrices with `blocks x blocks` tiles.

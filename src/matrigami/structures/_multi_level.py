@@ -37,6 +37,7 @@ from matrigami.operators import (
     diagonal,
     diagonal_by_entries,
     entries,
+    example,
     fans,
     is_big,
     least_squares_fit,
@@ -51,6 +52,8 @@ from matrigami.operators import (
     truncated_svd,
 )
 from matrigami.structures._hodlr import HODLRMatrix
+
+__all__ = ["MultiLevelLowRank", "MultiLevelLowRankMatrix", "as_hodlr"]
 
 SWEEPS = 200
 """Most sweeps over the levels of a projection."""
@@ -102,6 +105,7 @@ class MultiLevelLowRankMatrix(LinearOperator):
         return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
 
 
+@example("mlr", ranks=(1, 1))
 @dataclass(frozen=True)
 class MultiLevelLowRank(Structure):
     """Sums of block-diagonal matrices of low rank; sizes that `2^l` does not divide are padded.

@@ -2,31 +2,38 @@
 
 import ast
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from matrigami.operators import Structure
+from matrigami.operators import EXAMPLES, Structure
+
+__all__ = ["parse"]
 
 LONGEST = 2000
 """Characters of a text; longer ones are no names with arguments."""
 
 
-def parse_recipe(
-    text: str, recipes: Mapping[str, type[Structure]], variadic: Mapping[str, str]
-) -> Structure:
+VARIADIC = {"einsum": "theta", "mlr": "ranks"}
+"""The field that takes all positional arguments of a recipe as one tuple."""
+
+
+def parse(text: str) -> Structure:
     """The recipe that a text such as `lowrank(rank=0.25)` or `einsum(0.5,0,0.5,0,0.5,0.5,0)` names.
 
     Args:
-        text: A name, or a call with literal arguments.
-        recipes: Recipe of each name.
-        variadic: Field that takes all positional arguments of a recipe as one tuple.
+        text: A name of `EXAMPLES`, or a call of one with literal arguments.
 
     Raises:
-        ValueError: If the text is not such a call, the name is unknown, or the recipe refuses the
-            arguments.
+        ValueError: If the text is not such a call, the name is unknown (the nearest is suggested),
+            or the recipe refuses the arguments.
+
+    Examples:
+        >>> parse("btt(rank=2)"), parse("lowrank(rank=0.25)")
+        (BlockTensorTrain(rank=2, cores=2, interleaved=False), LowRank(rank=0.25))
     """
+    recipes = {name: type(recipe) for name, recipe in EXAMPLES.items()}
     refusal = (
         f"structure {text[:200]!r}: it is not a name with literal arguments.\n"
         "Write for example: btt(rank=2), monarch(blocks=16), lowrank(rank=0.25)."
@@ -39,8 +46,8 @@ def parse_recipe(
             f"Known structures: {', '.join(sorted(recipes))}.\n"
             f"Did you mean {near!r}?"
         )
-    if name in variadic and args:
-        args, options = [], {variadic[name]: tuple(args)} | options
+    if name in VARIADIC and args:
+        args, options = [], {VARIADIC[name]: tuple(args)} | options
     try:
         recipe = recipes[name](*args, **options)
         _check_types(recipe)

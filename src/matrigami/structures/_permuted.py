@@ -35,6 +35,8 @@ from matrigami.operators import (
     trace,
 )
 
+__all__ = ["PermutedMatrix"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PermutedMatrix(LinearOperator):

@@ -36,6 +36,8 @@ from matrigami.operators import (
     solve,
 )
 
+__all__ = ["ScipyMatrix", "SparseMatrix", "from_scipy"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseMatrix(LinearOperator):

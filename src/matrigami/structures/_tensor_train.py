@@ -34,6 +34,7 @@ from matrigami.operators import (
     diagonal,
     diagonal_by_entries,
     entries,
+    example,
     factorize,
     fans,
     fitted_corner,
@@ -47,6 +48,8 @@ from matrigami.operators import (
     trace,
     truncated_svd,
 )
+
+__all__ = ["TensorTrain", "TensorTrainMatrix"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,6 +90,7 @@ class TensorTrainMatrix(LinearOperator):
         return D[..., 0]
 
 
+@example("tt", rank=2)
 @dataclass(frozen=True)
 class TensorTrain(Structure):
     """Tensor trains of balanced axes.

@@ -33,6 +33,7 @@ from matrigami.operators import (
     cost,
     diagonal,
     entries,
+    example,
     fans,
     hermitian,
     is_concrete,
@@ -50,6 +51,8 @@ from matrigami.operators import (
 from matrigami.structures._circulant import Circulant, CirculantMatrix
 from matrigami.structures._fourier import fft_macs, filtered, spectrum
 from matrigami.structures._sparse import SparseMatrix
+
+__all__ = ["Toeplitz", "ToeplitzMatrix"]
 
 DIRECT = 128
 """Rows up to which a dense factorisation takes no longer than the recursion."""
@@ -124,6 +127,7 @@ class ToeplitzMatrix(LinearOperator):
         return self.diagonals[..., _places(m, n, self.diagonals)]
 
 
+@example("toeplitz")
 @dataclass(frozen=True)
 class Toeplitz(Structure):
     """Toeplitz matrices of any shape: `m + n - 1` numbers.
