@@ -38,7 +38,7 @@ from matrigami.structures._hodlr_root import *
 from matrigami.structures._parsing import *
 from matrigami.structures._permuted import *
 from matrigami.structures._sparse import *
-from matrigami.structures import _hodlr_rules, _update  # noqa: F401 - register rules
+from matrigami.structures import _hodlr_rules, _sparse_rules, _update  # noqa: F401 - register rules
 
 _order = list(globals())  # a file may import a later one, and is then registered after it
 for _name, _recipe in sorted(EXAMPLES.items(), key=lambda e: _order.index(type(e[1]).__name__)):

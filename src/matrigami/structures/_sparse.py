@@ -80,7 +80,7 @@ class SparseMatrix(LinearOperator):
         """The entries sorted by their columns."""
         return assembled(self.entries, self.columns, self.rows, (self.size[1], self.size[0]))
 
-    def dense(self) -> Inexact[Tensor, "m n"]:
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself; entries of one place add up."""
         place = self.rows * self.size[1] + self.columns
         zeros = self.entries.new_zeros(*self.shape[:-2], self.size[0] * self.size[1])
