@@ -115,7 +115,7 @@ def __getattr__(name: str) -> Any:
     if name in PACKAGES:
         return import_module(f"matrigami.{name}")
     if name == "__all__":
-        return sorted({*FILES, *FUNCTIONS, *import_module("matrigami.structures").__all__})
+        return sorted({*FILES, *FUNCTIONS, *_structures()})
     homes = {"operators": FUNCTIONS, "compress": FILES}
     home = next((home for home, names in homes.items() if name in names), "structures")
     package = import_module(f"matrigami.{home}")
@@ -123,6 +123,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
     globals()[name] = getattr(package, name)
     return globals()[name]
+
+
+def _structures() -> set[str]:
+    """Recipes and values, and how to read them; helpers stay in their package."""
+    operators, structures = (import_module(f"matrigami.{p}") for p in ("operators", "structures"))
+    kinds = (operators.Structure, operators.LinearOperator)
+    named = {name: getattr(structures, name) for name in structures.__all__}
+    types = {name for name, t in named.items() if isinstance(t, type) and issubclass(t, kinds)}
+    return {*types, "from_scipy", "parse"}
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from matrigami import Kronecker, TensorTrain, TensorTrainMatrix, cost, project, trace
+from matrigami import Kronecker, TensorTrain, TensorTrainMatrix, cost, norm, project, trace
 
 
 def test_entries_are_products_of_slices():
@@ -68,3 +68,23 @@ def test_cost_counts_each_core_once_for_each_block():
     """(32, 32) -> (32, 32), rank 8: `32*32*8*32` for each of two cores."""
     A = TensorTrain(rank=8).init(1024, 1024, device="meta")
     assert cost(A)[:2] == (2 * 32 * 32 * 8, 2 * 32 * 32 * 8 * 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("rank", [1, 2, 4, 7])
+def test_a_sum_is_rounded_as_its_dense_matrix_is_projected(rank: int, dtype: torch.dtype):
+    recipe = TensorTrain(rank=rank, cores=3)
+    A, B = (TensorTrain(rank=r, cores=3).init(64, 27, dtype=dtype) for r in (3, 2))
+    found, wanted = project(recipe, A + B), project(recipe, (A + B).dense())
+    torch.testing.assert_close(found.dense(), wanted.dense())
+    assert [C.shape for C in found.cores] == [C.shape for C in wanted.cores]
+
+
+def test_a_large_train_is_rounded_and_differences_have_norms():
+    n, recipe = 2**20, TensorTrain(rank=4, cores=5)
+    A = recipe.init(n, n, dtype=torch.float64)
+    P = project(recipe, A + A)
+    assert [C.shape for C in P.cores] == [C.shape for C in A.cores]
+    assert float(norm(P - 2 * A) / norm(A)) < 1e-13
+    few = project(TensorTrain(rank=1, cores=5), A @ A)
+    assert float(norm(few - A @ A)) < float(norm(A @ A))

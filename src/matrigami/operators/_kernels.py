@@ -96,7 +96,7 @@ def root_of_squares(
         value: The same root, computed in a way that loses no digits; its derivative is not used.
     """
     fixed = squares.detach()
-    value = fixed.sqrt() if value is None else value.detach()
+    value = fixed.clamp(min=0).sqrt() if value is None else value.detach()  # rounding, below zero
     regular = (value > 0) & (fixed > 0)
     ratio = torch.where(regular, squares / torch.where(regular, fixed, 1), 1)
     return torch.where(regular, value * ratio.sqrt(), value)

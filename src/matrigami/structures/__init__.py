@@ -38,11 +38,13 @@ from matrigami.structures._hodlr_root import *
 from matrigami.structures._parsing import *
 from matrigami.structures._permuted import *
 from matrigami.structures._sparse import *
-from matrigami.structures import _hodlr_rules, _sparse_rules, _update  # noqa: F401 - register rules
+from matrigami.structures import _hodlr_rules, _sparse_rules, _tensor_train_rounding, _update  # noqa: F401 - register rules
 
 _order = list(globals())  # a file may import a later one, and is then registered after it
 for _name, _recipe in sorted(EXAMPLES.items(), key=lambda e: _order.index(type(e[1]).__name__)):
     del EXAMPLES[_name]
     EXAMPLES[_name] = _recipe
 
-__all__ = [name for name in sorted(globals()) if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+_files = [value for value in globals().values() if getattr(value, "__package__", "") == __name__]
+_names = [name for file in _files for name in getattr(file, "__all__", ())]
+__all__ = [*sorted({"DenseMatrix", "DiagonalMatrix", "EXAMPLES", *_names})]  # pyright: ignore[reportUnsupportedDunderAll]
