@@ -46,5 +46,6 @@ for _name, _recipe in sorted(EXAMPLES.items(), key=lambda e: _order.index(type(e
     EXAMPLES[_name] = _recipe
 
 _files = [value for value in globals().values() if getattr(value, "__package__", "") == __name__]
-_names = [name for file in _files for name in getattr(file, "__all__", ())]
-__all__ = [*sorted({"DenseMatrix", "DiagonalMatrix", "EXAMPLES", *_names})]  # pyright: ignore[reportUnsupportedDunderAll]
+_names = {name for file in _files for name in getattr(file, "__all__", ())}
+_names |= {"DenseMatrix", "DiagonalMatrix", "EXAMPLES"}
+__all__ = [name for name in sorted(globals()) if name in _names]  # pyright: ignore[reportUnsupportedDunderAll]
