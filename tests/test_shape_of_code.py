@@ -63,6 +63,28 @@ def test_functions_are_short(path: Path):
             )
 
 
+def depth(node: ast.AST, level: int = 0) -> int:
+    """The deepest block below a node; an `elif` is no deeper than its `if`."""
+    deepest = level
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            continue
+        chained = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+        block = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try)
+        deepest = max(deepest, depth(child, level + (block and not chained)))
+    return deepest
+
+
+def test_blocks_of_the_package_are_nested_three_deep_at_most():
+    deep = [
+        f"{path.relative_to(PACKAGE)}: {node.name}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and depth(node) > 3
+    ]
+    assert deep == []
+
+
 @each_file
 def test_annotations_are_evaluated(path: Path):
     """The run-time checks and `singledispatch` read them."""

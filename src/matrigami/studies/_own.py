@@ -8,7 +8,7 @@ that no result is silently of other data.
 import difflib
 import hashlib
 import runpy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +75,22 @@ def source_hash(name: str, folder: str, known: Iterable[str]) -> str:
     path = source_path(name, folder)
     digest = hashlib.sha256()
     try:
-        if path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
-        else:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+        for block in _hashed(path):
+            digest.update(block)
     except OSError as error:
         raise missing(name, path, error, known) from error
     return digest.hexdigest()[:16]
+
+
+def _hashed(path: Path) -> Iterator[bytes]:
+    """The content of a file in pieces; of a folder, a line for each of its files."""
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            yield f"{file.relative_to(path)} {file.stat().st_size}\n".encode()
+        return
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 def missing(name: str, path: Path, error: OSError, known: Iterable[str]) -> ValueError:

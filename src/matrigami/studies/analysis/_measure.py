@@ -124,15 +124,15 @@ def null_errors(
     models = Nulls(A, traits)
     names = ["given", *[name for name in question.orderings if name in SEARCHED]]
     errors: Errors = {family.name: {} for family in question.families}
-    for model, draws in question.draws.items():
-        for i in range(draws):
-            B = models.draw(model, question.seed + i)
-            curves = curves_of(
-                arrangements(B, traits, question, names, place), question.families, lambda: None
-            )
-            for structure, by_order in curves.items():
-                row = errors[structure].setdefault(model, [[] for _ in question.storages])
-                for k, storage in enumerate(question.storages):
-                    row[k].append(min(c[0].at(storage) for c in by_order.values()))
-            tick()
+    drawn = [(model, i) for model, draws in question.draws.items() for i in range(draws)]
+    for model, i in drawn:
+        B = models.draw(model, question.seed + i)
+        curves = curves_of(
+            arrangements(B, traits, question, names, place), question.families, lambda: None
+        )
+        for structure, by_order in curves.items():
+            row = errors[structure].setdefault(model, [[] for _ in question.storages])
+            for column, storage in zip(row, question.storages, strict=True):
+                column.append(min(c[0].at(storage) for c in by_order.values()))
+        tick()
     return errors

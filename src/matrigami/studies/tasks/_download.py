@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from io import BufferedIOBase
@@ -166,17 +166,23 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
     wanted = {f"{source.folder}/{file}": folder / source.folder / file for file in source.files}
     try:
         with tarfile.open(archive) as tar:
-            for member in tar:
-                path = wanted.get(member.name.removeprefix("./"))
-                content = tar.extractfile(member) if path is not None and member.isfile() else None
-                if content is not None and path is not None:
-                    _store(_limited(content, member), path)
+            for content, path in _members(tar, wanted):
+                _store(content, path)
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         cause = str(error).partition("\n")[0]
         raise ValueError(
             f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {cause}.\n"
             "Delete it and get it again."
         ) from error
+
+
+def _members(tar: tarfile.TarFile, wanted: dict[str, Path]) -> Iterator[tuple[Stream, Path]]:
+    """The files of an archive that are wanted, and where each goes."""
+    for member in tar:
+        path = wanted.get(member.name.removeprefix("./"))
+        content = tar.extractfile(member) if path is not None and member.isfile() else None
+        if content is not None and path is not None:
+            yield _limited(content, member), path
 
 
 def _limited(content: Stream, member: tarfile.TarInfo) -> Stream:
