@@ -147,7 +147,7 @@ class KFAC(MatrixOptimizer):
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
-        """FisherEstimator a model, when the optimiser was made of groups.
+        """Watch a model, when the optimiser was made of groups.
 
         Args:
             model: The model whose weights these are, wrapped or not.
@@ -303,7 +303,7 @@ class KFAC(MatrixOptimizer):
             self._estimate_more(self.estimator, [p for p, view in pairs if view is not None])
 
     def _estimate_more(self, estimator: FisherEstimator, chosen: list[Tensor]) -> None:
-        """FisherEstimator some more weights, and know their names."""
+        """Watch some more weights, and know their names."""
         names = {id(p): name for name, p in estimator.model.named_parameters()}
         chosen = [p for p in chosen if id(p) in names]
         estimator.extend(chosen)
@@ -347,7 +347,7 @@ class KFAC(MatrixOptimizer):
         super().__setstate__(state)
 
     def _look(self, clock: int) -> None:
-        """FisherEstimator the batches of the step after this one, if its turn has come."""
+        """Watch the batches of the step after this one, if its turn has come."""
         if self.estimator is not None:
             if clock % self.param_groups[0]["statistics_every"]:
                 self.estimator.stop()
