@@ -84,18 +84,7 @@ def _echo_failures(outcome: "Outcome") -> None:
 
 def echo_plan(plan: "StudyPlan", json_: bool) -> None:
     """The runs, biggest first."""
-    rows: list[dict[str, Any]] = [
-        {
-            "id": c.id,
-            "dataset": c.dataset,
-            "structure": c.label,
-            "optimizer": c.optimizer,
-            "width": c.width,
-            "seed": c.seed,
-            **plan.sizes[c.id]._asdict(),
-        }
-        for c in plan.configs
-    ]
+    rows = [c.summary | plan.sizes[c.id]._asdict() for c in plan.configs]
     if json_:
         click.echo(json.dumps({"study": plan.name, "runs": rows}, indent=1))
         return

@@ -160,6 +160,12 @@ class RunConfig:
         mixture = f", {self.active} of {self.experts}" if self.experts > 1 else ""
         return f"{self.structure}{mixture}"
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What tells a run from others in a list."""
+        known = {"id": self.id, "dataset": self.dataset, "structure": self.label}
+        return known | {"optimizer": self.optimizer, "width": self.width, "seed": self.seed}
+
     def _require(self, name: str, valid: bool, range_: str) -> None:
         """One range."""
         if not valid:

@@ -264,17 +264,9 @@ def run_states(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
             if state["status"] == "running" and not is_held(run_folder(out, c))
             else state["status"]
         )
-        known = {
-            "id": c.id,
-            "dataset": c.dataset,
-            "structure": c.label,
-            "optimizer": c.optimizer,
-            "width": c.width,
-            "seed": c.seed,
-        }
         cause = state.get("cause") or state.get("record", {}).get("cause")
         states.append(
-            known
+            c.summary
             | {
                 "macs": plan.sizes[c.id].macs,
                 "status": status,

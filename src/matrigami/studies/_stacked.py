@@ -187,9 +187,7 @@ class Member(Accelerator):
         """Until the step is done."""
         self.stack.settle(self.member)
 
-    def settle(self) -> None:
-        """As `wait`."""
-        self.stack.settle(self.member)
+    settle = wait
 
 
 def _passes(run: Stackable, *, batched: bool) -> Passes:

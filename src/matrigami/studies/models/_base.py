@@ -69,7 +69,15 @@ def makers(
     """The layers of a run: structured ones, and dense ones at the ends that stay dense."""
     linear = partial(_linear, config.structure, generator, device)
     if config.experts > 1:
-        linear = partial(_mixture, config, generator, device)
+        linear = partial(
+            StructuredMoE,
+            structure=parse(config.structure),
+            experts=config.experts,
+            active=config.active,
+            dtype=DTYPE,
+            device=device,
+            generator=generator,
+        )
     dense = partial(_linear, "dense", generator, device)
     outer = linear if config.structured_layers == "all" else dense
     return Makers(linear, outer, dense, generator)
@@ -173,31 +181,6 @@ def _linear(
     if bias:
         layer.bias = nn.Parameter(weight.new_zeros(outputs))
     return layer
-
-
-def _mixture(
-    config: RunConfig,
-    generator: torch.Generator | None,
-    device: torch.device | str,
-    inputs: int,
-    outputs: int,
-    *,
-    bias: bool = True,
-    zero_init: bool = False,
-) -> StructuredMoE:
-    """One layer whose structure is that of each expert."""
-    return StructuredMoE(
-        inputs,
-        outputs,
-        parse(config.structure),
-        config.experts,
-        config.active,
-        bias=bias,
-        zero_init=zero_init,
-        dtype=DTYPE,
-        device=device,
-        generator=generator,
-    )
 
 
 def table_of(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
