@@ -44,6 +44,7 @@ from matrigami.operators import (
     scale,
     truncated_svd,
 )
+from matrigami.structures._hodlr_factors import siblings
 
 __all__ = ["HODLR", "HODLRMatrix"]
 
@@ -92,11 +93,6 @@ class HODLRMatrix(LinearOperator):
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
         return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
-
-
-def siblings(W: Inexact[Tensor, "... s r k"]) -> Inexact[Tensor, "... s r k"]:
-    """What belongs to the sibling of each block."""
-    return W.unflatten(-3, (-1, 2)).flip(-3).flatten(-4, -3)
 
 
 @example("hodlr", leaf=4, rank=1)

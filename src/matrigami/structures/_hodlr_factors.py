@@ -91,15 +91,15 @@ def orthogonalized(A: Any) -> Any:
     """The same matrix; the factors of a block are its singular vectors times their roots."""
     left, right = [], []
     for U, V in zip(A.left, A.right, strict=True):
-        (Q1, R1), (Q2, R2) = torch.linalg.qr(U), torch.linalg.qr(_exchanged(V))
+        (Q1, R1), (Q2, R2) = torch.linalg.qr(U), torch.linalg.qr(siblings(V))
         L, values, Rh = torch.linalg.svd(R1 @ R2.mT, full_matrices=False)
         roots = values.sqrt()[..., None, :]
         left.append(Q1 @ (L * roots))
-        right.append(_exchanged(Q2 @ (Rh.mT * roots)))
+        right.append(siblings(Q2 @ (Rh.mT * roots)))
     return type(A)(A.leaves, tuple(left), tuple(right))
 
 
-def _exchanged(W: Inexact[Tensor, "... s m r"]) -> Inexact[Tensor, "... s m r"]:
+def siblings(W: Inexact[Tensor, "... s m r"]) -> Inexact[Tensor, "... s m r"]:
     """What belongs to the sibling of each block."""
     return W.unflatten(-3, (-1, 2)).flip(-3).flatten(-4, -3)
 

@@ -31,7 +31,6 @@ from matrigami.operators import (
     is_concrete,
     is_differentiated,
     scale,
-    shift,
     slogdet,
     solve,
 )
@@ -268,12 +267,6 @@ def _(A: SparseMatrix, B: SparseMatrix) -> SparseMatrix:
 @scale.register
 def _(A: SparseMatrix, factor: Tensor) -> SparseMatrix:
     return SparseMatrix(A.entries * factor[..., None], A.columns, A.pointers, A.size)
-
-
-@shift.register
-def _(A: SparseMatrix, amount: Tensor) -> SparseMatrix:
-    d = torch.arange(A.size[0], device=A.device)
-    return add(A, assembled(amount[..., None].expand(*amount.shape, len(d)), d, d, A.size))  # pyright: ignore[reportReturnType]
 
 
 @diagonal.register

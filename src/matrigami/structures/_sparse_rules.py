@@ -12,6 +12,7 @@ from matrigami.operators import (
     is_frobenius,
     norm,
     root_of_squares,
+    shift,
 )
 from matrigami.structures._sparse import SparseMatrix, assembled
 
@@ -25,6 +26,12 @@ def _(A: SparseMatrix, B: DiagonalMatrix) -> LinearOperator:
 @add.register
 def _(A: DiagonalMatrix, B: SparseMatrix) -> LinearOperator:
     return add(B, A)
+
+
+@shift.register
+def _(A: SparseMatrix, amount: Tensor) -> LinearOperator:
+    d = amount[..., None].expand(*amount.shape, A.size[0])
+    return add(A, DiagonalMatrix(d))
 
 
 @compose.register

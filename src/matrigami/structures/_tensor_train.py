@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators import (
@@ -38,11 +38,8 @@ from matrigami.operators import (
     factorize,
     fans,
     fitted_corner,
-    is_big,
-    norm,
     project,
     resolve_rank,
-    root_of_squares,
     scale,
     take_rows,
     trace,
@@ -297,17 +294,6 @@ def _(A: TensorTrainMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
 @diagonal.register
 def _(A: TensorTrainMatrix) -> Inexact[Tensor, "*batch d"]:
     return diagonal_by_entries(A)
-
-
-@norm.register(where=is_big)
-def _(A: TensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    """Gram matrices of the ranks, core by core."""
-    G = A.cores[0].new_ones(*A.shape[:-2], 1, 1)
-    for C in A.cores:
-        half = torch.einsum("...smnr,...st->...tmnr", C, G)
-        G = torch.einsum("...tmnr,...tmnu->...ru", half, C.conj())
-    squares = G[..., 0, 0].real
-    return root_of_squares(squares)
 
 
 @project.register

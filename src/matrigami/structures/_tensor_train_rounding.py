@@ -18,6 +18,7 @@ from matrigami.operators import (
     is_big,
     is_differentiated,
     norm,
+    root_of_squares,
     round_to,
     truncated_svd,
 )
@@ -50,10 +51,19 @@ def _(A: TensorTrainMatrix, recipe: Any) -> TensorTrainMatrix:
     return TensorTrainMatrix(tuple(cores))
 
 
-@norm.register(where=lambda A, order=None: is_big(A, order) and not is_differentiated(*A.cores))
+@norm.register(where=is_big)
 def _(A: TensorTrainMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    """That of the first core, once the others are orthogonal: no digits cancel in a difference."""
-    return torch.linalg.vector_norm(_orthogonalized(A)[0], dim=(-4, -3, -2, -1))
+    """That of the first core, once the others are orthogonal: no digits cancel in a difference.
+
+    Its derivative comes from Gram matrices of the ranks, core by core.
+    """
+    G = A.cores[0].new_ones(*A.shape[:-2], 1, 1)
+    for C in A.cores:
+        half = torch.einsum("...smnr,...st->...tmnr", C, G)
+        G = torch.einsum("...tmnr,...tmnu->...ru", half, C.conj())
+    with torch.no_grad():
+        value = torch.linalg.vector_norm(_orthogonalized(A)[0], dim=(-4, -3, -2, -1))
+    return root_of_squares(G[..., 0, 0].real, value)
 
 
 def _orthogonalized(A: TensorTrainMatrix) -> list[Inexact[Tensor, "*batch s m n r"]]:
