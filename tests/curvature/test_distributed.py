@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from matrigami.curvature import FisherEstimator, capture, ekfac, kfac, kfoc
-from tests.optim.ranks import on_ranks
+from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available(), reason="torch was built without distributed"

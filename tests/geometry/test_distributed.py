@@ -11,7 +11,7 @@ from matrigami import DenseMatrix
 from matrigami.geometry import distributed
 from matrigami.geometry.particles import kernel_matrix
 from tests.geometry import distributed_cases as cases
-from tests.optim.ranks import on_ranks
+from tests.ranks import on_ranks
 
 ROOT = Path(__file__).parents[2]
 

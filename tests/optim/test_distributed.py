@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.optim import distributed_cases as cases
-from tests.optim.ranks import on_ranks
+from tests.ranks import on_ranks
 
 EVERY = list(product(cases.METHODS, ["dense", "cores"]))
 SOME = [("soap", "dense"), ("shampoo", "cores"), ("muon", "dense")]
