@@ -41,7 +41,7 @@ def cooled(N: int, t: float) -> dict[str, Tensor]:
     return {
         "modes": math.exp(-r1 * t) * u1 + math.exp(-r2 * t) * u2,
         "exp": mg.exp(-t * A) @ start,
-        "exp_multiply": mg.krylov.exp_multiply(A, start[:, None], time=-t)[:, 0],
+        "exp_multiply": mg.krylov.exp_multiply(A, start, time=-t),
     }
 
 

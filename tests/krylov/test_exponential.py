@@ -19,6 +19,8 @@ def test_against_the_dense_exponential(dtype, size):
     assert found.dtype == dtype
     assert error < (1e-4 if dtype == torch.float32 else 1e-9)
     assert (found[:, 1] == 0).all()
+    one = exp_multiply(mg.DenseMatrix(M), X[:, 0])
+    assert_close(one, exp_multiply(mg.DenseMatrix(M), X[:, :1])[:, 0], rtol=0, atol=0)
 
 
 def test_heat_flows_as_its_sines_decay():

@@ -28,6 +28,8 @@ def test_against_dense_least_squares(shape, damping, dtype):
     found = lsmr(mg.DenseMatrix(M), B, damping=damping)
     assert found.converged.all()
     assert_close(found.X, exact(M, B, damping), rtol=1e-7, atol=1e-8)
+    one = lsmr(mg.DenseMatrix(M), B[:, 0], damping=damping)
+    assert_close(one.X, found.X[:, 0], rtol=1e-7, atol=1e-8)
     assert (found.X[:, 1] == 0).all()
     R = B - M @ found.X
     normal = torch.linalg.vector_norm(M.mH @ R - damping**2 * found.X, dim=0)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -53,6 +54,22 @@ def test_a_solver_reaches_its_tolerance(method, kind, of, right):
     true = residuals(A, found.X, B.to(found.X.dtype))
     assert (true < 1e-10).all()
     assert_close(found.residuals[-1], true, atol=1e-13, rtol=0)
+
+
+@each_method
+def test_a_vector_is_one_column_and_an_array_is_answered_by_arrays(method, kind):
+    A, b = matrix(kind), random(N)
+    block, found, array = method(A, b[:, None]), method(A, b), method(A, b.numpy())
+    for whole, one, other in zip(block, found, array, strict=True):
+        assert_close(one, whole[..., 0], rtol=0, atol=0)
+        assert isinstance(other, np.ndarray)
+        assert_close(torch.as_tensor(other), one, rtol=0, atol=0)
+
+
+def test_a_preconditioner_may_be_an_operator():
+    A, b = matrix("definite"), random(N)
+    for method in (cg, gmres):
+        assert method(A, b, preconditioner=mg.inverse(A)).steps <= 2
 
 
 @each_method

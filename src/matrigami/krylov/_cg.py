@@ -6,21 +6,23 @@ Step numbers: Saad (2003), Iterative Methods for Sparse Linear Systems, Algorith
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
 
-from jaxtyping import Inexact
+from typing import Any
+
 from torch import Tensor, where, zeros_like
 
-from matrigami.krylov._solution import Preconditioner, Solution, dot, norms, safe
-from matrigami.krylov._systems import Cycle, refined
+from matrigami.krylov._solution import Solution, dot, norms, safe
+from matrigami.krylov._systems import Cycle, of_columns, refined
 from matrigami.operators import LinearOperator
 
 
+@of_columns
 def cg(
     A: LinearOperator,
-    B: Inexact[Tensor, "... n k"],
+    B: Any,
     *,
     tol: float | None = None,
     max_steps: int | None = None,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Any = None,
 ) -> Solution:
     """Solve `A X = B` for symmetric, or complex Hermitian, positive definite `A`.
 
@@ -31,13 +33,15 @@ def cg(
     Args:
         A: The matrix; definiteness is not checked, a direction of negative curvature ends the
             iteration of its column.
-        B: Right-hand sides, of any size: each is scaled to norm one first.
+        B: Right-hand sides, `(n,)` or `(..., n, k)`, tensor or array; each is scaled to norm
+            one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.
-        preconditioner: Approximate inverse, Hermitian positive definite.
+        preconditioner: Approximate inverse, Hermitian positive definite: an operator, or a
+            function of a block of vectors.
 
     Returns:
-        Solution, residual history and convergence of each column.
+        Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
         ValueError: If `A` is not square, or `B` does not fit or is not finite.

@@ -6,24 +6,26 @@ error estimate of Saad (1992), SIAM J. Numer. Anal. 29, 209-228, formula (35).
 Shapes: n = rows = columns, k = vectors, j = dimension of the space.
 """
 
+from typing import Any
+
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import norms, safe, tolerance
-from matrigami.krylov._systems import check_system, with_precision, working_type
+from matrigami.krylov._systems import check_system, of_columns, with_precision, working_type
 from matrigami.operators import LinearOperator
 
 
+@of_columns
 def exp_multiply(
     A: LinearOperator,
-    X: Inexact[Tensor, "... n k"],
+    X: Any,
     *,
     time: float = 1.0,
     tol: float | None = None,
     space: int = 30,
     max_steps: int | None = None,
-) -> Inexact[Tensor, "... n k"]:
+) -> Any:
     """`exp(time A) X` for any square `A`, by products with `A` alone.
 
     Differentiable in `X` and the tensors of `A` by the operations that are run (reverse mode).
@@ -31,7 +33,7 @@ def exp_multiply(
     Args:
         A: The matrix, or a stack; products grow with `|time A|^(1/2)` where it is Hermitian and
             negative, with `|time A|` in general.
-        X: Vectors.
+        X: Vectors, `(n,)` or `(..., n, k)`; an array is answered by an array.
         time: Factor of the exponent, of either sign.
         tol: Relative error of the result, as estimated; default `eps^(2/3)`.
         space: Largest dimension of a Krylov space; `space + 1` blocks of the size of `X` are kept.

@@ -7,23 +7,25 @@ rotations (section 6.5.3; complex ones, section 6.5.9).
 Shapes: n = rows = columns, k = right-hand sides, solved independently; j = basis vectors.
 """
 
+from typing import Any
+
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-from matrigami.krylov._solution import Preconditioner, Solution, norms, safe
-from matrigami.krylov._systems import Cycle, refined
+from matrigami.krylov._solution import Solution, norms, safe
+from matrigami.krylov._systems import Cycle, of_columns, refined
 from matrigami.operators import LinearOperator
 
 
+@of_columns
 def gmres(
     A: LinearOperator,
-    B: Inexact[Tensor, "... n k"],
+    B: Any,
     *,
     tol: float | None = None,
     max_steps: int | None = None,
     restart: int = 50,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Any = None,
 ) -> Solution:
     """Solve `A X = B` for any square `A`, with the least residual norm in each cycle.
 
@@ -31,15 +33,16 @@ def gmres(
 
     Args:
         A: The matrix, real or complex.
-        B: Right-hand sides, of any size: each is scaled to norm one first.
+        B: Right-hand sides, `(n,)` or `(..., n, k)`, tensor or array; each is scaled to norm
+            one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`, over all cycles.
         restart: Steps of one cycle; `restart + 1` blocks of the size of `B` are kept.
-        preconditioner: Approximate inverse, applied on the right, so that residuals are the true
-            ones.
+        preconditioner: Approximate inverse, an operator or a function of a block of vectors;
+            applied on the right, so that residuals are the true ones.
 
     Returns:
-        Solution, residual history and convergence of each column.
+        Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
         ValueError: If `A` is not square, or `B` does not fit or is not finite.

@@ -7,10 +7,9 @@ problem is the undamped one of the matrix with `damping I` below it.
 Shapes: m = rows, n = columns, k = right-hand sides, solved independently.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import Product, Solution, norms, safe, tolerance
@@ -19,15 +18,17 @@ from matrigami.krylov._systems import (
     corrected,
     exponents,
     ldexp,
+    of_columns,
     with_precision,
     working_type,
 )
 from matrigami.operators import LinearOperator
 
 
+@of_columns
 def lsmr(
     A: LinearOperator,
-    B: Inexact[Tensor, "... m k"],
+    B: Any,
     *,
     damping: float = 0.0,
     tol: float | None = None,
@@ -43,13 +44,14 @@ def lsmr(
 
     Args:
         A: The matrix; `A.H` is used too.
-        B: Right-hand sides, of any size: each is scaled to norm one first.
+        B: Right-hand sides, `(m,)` or `(..., m, k)`, tensor or array; each is scaled to norm
+            one first.
         damping: Tikhonov's parameter, in units of `A`.
         tol: Residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.
 
     Returns:
-        Solution, residual history and convergence of each column.
+        Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
         ValueError: If `B` does not fit or is not finite.

@@ -6,18 +6,20 @@ Paige and Saunders 1975). The tridiagonal matrix of a Hermitian one is real, so 
 Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
 
+from typing import Any
+
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import Solution, dot, norms, safe
-from matrigami.krylov._systems import Cycle, refined
+from matrigami.krylov._systems import Cycle, of_columns, refined
 from matrigami.operators import LinearOperator
 
 
+@of_columns
 def minres(
     A: LinearOperator,
-    B: Inexact[Tensor, "... n k"],
+    B: Any,
     *,
     tol: float | None = None,
     max_steps: int | None = None,
@@ -29,12 +31,13 @@ def minres(
 
     Args:
         A: The matrix; its symmetry is not checked.
-        B: Right-hand sides, of any size: each is scaled to norm one first.
+        B: Right-hand sides, `(n,)` or `(..., n, k)`, tensor or array; each is scaled to norm
+            one first.
         tol: Relative residual at which a column stops; default `eps^(2/3)`.
         max_steps: Default `10 n`.
 
     Returns:
-        Solution, residual history and convergence of each column.
+        Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
         ValueError: If `A` is not square, or `B` does not fit or is not finite.

@@ -18,7 +18,7 @@ Preconditioner = Callable[[Tensor], Tensor]
 
 
 class Solution(NamedTuple):
-    """The result of an iteration.
+    """The result of an iteration, without the axis `k` and in arrays where a vector or arrays came.
 
     Attributes:
         X: The solution, `(..., n, k)`.

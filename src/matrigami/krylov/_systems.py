@@ -8,8 +8,10 @@ Shapes: n = rows = columns, k = right-hand sides, solved independently.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Inexact, Int
 from torch import Tensor
@@ -22,7 +24,7 @@ from matrigami.krylov._solution import (
     safe,
     tolerance,
 )
-from matrigami.operators import LinearOperator, is_concrete
+from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete
 
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
@@ -48,6 +50,31 @@ class Cycle(NamedTuple):
 
 Method = Callable[[Cycle], tuple[Tensor, list[Tensor]]]
 """One cycle: the correction, and the norms of the residual after each step."""
+
+
+Solver = TypeVar("Solver", bound=Callable[..., Any])
+
+
+def of_columns(solver: Solver) -> Solver:
+    """Let a solver of blocks take a vector and an array too, and answer in kind.
+
+    A preconditioner may be an operator, as in `solve`.
+    """
+
+    @wraps(solver)
+    def around(A: LinearOperator, B: Any, **how: Any) -> Any:
+        M = how.get("preconditioner")
+        if isinstance(M, LinearOperator):
+            how["preconditioner"] = M.matmat
+        X = as_tensor(B, A)
+        vector, array = X.ndim == 1, isinstance(B, np.ndarray)
+        found = solver(A, X[:, None] if vector else X, **how)
+        parts = found if isinstance(found, tuple) else (found,)
+        parts = [part[..., 0] if vector else part for part in parts]
+        parts = [as_array(part) for part in parts] if array else parts
+        return Solution(*parts) if isinstance(found, Solution) else parts[0]
+
+    return cast(Solver, around)
 
 
 def working_type(*dtypes: torch.dtype) -> torch.dtype:
@@ -93,7 +120,8 @@ def check_system(name: str, A: LinearOperator, B: Tensor, *, square: bool = True
     if B.ndim < 2 or B.shape[-2] != m:
         raise ValueError(
             f"{name}(A, B): B is of shape {tuple(B.shape)}; for a {m}x{n} matrix it must be of "
-            f"shape (..., {m}, k).\nFor a vector b pass b[:, None]."
+            f"shape ({m},) or (..., {m}, k).\n"
+            "A stack of right-hand sides has its vectors as columns."
         )
     if is_concrete(B) and not torch.isfinite(B).all():
         raise ValueError(

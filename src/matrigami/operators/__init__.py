@@ -35,7 +35,7 @@ from matrigami.operators._contraction import (
     contraction,
     contractions,
 )
-from matrigami.operators._convert import as_array
+from matrigami.operators._convert import as_array, as_tensor
 from matrigami.operators._cyclic_reduction import (
     reduced_slogdet,
 )
@@ -191,6 +191,7 @@ __all__ = [
     "TriangularMatrix",
     "add",
     "as_array",
+    "as_tensor",
     "block_view",
     "chained",
     "cholesky",
