@@ -95,10 +95,11 @@ def matching(
         matches = _matcher(pattern, label)
         found = [name for name in names if matches(name)]
         if not found:
-            near = get_close_matches(pattern.removeprefix("re:"), filter(None, names), 3, 0.3)
+            known = [name for name in names if name]
+            near = get_close_matches(pattern.removeprefix("re:"), known, 3, 0.3)
+            hint = f"Nearest: {', '.join(near)}" if near else f"Some layers: {', '.join(known[:5])}"
             raise ValueError(
-                f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n"
-                f"Nearest: {', '.join(near) or 'none'}."
+                f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n{hint}."
             )
         every |= {name: every.get(name, pattern) for name in found}
     return every

@@ -14,7 +14,14 @@ from jaxtyping import Inexact
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from matrigami.operators._convert import as_given, as_scalars, as_tensor, in_parts, inexact
+from matrigami.operators._convert import (
+    as_array,
+    as_given,
+    as_scalars,
+    as_tensor,
+    in_parts,
+    inexact,
+)
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._tree import (
     Unflatten,
@@ -193,6 +200,26 @@ class LinearOperator(ABC):
     def __pow__(self, p: float) -> "LinearOperator":
         """`power(A, p)`."""
         return power(self, p)
+
+    def sum(self, dim: int | None = None) -> Tensor:
+        """The sum of all entries, or along the rows (`dim=-2`) or columns (`dim=-1`), by products.
+
+        Raises:
+            ValueError: If the axis is one of the stack, or there is none such.
+        """
+        if dim is None:
+            return self.sum(-1).sum()
+        if dim not in range(-2, 0) and dim - self.ndim not in range(-2, 0):
+            raise ValueError(
+                f"A.sum({dim}): A has {self.ndim} axes, of which rows and columns can be summed.\n"
+                "Write A.sum(-2) or A.sum(-1); for the others A.dense().sum(dim)."
+            )
+        A = self if dim in (-1, self.ndim - 1) else self.T
+        return A @ torch.ones(A.shape[-1], dtype=self.dtype, device=self.device)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The dense matrix, for `numpy.asarray(A)`."""
+        return as_array(self.dense()).astype(dtype, copy=False)
 
     def __getitem__(self, index: Any) -> Any:
         """As `A.dense()[index]`: members of a stack are values, rows and entries are tensors."""

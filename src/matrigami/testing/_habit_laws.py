@@ -44,6 +44,7 @@ def arrays(A: LinearOperator) -> None:
     expect(isinstance(found, np.ndarray), f"array @ A is a {type(found).__name__}")
     expect_close(torch.as_tensor(found), like(A, m) @ D, "array @ A")
     expect_close(A @ ([1] * n), D.sum(1), "A @ list")
+    expect_close(torch.as_tensor(np.asarray(A)), D, "numpy.asarray(A)")
     X = like(A, n, 2)
     backwards = torch.as_tensor(A @ X.numpy()[::-1])
     expect_close(backwards, D @ X.flip(0), "A @ array with negative strides")
@@ -58,10 +59,13 @@ def from_the_left(A: LinearOperator) -> None:
 
 
 def arithmetic(A: LinearOperator) -> None:
-    """`A / 2`, `sum`, sums with tensors, `A ** 2`."""
+    """`A / 2`, sums of matrices and of their entries, sums with tensors, `A ** 2`."""
     D = A.dense()
     expect_matrix(A / 2, D / 2, "A / 2")
     expect_matrix(sum([A, A, A]), 3 * D, "sum([A, A, A])")
+    expect_close(A.sum(), D.sum(), "A.sum()")
+    for dim in (0, 1, -1, -2):
+        expect_close(A.sum(dim), D.sum(dim), f"A.sum({dim})")
     B = like(A, *A.shape)
     for found in (A + B, B + A, A - (-B)):
         expect_matrix(found, D + B, "the sum with a tensor")
