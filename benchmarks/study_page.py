@@ -8,13 +8,21 @@ copies the results, fits and draws them anew and writes `README.md` beside them,
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
 from matrigami.plots import plot_study
-from matrigami.studies import conclusions, fit_results, fit_tables, read_results, write_fit
+from matrigami.studies import (
+    conclusions,
+    fit_results,
+    fit_tables,
+    read_results,
+    timed,
+    write_fit,
+)
 
 SHOWN = ("rank", "structure", "error %", "95 % interval", "exponent", "E %", "sizes", "seeds")
 """Columns of the ranking on the page."""
@@ -40,11 +48,14 @@ def page(
     lines += ["## How it was made", ""]
     missing = planned - len(records)
     stopped = f" {missing} of the {planned} runs of the preset were not trained." if missing else ""
-    cpu = sum(r["cpu_seconds"] for r in records if r.get("cpu_seconds"))
+    own = timed(records)
+    cpu = sum(r["cpu_seconds"] for r in own if r.get("cpu_seconds"))
+    others = Counter(str(r.get("machine")) for r in records if r not in own)
+    elsewhere = "".join(f" and {n} on {name}, without seconds" for name, n in others.items())
     versions = ", ".join(f"{key} {value}" for key, value in env["versions"].items())
     made = (
-        f"{len(records)} runs, {cpu / 60:.0f} minutes of processor time, 1 thread of "
-        f"{env['cores']} CPU cores that also did other work; {versions}.{stopped}"
+        f"{len(own)} runs, {cpu / 60:.0f} minutes of processor time, 1 thread of a processor "
+        f"that also did other work{elsewhere}; {versions}.{stopped}"
     )
     lines += [
         "```sh",
@@ -65,14 +76,15 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
 
 def _seconds(records: list[dict[str, Any]]) -> str:
     """Each size: multiply-adds, processor time of a training example, their ratio, errors."""
+    own = timed(records)
     rows = [
         [
             f"`{r['structure']}`",
             r["width"],
             r["seed"],
             f"{r['macs']:.2e}",
-            f"{1e6 * r['cpu_seconds'] / r['examples']:.0f}",
-            f"{3 * r['macs'] * r['examples'] / r['cpu_seconds'] / 1e9:.1f}",
+            f"{1e6 * r['cpu_seconds'] / r['examples']:.0f}" if r in own else "",
+            f"{3 * r['macs'] * r['examples'] / r['cpu_seconds'] / 1e9:.1f}" if r in own else "",
             f"{r['train_error']:.2f}",
             f"{r['test_error']:.2f}",
             f"{r['test_loss']:.3f}",

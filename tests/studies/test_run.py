@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from matrigami.studies import (
     Interrupted,
@@ -23,6 +24,7 @@ from matrigami.studies import (
     update_results,
     write_results,
 )
+from matrigami.studies._environment import machine
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import Clock, best_of, duration
 from matrigami.studies._run import collect, prepare, snapshot
@@ -99,6 +101,27 @@ def test_every_run_is_trained_once(plan, tmp_path):
     assert first.left == 0
     stored = json.loads((run_folder(tmp_path, plan.configs[0]) / "config.json").read_text())
     assert stored == plan.configs[0].to_json()
+
+
+def test_a_study_goes_on_from_its_table_alone(plan, tmp_path):
+    whole = in_process(plan, tmp_path / "first", instant)
+    (tmp_path / "second").mkdir()
+    table = tmp_path / "second" / "results.csv"
+    rows = [{**r, "device": "cpu"} for r in whole.records[:2]]
+    write_results(table, rows)
+    (tmp_path / "second" / "env.json").write_text('{"cpu": "a processor"}')
+    outcome = run_study(plan, tmp_path / "second", workers=1)
+    kept = {r["id"]: r for r in read_results(table)}
+    assert (outcome.total, outcome.left, len(kept)) == (3, 0, 3)
+    for row in rows:  # trained by `instant`, and not again
+        assert kept[row["id"]]["train_error"] == row["train_error"]
+        assert kept[row["id"]]["machine"] == "a processor"
+    new = next(r for key, r in kept.items() if key not in {row["id"] for row in rows})
+    assert new["machine"] == machine(torch.device("cpu"))
+    write_results(tmp_path / "results.csv", [{**rows[0], "id": "another"}, rows[1]])
+    with pytest.raises(ValueError, match="1 of 2 runs that are no part"):
+        run_study(plan, tmp_path)
+    assert len(read_results(tmp_path / "results.csv")) == 2
 
 
 def test_a_run_that_crashes_is_recorded_with_its_cause_and_tried_again_next_time(plan, tmp_path):

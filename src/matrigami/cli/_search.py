@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from matrigami.cli._data import data_dir_option
+from matrigami.cli._device import check_device, device_option
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 
@@ -23,14 +24,20 @@ from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 @click.option(
     "--together",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Candidates that a worker trains side by side, with one pass over the data.",
+    help="Candidates that a worker trains side by side, with one pass over the data. [default: 8; "
+    "on an accelerator 64]",
 )
+@device_option
 @data_dir_option
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def search(
-    spec: Path, out: Path, workers: int | None, together: int, data_dir: Path | None, json_: bool
+    spec: Path,
+    out: Path,
+    workers: int | None,
+    together: int | None,
+    device: str,
+    data_dir: Path | None,
+    json_: bool,
 ) -> int:
     """Search the einsum family under a budget, and compare its taxonomy with what was measured.
 
@@ -46,13 +53,15 @@ def search(
     from matrigami.studies.search import load_search, run_search, search_page, taxonomy
 
     asked = load_search(spec)
+    check_device(device)
     line = ProgressLine()
     records = run_search(
         asked,
         out,
         workers=workers,
         threads=1,
-        together=together,
+        together=together or (8 if device == "cpu" else None),
+        device=device,
         data_dir=data_dir,
         report=lambda size, now: line.show(f"size {size} of {len(asked.macs)}: {now.line()}"),
     )

@@ -8,6 +8,7 @@ import click
 
 from matrigami.cli._compare import FOLDER, compare
 from matrigami.cli._data import data_dir_option
+from matrigami.cli._device import check_device, device_option
 from matrigami.cli._outcome import echo_fit, echo_plan, present
 from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
@@ -61,9 +62,7 @@ study.add_command(search)
     "seed, and small runs that differ only in seed and learning rate are trained as one. [default: "
     "1; on an accelerator 64]",
 )
-@click.option(
-    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
-)
+@device_option
 @data_dir_option
 @click.option("--only", metavar="STRUCTURE", help="Only the runs of one structure.")
 @click.option("--grow", is_flag=True, help="Keep the runs of another study that the folder holds.")
@@ -276,17 +275,3 @@ def _load(spec: Path | None, preset: str | None) -> "Study":
             "lists them)."
         )
     return load_spec(spec) if spec else load_preset(str(preset))
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Training on --device {device} was asked for.\nIt is not there: {reason}\n"
-            "Use --device cpu, or install a torch build for it."
-        ) from error

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._data import data_dir_option
-from matrigami.cli._study import FILE, check_device
+from matrigami.cli._device import check_device, device_option
+from matrigami.cli._study import FILE
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 @click.option("--lr", type=float, help="Learning rate of the dense model at base_width.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, order, augmentation.")
-@click.option(
-    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:0."
-)
+@device_option
 @data_dir_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print what each parameter takes; end.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the size of the run; end.")

@@ -12,6 +12,7 @@ from matrigami.studies import (
     compare_studies,
     fit_results,
     same_structures,
+    timed,
     write_atomic,
 )
 
@@ -83,8 +84,8 @@ def _page(both: Comparison, good: list[dict[str, Any]], fit: dict[str, Any]) -> 
 def _figures(good: list[dict[str, Any]], fit: dict[str, Any]) -> str:
     """The figures, inside the page."""
     drawings = {"scaling": scaling_figure(good, fit)}
-    if timed := [r for r in good if r["seconds"] is not None]:
-        drawings["time"] = time_figure(timed)
+    if own := timed(good):
+        drawings["time"] = time_figure(own)
     drawings["exponents"] = exponents_figure(fit)
     return "\n".join(
         figure(name, render(drawing, "svg", ""), "svg+xml", _CAPTIONS[name])

@@ -15,6 +15,7 @@ from matrigami.studies import (
     fit_tables,
     labelled,
     read_results,
+    timed,
     write_atomic,
 )
 
@@ -110,8 +111,8 @@ def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[st
     drawings = {
         "scaling": scaling,
     }
-    if timed := [r for r in records if r["seconds"] is not None]:
-        drawings["time"] = render(time_figure(timed), "svg", "")
+    if own := timed(records):
+        drawings["time"] = render(time_figure(own), "svg", "")
     drawings["exponents"] = render(exponents_figure(fit), "svg", "")
     return "\n".join(
         figure(name, content, "svg+xml", _CAPTIONS[name]) for name, content in drawings.items()

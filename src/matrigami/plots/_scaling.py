@@ -20,6 +20,7 @@ from matrigami.studies import (
     fit_results,
     labelled,
     read_results,
+    timed,
     write_atomic,
 )
 
@@ -73,8 +74,8 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
         "scaling.png": scaling_figure(records, fit, published),
         "scaling.svg": scaling_figure(records, fit, published),
     }
-    if timed := [r for r in records if r["seconds"] is not None]:  # else side by side on a card
-        figures["time.png"] = time_figure(timed)
+    if own := timed(records):  # else side by side on a card
+        figures["time.png"] = time_figure(own)
     figures["exponents.png"] = exponents_figure(fit)
     note = json.dumps({"command": command, "results_sha256": file_hash(folder / "results.csv")})
     (folder / "fig").mkdir(exist_ok=True)

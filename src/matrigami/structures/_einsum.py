@@ -20,6 +20,7 @@ Shapes: m = rows, n = columns, k = right-hand sides; the seven sizes by their Gr
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Inexact
@@ -242,6 +243,7 @@ class Einsum(Structure):
         )
 
 
+@cache
 def _split_size(d: int, exponents: tuple[float, ...]) -> tuple[int, ...]:
     """Three sizes near `d^theta` whose product is `d`, or a padded size within the tolerance."""
 
@@ -270,6 +272,7 @@ def _place(size: int, free: list[int], sizes: list[int]) -> tuple[int, ...]:
     return tuple(sizes[free.index(i)] if i in free else 1 for i in range(3))
 
 
+@cache
 def _divisors(n: int) -> list[int]:
     """All divisors of `n`."""
     low = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]

@@ -25,6 +25,7 @@ from matrigami.studies._record import (
     file_hash,
     labelled,
     read_results,
+    timed,
     write_atomic,
     write_results,
 )
@@ -179,6 +180,7 @@ __all__ = [
     "search_page",
     "single_run",
     "taxonomy",
+    "timed",
     "train_run",
     "train_single",
     "update_results",

@@ -10,7 +10,7 @@ import numpy as np
 
 from matrigami.studies._fit import METRICS, fit_results
 from matrigami.studies._fit_rank import SETTINGS, Curve, curve
-from matrigami.studies._record import Record, labelled
+from matrigami.studies._record import Record, labelled, timed
 
 FAR = "does not get there with any size of the study"
 """Where the dense network ends above the error."""
@@ -124,11 +124,11 @@ def _needed(records: Sequence[Record], metric: str, error: float) -> float | Non
 def _by_time(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Runs with the mean processor time of their size, in microseconds an example, as cost."""
     times: dict[tuple[Any, ...], list[float]] = {}
-    known = [(r, r.get("cpu_seconds") or r.get("seconds")) for r in records]
-    timed = [(r, s) for r, s in known if s and r.get("examples") and r.get("seconds")]
-    for r, seconds in timed:
+    known = [(r, r.get("cpu_seconds") or r["seconds"]) for r in timed(records)]
+    taken = [(r, s) for r, s in known if s and r.get("examples") and r["seconds"]]
+    for r, seconds in taken:
         times.setdefault(_size(r), []).append(1e6 * seconds / r["examples"])
-    return [{**r, "macs": float(np.mean(times[_size(r)]))} for r, _ in timed]
+    return [{**r, "macs": float(np.mean(times[_size(r)]))} for r, _ in taken]
 
 
 def _size(r: Record) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> str:
+    """What computes on a device: the name of the card, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
 def _device(device: str) -> str:
     """A device, with the name of the card and the precision of its products."""
     if not device.startswith("cuda"):
@@ -45,6 +51,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _cpu() -> str:
     """Name of the processor."""
     try:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ _MEASURED = (
     "cpu_seconds",
     "epochs",
 )
-_TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device", "optimizer"}
+_TEXT = {"dataset", "model", "structure", "status", "cause", "id", "device", "machine", "optimizer"}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -160,6 +161,19 @@ def labelled(records: Sequence[Record]) -> list[dict[str, Any]]:
         else {**r}
         for r in records
     ]
+
+
+def timed(records: Sequence[Record]) -> list[Record]:
+    """Runs with seconds of their own, on one machine: that of most; those of two do not compare.
+
+    Examples:
+        >>> runs = [{"seconds": s, "machine": m} for s, m in ((1.0, "a"), (2.0, "b"), (3.0, "b"))]
+        >>> [run["seconds"] for run in timed([*runs, {"seconds": None, "machine": "a"}])]
+        [2.0, 3.0]
+    """
+    own = [r for r in records if r.get("seconds") is not None]
+    most = Counter(r.get("machine") for r in own).most_common(1)
+    return [r for r in own if r.get("machine") == most[0][0]]
 
 
 def file_hash(path: Path) -> str:

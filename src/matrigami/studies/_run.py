@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matrigami.studies._config import RunConfig
+from matrigami.studies._earlier import earlier
 from matrigami.studies._environment import environment
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
@@ -109,8 +110,9 @@ def run_study(
 ) -> Outcome:
     """Train what a study lacks, and write `results.csv`.
 
-    Runs that ended are not repeated, interrupted ones go on from their last checkpoint; several
-    calls on the same folder share the work.
+    Runs that ended are not repeated, also those of which the folder has no more than their row in
+    `results.csv`; interrupted ones go on from their last checkpoint; several calls on the same
+    folder share the work.
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second SIGINT kills them.
 
     Args:
@@ -139,8 +141,9 @@ def run_study(
     plan = grown(plan, out, grow)
     for config in part.configs:
         check_memory(config, plan.sizes[config.id], device)
-    check_data([c for c in part.configs if not _ended(read_status(out, c))], data_dir)
-    prepare(plan, out)
+    known = earlier(out, plan.sizes)
+    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
+    prepare(plan, out, known)
     write_json(out / "env.json", environment(device, workers, threads))
     job = Job(out, part.configs, data_dir, device, threads, together)
     clock = Clock(part.work, _fractions(part, out), time.monotonic())
@@ -173,8 +176,13 @@ def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
     return StudyPlan(plan.name, (*plan.configs, *others), sizes)
 
 
-def prepare(plan: StudyPlan, out: Path) -> None:
+def prepare(plan: StudyPlan, out: Path, known: Mapping[str, Record] | None = None) -> None:
     """Make the folders; queue anew what crashed or was running when its process was killed.
+
+    Args:
+        plan: The study.
+        out: Its folder.
+        known: Records of runs that ended elsewhere; see `earlier`.
 
     Raises:
         ValueError: If the folder cannot be written.
@@ -185,6 +193,8 @@ def prepare(plan: StudyPlan, out: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "config.json").exists():
                 write_json(folder / "config.json", config.to_json())
+            if record := (known or {}).get(config.id):
+                write_status(out, config, record["status"], fraction=1.0, record=record)
             _requeue(out, config)
         runs = [{"config": c.to_json(), "size": plan.sizes[c.id]._asdict()} for c in plan.configs]
         write_json(out / "study.json", {"name": plan.name, "runs": runs})
@@ -378,6 +388,11 @@ def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Recor
 def _ended(state: Mapping[str, Any]) -> bool:
     """Whether a run has a result, good or bad."""
     return state["status"] in (*FINISHED, "crashed")
+
+
+def _has_ended(out: Path, config: RunConfig, known: Mapping[str, Record]) -> bool:
+    """Whether a run needs no data any more."""
+    return config.id in known or _ended(read_status(out, config))
 
 
 def _fractions(plan: StudyPlan, out: Path) -> dict[str, float]:

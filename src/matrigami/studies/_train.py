@@ -19,6 +19,7 @@ from matrigami.nn import routing_loss
 from matrigami.studies._accelerator import Accelerator, accelerator
 from matrigami.studies._checkpoint import load_checkpoint, save_checkpoint
 from matrigami.studies._config import RunConfig
+from matrigami.studies._environment import machine
 from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies._position import Position, StepClock
 from matrigami.studies._stacked import Stack
@@ -203,6 +204,7 @@ class Run:
             "examples": self.position.epoch * self.task.examples + self.position.start,
             "epochs": self.position.epoch,
             "device": self.device.type,
+            "machine": machine(self.device),
             "id": config.id,
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
         }

@@ -36,6 +36,7 @@ def run_search(
     workers: int | None = None,
     threads: int | None = None,
     together: int | None = None,
+    device: str = "cpu",
     data_dir: Path | None = None,
     report: Callable[[int, Snapshot], None] = lambda _size, _now: None,
 ) -> list[Record] | None:
@@ -47,6 +48,7 @@ def run_search(
         workers: As in `run_study`.
         threads: As in `run_study`.
         together: As in `run_study`.
+        device: As in `run_study`.
         data_dir: As in `run_study`.
         report: Called with the number of the size, from 1, and its state.
 
@@ -65,6 +67,7 @@ def run_search(
             workers=workers,
             threads=threads,
             together=together,
+            device=device,
             data_dir=data_dir,
             report=lambda now, size=i + 1: report(size, now),
         )
