@@ -226,7 +226,7 @@ def test_zero_init_starts_at_zero():
 
 @pytest.mark.parametrize("numbers", [(3, 4), (3, 0), (0, 0)])
 def test_refuses_what_is_no_mixture(numbers):
-    with pytest.raises(ValueError, match="this is no mixture"):
+    with pytest.raises(ValueError, match="This is no mixture"):
         StructuredMoE(4, 4, LowRank(rank=1), *numbers)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from matrigami.nn import StructuredLinear, StructuredMoE
+from matrigami.structures import MultiLevelLowRankMatrix
 from matrigami.studies import RunConfig, train_run
 from matrigami.studies._optimizers import build_optimizer
 from matrigami.studies.models import build_model
@@ -184,3 +185,96 @@ def test_mixtures_learn(tmp_path, optimizer):
     record = train_run(replace(config, optimizer=optimizer), tmp_path)
     assert record["structure"] == "btt(rank=1), 2 of 4"
     assert record["test_error"] < 40
+
+
+TEXT = Shape(16, 1, 7, is_text=True)
+
+
+def scored(score, width=16, tokens=16):
+    """An attention layer with random weights, its input, and a dense causal formula's parts."""
+    text = Shape(tokens, 1, 7, is_text=True)
+    run = config("gpt(positions=learned)", "dense", width, heads=2, depth=1, score=score)
+    layer = build_model(run, text, torch.Generator().manual_seed(0)).double().blocks[0]
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return layer, torch.randn(3, tokens, width)
+
+
+def attended(layer, x, S):
+    """What the layer computes, from the scores of all pairs."""
+    t = x.shape[1]
+    v = layer.v(layer.norm(x)).unflatten(-1, (2, -1)).transpose(1, 2)
+    later = torch.ones(t, t, dtype=torch.bool).triu(1)
+    y = (S * 8 / layer.features).masked_fill(later, -torch.inf).softmax(-1) @ v
+    return x + layer.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("tokens", [16, 10])
+def test_multi_level_scores_are_a_member_of_the_structure(tokens):
+    layer, x = scored("mlr(2, 1, 1)", tokens=tokens)
+    h = layer.norm(x)
+    q, k = (f(h).unflatten(-1, (2, -1)).transpose(1, 2) for f in (layer.q, layer.k))
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    padded = -(-tokens // 4) * 4
+    groups = [[2, 3, 6, 7], [1, 5], [0, 4]]  # pairs (f, f + 4), the last ones to the coarse level
+    S = x.new_zeros(3, 2, tokens, tokens)
+    for level, features in enumerate(groups):
+        block = torch.arange(tokens) // (padded // 2**level)
+        near = block[:, None] == block
+        S += near * (q[..., features] @ k[..., features].mT)
+    torch.testing.assert_close(layer(x), attended(layer, x, S))
+    parts = [layer.mix.parts(z) for z in (q, k)]
+    A = MultiLevelLowRankMatrix(tuple(parts[0]), tuple(parts[1]))
+    torch.testing.assert_close(A.dense()[..., :tokens, :tokens], S)
+
+
+@pytest.mark.parametrize("score", ["btt(rank=1)", "dense", "lowrank(rank=3)"])
+def test_bilinear_scores_are_those_of_the_dense_forms(score):
+    layer, x = scored(score)
+    h = layer.norm(x)
+    eye = torch.eye(16)
+    S = [layer.q_norm(h) @ layer.k_norm(M(h)).mT for M in layer.k.heads]
+    torch.testing.assert_close(layer(x), attended(layer, x, torch.stack(S, 1)))
+    ranks = {int(torch.linalg.matrix_rank(M(eye))) for M in layer.k.heads}
+    assert ranks == {3 if "low" in score else 16}
+
+
+def test_scores_count_their_multiply_adds():
+    def macs(score):
+        run = config("gpt", "dense", 16, heads=2, depth=1, score=score)
+        return build_model(run, TEXT, device="meta").macs()
+
+    plain, pairs = macs(""), 16 * 17 // 2
+    levels = 2 * (4 * pairs + 2 * 2 * (8 * 9 // 2) + 2 * 4 * (4 * 5 // 2))
+    assert macs("mlr(2, 1, 1)") == plain - 2 * 8 * pairs + levels
+    forms = 2 * 16 * 16 * 16 + 2 * 16 * pairs
+    assert macs("dense") == plain - 2 * 16 * 16 * 16 - 2 * 8 * pairs + forms
+
+
+@pytest.mark.parametrize(
+    ("score", "message"), [("mlr(3, 1, 1)", "do not split"), ("bttt", "Did you mean 'btt'")]
+)
+def test_a_score_that_does_not_fit_is_refused(score, message):
+    with pytest.raises(ValueError, match="Only the attention of a GPT"):
+        build_model(config(score=score), CIFAR100)
+    with pytest.raises(ValueError, match=message):
+        build_model(config("gpt", "dense", 16, heads=2, score=score), TEXT)
+
+
+def test_experts_can_be_whole_networks():
+    """As a sum over all experts with weights, zero for those that rest; the active ones count."""
+    run = config("gpt", "dense", 16, heads=2, depth=1, experts=4, active=2, mixture="network")
+    model = build_model(run, TEXT, torch.Generator().manual_seed(0)).double()
+    plain = build_model(replace(run, experts=1, active=1, mixture="layer"), TEXT)
+    assert model.macs() - plain.macs() == 16 * (8 * 16 * 16 + 4 * 16)
+    mixture = model.blocks[1].mixture
+    for p in mixture.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    logits = mixture.gate(x)
+    least = logits.topk(2).values[..., -1:]
+    weights = logits.masked_fill(logits < least, -torch.inf).softmax(-1)
+    expected = sum(weights[..., [e]] * net(x) for e, net in enumerate(mixture.networks))
+    torch.testing.assert_close(mixture(x), expected)
+    assert mixture.losses().balance >= 0
+    assert run.label == "dense, 2 of 4 networks"

@@ -145,7 +145,7 @@ def test_presets_are_complete_studies():
         study = load_preset(name)
         assert study.name == name
         assert study.description
-        assert len({c.structure for c in study.configs}) >= 4
+        assert len({c.label for c in study.configs}) >= 4
     with pytest.raises(ValueError, match="Did you mean 'cifar100_small'"):
         load_preset("cifar100_smal")
 

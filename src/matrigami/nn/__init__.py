@@ -18,9 +18,10 @@ from matrigami.nn._anatomy import (
 )
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
-from matrigami.nn._experts import Routing, RoutingLosses, StructuredMoE, routing_loss
+from matrigami.nn._experts import StructuredMoE
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._linear import StructuredLinear
+from matrigami.nn._mixture import Mixture, Routing, RoutingLosses, routing_loss
 from matrigami.nn._scaling import (
     Norm,
     Rule,
@@ -40,6 +41,7 @@ __all__ = [
     "Entry",
     "Exchange",
     "Exchanges",
+    "Mixture",
     "Norm",
     "OneHot",
     "Part",

@@ -15,14 +15,14 @@ active ones, n = inputs, m = outputs, K = columns of gradients.
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.nn._anatomy import Part, Parts, Role, Use, Whole, parts
 from matrigami.nn._layers import weight_part
+from matrigami.nn._mixture import GATE_SCALE, Mixture
 from matrigami.nn._taps import batched, constant_use, core_use, linear_use
 from matrigami.operators import (
     Cost,
@@ -37,40 +37,8 @@ from matrigami.operators import (
     with_tensors,
 )
 
-GATE_SCALE = 0.1
-"""Variance of a logit at the start (Fedus et al. 2022): nearly uniform, but no tie for all."""
 
-
-class Routing(NamedTuple):
-    """Where each vector goes.
-
-    Args:
-        logits: Of all experts.
-        experts: The active ones, the largest logit first.
-        weights: Of the active ones; they sum to one.
-    """
-
-    logits: Float[Tensor, "c E"]
-    experts: Int[Tensor, "c a"]
-    weights: Float[Tensor, "c a"]
-
-
-class RoutingLosses(NamedTuple):
-    """What keeps a gate healthy; add both, weighted, to the loss of the task.
-
-    Args:
-        balance: `E sum_e f_e p_e`, with `f` the shares of the vectors that the experts got and `p`
-            the mean probabilities: 1 if all get alike, up to `E / active` if some get all (Fedus et
-            al. 2022, arXiv:2101.03961).
-        z: The mean square of the logarithm of the sum of exponentials of the logits, which keeps
-            them small (Zoph et al. 2022, arXiv:2202.08906).
-    """
-
-    balance: Tensor
-    z: Tensor
-
-
-class StructuredMoE(nn.Module):
+class StructuredMoE(Mixture):
     """`y = sum_e w_e(x) A_e x + b`: a few of many members of a structure for each input vector.
 
     It takes the place of a linear layer. Its parameters are the tensors of the structure with the
@@ -118,15 +86,12 @@ class StructuredMoE(nn.Module):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        if not 1 <= active <= experts or in_features < 1 or out_features < 1:
+        super().__init__(in_features, experts, active)
+        if out_features < 1:
             raise ValueError(
-                f"StructuredMoE({in_features}, {out_features}, experts={experts}, "
-                f"active={active}): this is no mixture.\n"
-                "Sizes must be at least 1, and active from 1 to the number of experts."
+                f"StructuredMoE({in_features}, {out_features}): both sizes must be at least 1."
             )
-        self.in_features, self.out_features, self.structure = in_features, out_features, structure
-        self.experts, self.active, self.zero_init = experts, active, zero_init
+        self.out_features, self.structure, self.zero_init = out_features, structure, zero_init
         empty = partial(torch.empty, dtype=dtype, device=device)
         one = structure.blank(out_features, in_features, partial(empty, device="meta"))
         self.fans, self._template = fans(one), one
@@ -135,7 +100,6 @@ class StructuredMoE(nn.Module):
             self.register_parameter(name, nn.Parameter(empty(experts, *t.shape)))
         self.gate = nn.Parameter(empty(experts, in_features))
         self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
-        self._routing: Routing | None = None
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -150,6 +114,11 @@ class StructuredMoE(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
+    @property
+    def gate_weight(self) -> Float[Tensor, "E n"]:
+        """What makes the logits of a vector."""
+        return self.gate
+
     def matrix(self) -> LinearOperator:
         """All experts as one stack `(E, m, n)`, sharing storage and gradients."""
         return with_tensors(self._template, self._stored())
@@ -162,33 +131,6 @@ class StructuredMoE(nn.Module):
             all_of_them.params + self.gate.numel(), macs, all_of_them.bytes + self.gate.nbytes
         )
 
-    def route(self, x: Float[Tensor, "*batch n"]) -> Routing:
-        """The experts of each vector; of logits that are equal, torch decides."""
-        x = x.reshape(-1, self.in_features)
-        kind = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            logits = nn.functional.linear(x.to(kind), self.gate.to(kind))
-        values, experts = logits.topk(self.active, -1)
-        return Routing(logits, experts, values.softmax(-1))
-
-    def losses(self) -> RoutingLosses:
-        """The losses of the last call's routing, differentiable if that call was.
-
-        Raises:
-            ValueError: If there was no call.
-        """
-        if self._routing is None:
-            raise ValueError(
-                f"losses(): {self} has not been called.\nThey are about the vectors of a call."
-            )
-        logits, experts, _ = self._routing
-        if not len(logits):
-            return RoutingLosses(logits.sum(), logits.sum())
-        counts = torch.bincount(experts.flatten(), minlength=self.experts)
-        share = counts.to(logits) / experts.numel()
-        balance = self.experts * (share * logits.softmax(-1).mean(0)).sum()
-        return RoutingLosses(balance, logits.logsumexp(-1).square().mean())
-
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Multiply the last axis, each vector by its experts."""
         if x.shape[-1] != self.in_features:
@@ -197,33 +139,17 @@ class StructuredMoE(nn.Module):
                 f"Its last axis must be {self.in_features}."
             )
         X = x.reshape(-1, self.in_features)
-        self._routing = self.route(X)
-        y = self._mixed(X, self._routing).mT
+        y = self._mixed(X).mT
         y = y if self.bias is None else y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _mixed(self, X: Float[Tensor, "c n"], routing: Routing) -> Float[Tensor, "m c"]:
-        """The weighted sum of the products of all experts, each with its own vectors.
-
-        The rows are taken as those of a table are: the sum in the gradient has a fixed order.
-        """
-        flat = routing.experts.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.experts).tolist()
-        places = order // self.active
+    def _mixed(self, X: Float[Tensor, "c n"]) -> Float[Tensor, "m c"]:
+        """The weighted sum of the products of all experts, each with its own vectors."""
         kind = _kind(X)
-        weights = routing.weights.flatten()[order].to(kind)
-        split = zip(
-            self._members(),
-            nn.functional.embedding(places, X.contiguous()).split(counts),
-            places.split(counts),
-            weights.split(counts),
-            strict=True,
-        )
         Y = X.new_zeros(self.out_features, len(X), dtype=kind)
-        for A, own, place, weight in split:  # an expert has a vector once: no sum races
-            Y = Y.index_add_(1, place, A.matmat(own.mT).to(kind) * weight)
-        return Y
+        for A, (place, own, weight) in zip(self._members(), self.routed(X), strict=True):
+            Y = Y.index_add_(1, place, A.matmat(own.mT).to(kind) * weight.to(kind))
+        return Y  # an expert has a vector once: no sum races
 
     def _members(self) -> Iterator[LinearOperator]:
         """Each expert."""
@@ -238,38 +164,6 @@ class StructuredMoE(nn.Module):
         """Sizes, structure and experts."""
         sizes = f"{self.in_features}, {self.out_features}, {self.structure}"
         return f"{sizes}, {self.experts}, {self.active}, bias={self.bias is not None}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy has had no call: the graph of the last one is not copied."""
-        return self.__dict__ | {"_routing": None}
-
-
-def routing_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.001) -> Tensor:
-    """The weighted losses of the last call, the mean over all mixtures of a model.
-
-    Args:
-        model: A model that was called.
-        balance: Weight of the load-balancing loss (0.01 in arXiv:2101.03961 and in 2410.02117).
-        z: Weight of the loss of the logits (a tenth of it).
-
-    Raises:
-        ValueError: If the model has no mixture, or one that was not called.
-
-    Examples:
-        >>> from matrigami import LowRank
-        >>> _ = torch.manual_seed(0)
-        >>> moe = StructuredMoE(8, 8, LowRank(rank=2), experts=4, active=1)
-        >>> y = moe(torch.randn(64, 8))
-        >>> round(float(routing_loss(moe, balance=1.0, z=0.0).detach()), 1)
-        1.0
-    """
-    found = [layer.losses() for layer in model.modules() if isinstance(layer, StructuredMoE)]
-    if not found:
-        raise ValueError(
-            f"routing_loss({type(model).__name__}): the model has no StructuredMoE.\n"
-            "Leave the loss out."
-        )
-    return torch.stack([balance * loss.balance + z * loss.z for loss in found]).mean()
 
 
 def _kind(X: Tensor) -> torch.dtype:

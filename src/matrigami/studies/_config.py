@@ -9,6 +9,9 @@ from typing import Any, Literal
 Layers = Literal["all", "hidden"]
 """Which layers carry the structure: all but the head, or only those of the residual blocks."""
 
+Mixture = Literal["layer", "network"]
+"""What an expert of a mixture is."""
+
 LARGEST_SEED = 2**62
 """A generator takes 64 bits, and each run has two generators."""
 
@@ -29,6 +32,8 @@ ADDED = frozenset(
         "model_hash",
         "experts",
         "active",
+        "mixture",
+        "score",
     }
 )
 """Fields that came later: left out at their default, so that older runs keep their identity."""
@@ -89,6 +94,11 @@ class RunConfig:
             as `re:.*mlp.*`; left out for all but the last.
         experts: Members of the structure in each structured layer, a mixture; 1 for none.
         active: Experts that multiply each vector.
+        mixture: What an expert is: a member in each structured `layer`, with a gate for each, or a
+            `network`, the two layers of an MLP block with one gate, the usual mixture.
+        score: Structure of the attention scores of a GPT, in place of `q . k`: multi-level low rank
+            over the tokens, `mlr(2, 1, 1)` with its ranks as shares of the features of a head, or a
+            bilinear form of each head, such as `btt(rank=1)`.
         folder: What paths of `dataset` and `model` are relative to; not part of the identity.
         data_hash: What the data of your own were when the study was planned.
         model_hash: The same of the model.
@@ -101,7 +111,7 @@ class RunConfig:
         ...     "digits", "mlp", "btt(rank=1)", 64, seed=0, lr=3e-3, epochs=2, batch_size=64
         ... )
         >>> config.id, len(config.to_json())
-        ('5e68720d8c5b', 31)
+        ('5e68720d8c5b', 33)
     """
 
     dataset: str
@@ -132,6 +142,8 @@ class RunConfig:
     targets: str = ""
     experts: int = 1
     active: int = 1
+    mixture: Mixture = "layer"
+    score: str = ""
     folder: str = ""
     data_hash: str = ""
     model_hash: str = ""
@@ -151,14 +163,17 @@ class RunConfig:
             "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 up to (not including) 1"
         )
         self._require("active", 1 <= self.active <= self.experts, "from 1 to the experts")
+        self._require("mixture", self.mixture in ("layer", "network"), "'layer' or 'network'")
         layers = self.structured_layers in ("all", "hidden")
         self._require("structured_layers", layers, "'all' or 'hidden'")
 
     @property
     def label(self) -> str:
-        """The structure, and how many of how many experts."""
-        mixture = f", {self.active} of {self.experts}" if self.experts > 1 else ""
-        return f"{self.structure}{mixture}"
+        """The structure, how many of how many experts, and the score."""
+        networks = " networks" if self.mixture == "network" else ""
+        mixture = f", {self.active} of {self.experts}{networks}" if self.experts > 1 else ""
+        score = f", score {self.score}" if self.score else ""
+        return f"{self.structure}{mixture}{score}"
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ _KEYS = {
 _TYPES = {
     **{f.name: f.type for f in fields(RunConfig)},
     **dict.fromkeys(("widths", *_SEEDS), list[int]),
-    "structured_layers": str,
+    **dict.fromkeys(("structured_layers", "mixture"), str),
     **dict.fromkeys(("samples_per_epoch", "vocabulary", "side"), int),
     "datasets": list[str],
     "description": str,
@@ -196,6 +196,8 @@ def _runs(
         return
     own = _without(structure, "name", "widths", "datasets", "repeat_widths")
     merged = {**settings, **task, **own, "structure": canonical_structure(structure["name"])}
+    if "score" in merged:
+        merged["score"] = canonical_structure(merged["score"])
     if "optimizer" in merged:
         merged["optimizer"] = canonical_optimizer(merged["optimizer"])
     seeds, again = merged.pop("seeds", [0]), merged.pop("repeat_seeds", [1])

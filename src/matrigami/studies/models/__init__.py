@@ -57,6 +57,8 @@ def build_model(
     """
     if is_function(config.model):
         _refuse_mixture(config)
+        if config.score:
+            raise _no_score(config)
         return OwnModel(config, shape)
     if config.targets:
         raise ValueError(
@@ -65,6 +67,8 @@ def build_model(
             "Use structured_layers, or a model of your own."
         )
     name, options = parse_model(config.model)
+    if config.score and name != "gpt":
+        raise _no_score(config)
     make = makers(config, generator, device)
     with torch.device(device):
         model = MODELS[name](config, shape, make, **options).to(DTYPE)
@@ -80,6 +84,14 @@ def _refuse_mixture(config: RunConfig) -> None:
             "Surgery puts no mixtures into it.\n"
             "Leave experts out, and use nn.StructuredMoE in your function."
         )
+
+
+def _no_score(config: RunConfig) -> ValueError:
+    """What to raise for a score that nothing would read."""
+    return ValueError(
+        f"Model {config.model!r} was asked for with score = {config.score!r}.\n"
+        "Only the attention of a GPT takes one.\nLeave score out, or use model gpt."
+    )
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:

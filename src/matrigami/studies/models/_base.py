@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from matrigami.nn import StructuredLinear, StructuredMoE
 from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
+from matrigami.studies.models._mixture import MixtureBlock, NetworkMixture
+from matrigami.studies.models._scores import Levels, Products, pairs
 from matrigami.studies.tasks import DTYPE, Shape
 
 Layer = StructuredLinear | StructuredMoE | nn.Linear
@@ -52,23 +54,34 @@ class Makers(NamedTuple):
 
     Attributes:
         linear: Makes the layers of the blocks.
+        block: Makes the MLP blocks of a width.
         outer: Makes the layer that reads the data.
         head: Makes the last layer.
         generator: Source of tables and tokens.
+        of: Makes the layers of another structure, given as text.
     """
 
     linear: Linear
+    block: Callable[[int], nn.Module]
     outer: Linear
     head: Linear
-    generator: torch.Generator | None = None
+    generator: torch.Generator | None
+    of: Callable[[str], Linear]
 
 
 def makers(
     config: RunConfig, generator: torch.Generator | None, device: torch.device | str
 ) -> Makers:
     """The layers of a run: structured ones, and dense ones at the ends that stay dense."""
-    linear = partial(_linear, config.structure, generator, device)
-    if config.experts > 1:
+
+    def of(structure: str) -> Linear:
+        """Layers of one structure."""
+        return partial(_linear, structure, generator, device)
+
+    linear, block = of(config.structure), None
+    if config.experts > 1 and config.mixture == "network":
+        block = partial(_mixed_block, config, linear, generator)
+    elif config.experts > 1:
         linear = partial(
             StructuredMoE,
             structure=parse(config.structure),
@@ -78,9 +91,9 @@ def makers(
             device=device,
             generator=generator,
         )
-    dense = partial(_linear, "dense", generator, device)
-    outer = linear if config.structured_layers == "all" else dense
-    return Makers(linear, outer, dense, generator)
+    outer = linear if config.structured_layers == "all" else of("dense")
+    block = block or partial(ResidualBlock, linear=linear)
+    return Makers(linear, block, outer, of("dense"), generator, of)
 
 
 class ResidualBlock(nn.Module):
@@ -98,15 +111,17 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """`x + out(softmax(q k' 8 / d) v)` over `d` features a head.
+    """`x + out(softmax(q k' 8 / d) v)` over `d` features a head, or another score.
 
     Args:
         width: Features of a token.
         heads: Attention heads.
         linear: Makes the layers.
-        causal: A token sees itself and those before it.
+        mix: Of `q`, `k` and `v` of all heads, the weighted sums; by default with `softmax(q k')`.
         normalised: Layer norm of `q` and `k` of each head.
         turn: What is done to `q` and `k` with the position of their token.
+        pair: What makes `q` and `k` of all heads of a token; by default a layer each.
+        features: Of `q` and `k` of a head, `d`; by default the width over the heads.
     """
 
     def __init__(
@@ -115,19 +130,24 @@ class Attention(nn.Module):
         heads: int,
         linear: Linear,
         *,
-        causal: bool = False,
+        mix: Products | Levels | None = None,
         normalised: bool = True,
         turn: nn.Module | None = None,
+        pair: tuple[nn.Module, nn.Module] | None = None,
+        features: int | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.causal, d = heads, causal, width // heads
+        self.heads, self.mix = heads, mix or Products()
+        self.features = features or width // heads
         self.norm = nn.LayerNorm(width)
         self.q_norm, self.k_norm = (
-            nn.LayerNorm(d) if normalised else nn.Identity() for _ in range(2)
+            nn.LayerNorm(self.features) if normalised else nn.Identity() for _ in range(2)
         )
         self.turn = turn or nn.Identity()
-        self.q = linear(width, width, bias=False, zero_init=True)
-        self.k = linear(width, width, bias=False)
+        self.q, self.k = pair or (
+            linear(width, width, bias=False, zero_init=True),
+            linear(width, width, bias=False),
+        )
         self.v = linear(width, width, bias=False)
         self.out = linear(width, width, zero_init=True)
 
@@ -138,16 +158,13 @@ class Attention(nn.Module):
             layer(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
         )
-        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
-        y = nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=self.causal, scale=8 / q.shape[-1]
-        )
+        y = self.mix(self.turn(self.q_norm(q)), self.turn(self.k_norm(k)), v)
         return x + self.out(y.transpose(1, 2).flatten(2))
 
     def score_macs(self, tokens: int) -> int:
-        """Multiply-adds of scores and weighted sums; a causal score counts its own half only."""
-        pairs = tokens * (tokens + 1) // 2 if self.causal else tokens**2
-        return 2 * pairs * self.out.out_features
+        """Multiply-adds of scores and weighted sums."""
+        weighted = pairs(tokens, causal=self.mix.causal) * self.out.out_features
+        return self.heads * self.mix.macs(tokens, self.features) + weighted
 
 
 def _linear(
@@ -183,6 +200,17 @@ def _linear(
     return layer
 
 
+def _mixed_block(
+    config: RunConfig, linear: Linear, generator: torch.Generator | None, width: int
+) -> MixtureBlock:
+    """A block whose experts are whole networks."""
+    networks: list[nn.Module] = [
+        nn.Sequential(linear(width, 4 * width), nn.GELU(), linear(4 * width, width, zero_init=True))
+        for _ in range(config.experts)
+    ]
+    return MixtureBlock(NetworkMixture(networks, config.active, width, generator))
+
+
 def table_of(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
     """Learnable vectors, one for each position: a module, so that its curvature is known."""
     entries = torch.randn(rows, width, generator=generator, dtype=DTYPE)
@@ -197,8 +225,13 @@ def layer_macs(layer: nn.Module) -> int:
 
 
 def all_macs(model: nn.Module) -> int:
-    """Multiply-adds of all linear layers, each for one vector."""
-    return sum(map(layer_macs, model.modules()))
+    """Multiply-adds of all linear layers, each for one vector, without experts that rest."""
+    idle = sum(
+        (mixture.experts - mixture.active) * all_macs(mixture.networks[0])
+        for mixture in model.modules()
+        if isinstance(mixture, NetworkMixture)
+    )
+    return sum(map(layer_macs, model.modules())) - idle
 
 
 def refuse_text(model: str, shape: Shape) -> None:

@@ -20,10 +20,10 @@ from matrigami.studies.models._base import (
     Attention,
     Makers,
     Network,
-    ResidualBlock,
     all_macs,
     table_of,
 )
+from matrigami.studies.models._scores import attention_options
 from matrigami.studies.tasks import Shape
 
 BASE = 10_000.0
@@ -89,13 +89,15 @@ class GPT(Network):
         self.embed = table_of(shape.outputs, width, make.generator)
         rope = positions == "rope"
         self.positions = None if rope else table_of(self.tokens, width, make.generator)
-        turn = Turn(self.tokens, width // heads) if rope else None
+        score, several = config.score, range(config.depth)
+        options = [attention_options(score, width, heads, make.of) for _ in several]
+        turn = Turn(self.tokens, options[0]["features"]) if rope else None
         pairs = [
             (
-                Attention(width, heads, make.linear, causal=True, normalised=qk_norm, turn=turn),
-                ResidualBlock(width, make.linear),
+                Attention(width, heads, make.linear, normalised=qk_norm, turn=turn, **own),
+                make.block(width),
             )
-            for _ in range(config.depth)
+            for own in options
         ]
         self.blocks = nn.ModuleList([block for pair in pairs for block in pair])
         self.norm = nn.LayerNorm(width)

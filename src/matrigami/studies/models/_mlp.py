@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies.models._base import Makers, Network, ResidualBlock, all_macs, refuse_text
+from matrigami.studies.models._base import Makers, Network, all_macs, refuse_text
 from matrigami.studies.tasks import Shape
 
 
@@ -30,9 +30,7 @@ class MLP(Network):
         refuse_text("mlp", shape)
         self.width = config.width
         self.embed = make.outer(shape.features, self.width)
-        self.blocks = nn.ModuleList(
-            [ResidualBlock(self.width, make.linear) for _ in range(config.depth)]
-        )
+        self.blocks = nn.ModuleList([make.block(self.width) for _ in range(config.depth)])
         self.head = make.head(self.width, shape.outputs, zero_init=True)
 
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b outputs"]:

@@ -12,7 +12,6 @@ from matrigami.studies.models._base import (
     Attention,
     Makers,
     Network,
-    ResidualBlock,
     all_macs,
     layer_macs,
     refuse_text,
@@ -54,8 +53,7 @@ class ViT(Network):
         self.class_token = table_of(1, width, make.generator)
         self.positions = table_of(self.tokens, width, make.generator)
         pairs = [
-            (Attention(width, heads, make.linear), ResidualBlock(width, make.linear))
-            for _ in range(config.depth)
+            (Attention(width, heads, make.linear), make.block(width)) for _ in range(config.depth)
         ]
         self.blocks = nn.ModuleList([block for pair in pairs for block in pair])
         self.norm = nn.LayerNorm(width)
