@@ -236,5 +236,5 @@ def test_refuses_other_inputs_and_losses_before_a_call():
         layer(torch.randn(3, 11))
     with pytest.raises(ValueError, match="has not been called"):
         copy.deepcopy(layer).losses()
-    with pytest.raises(ValueError, match="has no StructuredMoE"):
+    with pytest.raises(ValueError, match="has no mixture"):
         routing_loss(nn.Linear(2, 2))

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from matrigami.studies import run_states, run_study
+from matrigami.studies import RunConfig, run_states, run_study
+from matrigami.studies._accelerator import _Recorded
 from matrigami.studies._run import StudyPlan, collect, prepare
 from matrigami.studies._size import run_size
 from matrigami.studies._together import SharedTask, data, in_turns
@@ -148,6 +149,35 @@ def test_a_count_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="together = 0"):
         run_study(planned(RUNS), tmp_path / "out", together=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+def test_a_step_that_asks_for_a_number_is_not_recorded():
+    x, calls = torch.ones((), device="cuda"), []
+    stream = torch.cuda.Stream()
+    step = _Recorded(lambda: calls.append(float(x.add_(1))), stream, torch.cuda.graph_pool_handle())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+        with pytest.warns(UserWarning, match="called plainly"):
+            step()
+        step()
+    assert calls == [2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.gpu
+def test_a_gpt_is_recorded(tmp_path):
+    """Attention, tables and scores of every kind in graphs, beside the processor."""
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 60)
+    for score in ("", "mlr(1, 1)", "btt(rank=1)"):
+        options = {"depth": 1, "heads": 2, "context": 16, "base_width": 16, "score": score}
+        config = RunConfig(str(text), "gpt", "dense", 16, 0, 1e-2, 2, 16, **options)
+        one, other = (
+            train_run(config, tmp_path / f"{device}{score}", device=device)
+            for device in ("cpu", "cuda")
+        )
+        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-2)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,9 @@ the next is recorded. Learning rate, weight of the mixture and inputs are copied
 that the graph reads.
 """
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,7 +85,10 @@ class Accelerator:
 
 
 class _Recorded:
-    """A function without arguments and results, recorded after a few plain calls."""
+    """A function without arguments and results, recorded after a few plain calls.
+
+    One that cannot be recorded, since it asks for a number in between, is called plainly for good.
+    """
 
     def __init__(
         self,
@@ -92,7 +97,8 @@ class _Recorded:
         pool: Any,
     ) -> None:
         self.function, self.stream, self.pool = function, stream, pool
-        self.plain, self.graph = PLAIN_STEPS, None
+        self.plain: float = PLAIN_STEPS
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         """Call it, or record and replay it."""
@@ -100,11 +106,23 @@ class _Recorded:
             self.plain -= 1
             self.function()
             return
+        self.graph = self.graph or self._record()
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
+            self.plain = math.inf
+            self.function()
+        else:
+            self.graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        """The kernels of a call; None if they cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 self.function()
-        self.graph.replay()
+        except RuntimeError as error:
+            warnings.warn(f"A step is called plainly: {str(error).splitlines()[0]}", stacklevel=2)
+            return None
+        return graph
 
 
 class Graphs(Accelerator):
