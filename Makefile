@@ -11,17 +11,19 @@ FIND    := for p in $(TRIED); do "$$p" -c 'import sys; sys.exit(sys.version_info
              { echo "$$p"; break; }; done
 OUT     ?= runs/demo
 INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
+# What only some users need; the tests of these skip without them.
+EXTRAS  := hf,onnx,entropy,mesh
 # Tests compare with these two. They ask for torchvision, which they use in their examples only.
 PEERS   := curvlinops-for-pytorch backpack-for-pytorch
 # The Python whose torch sees the card, and its packages: by default the one on the path, not .venv.
 ACCELERATED := TYPECHECK=0 PYTHONPATH=src $(or $(PYTHON),python3)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test nightly wheel lint format docs bench accelerator clean
+.PHONY: help setup demo test test-extras nightly wheel lint format docs bench accelerator clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "  make %-9s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv and install into it (once)
 
@@ -52,6 +54,11 @@ test: setup  ## the whole test-suite, in two passes
 	@TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
 	@echo '== 2 of 2: torch.compile and torch.export'
 	@TYPECHECK=0 $(BIN)/python -m pytest -q -n 2 -m 'compile and not slow'
+
+test-extras: setup  ## install the extras hf, onnx, entropy and mesh, and run the tests that are skipped without them
+	@$(INSTALL) -e '.[plots,data,dev,$(EXTRAS)]'
+	@TYPECHECK=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 \
+	  $$(grep -rlE "needs the extra ($$(echo $(EXTRAS) | tr , '|'))\"" tests)
 
 nightly: setup  ## the slow tests, with more random examples
 	TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 -m slow --hypothesis-profile=nightly

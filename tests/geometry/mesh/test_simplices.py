@@ -102,7 +102,7 @@ def test_factors_are_kept(monkeypatch):
 
 
 def test_pyamg_makes_a_preconditioner():
-    pytest.importorskip("pyamg", reason="an extra")
+    pytest.importorskip("pyamg", reason="needs the extra mesh")
     A = Simplices.box((50, 50)).stiffness(lambda x, y: 1 + 100 * (x > y))
     M = multigrid(A)
     b = torch.ones(A.shape[-1], 1)
@@ -113,7 +113,7 @@ def test_pyamg_makes_a_preconditioner():
 
 
 def test_large_definite_ones_are_solved_by_pyamg(monkeypatch):
-    pytest.importorskip("pyamg", reason="an extra")
+    pytest.importorskip("pyamg", reason="needs the extra mesh")
     from matrigami.geometry.mesh import _multigrid
 
     monkeypatch.setattr(_multigrid, "FACTORED", 1000)
@@ -128,8 +128,8 @@ def test_large_definite_ones_are_solved_by_pyamg(monkeypatch):
 
 
 def test_meshes_of_scikit_fem_and_meshio():
-    skfem = pytest.importorskip("skfem", reason="an extra")
-    meshio = pytest.importorskip("meshio", reason="an extra")
+    skfem = pytest.importorskip("skfem", reason="needs the extra mesh")
+    meshio = pytest.importorskip("meshio", reason="needs the extra mesh")
     theirs = skfem.MeshTri().refined(2)
     mesh = Simplices.read(theirs, "neumann")
     from skfem.models.poisson import laplace, mass
