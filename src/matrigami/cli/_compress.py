@@ -3,13 +3,14 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._model import batches_of, model_of
+from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place
 from matrigami.cli._terminal import ProgressLine, command_line, say
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ OPTIONS = (
         show_default=True,
         help="Whether the gradients of the outputs count; the outputs are logits then.",
     ),
-    click.option("--length", default=256, show_default=True, help="Tokens of a sequence of text."),
-    click.option("--sequences", default=128, show_default=True, help="Examples that are read."),
-    click.option("--batch", default=8, show_default=True, help="Examples at once."),
+    *EXAMPLES,
     click.option("--plan", is_flag=True, help="Change nothing: show what each choice would cost."),
     click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table."),
 )
@@ -158,10 +157,11 @@ def _run(
 
     if out is None and not plan:
         raise click.UsageError("Give -o OUT, or --plan.")
-    if out is not None and out.exists():
-        raise ValueError(f"-o {out} was asked for.\nIt exists.\nGive the name of a new folder.")
+    if out is not None:
+        new_place(out)
+    model = str(located(model))
     net = model_of(model, into)
-    data = batches_of(calib, model, length, sequences, batch)
+    data = batches_of(calib, model, length, sequences, batch, net)
     options = {"targets": targets or None, "ignore": ignore, "progress": _progress()}
     if plan or out is None:
         found = compress.plan(net, data, choices, two_sided=two_sided, **options)
@@ -174,17 +174,50 @@ def _run(
         made = compress.allocate(net, data, budget, over, **options)
         say(str(made))
         net, report = made.model, made.report
+        _save(net, out, report, model, into)
     else:
-        if _beside(out).exists():
-            say(f"going on with {_beside(out)}")
         options |= {"two_sided": two_sided, "journal": _beside(out)}
-        report = compress.compress_(net, data, method, **options)
-    source = model if Path(model).is_dir() else None
-    compress.save(net, out, report.values, source=source, factory=into or model)
-    shutil.rmtree(_beside(out), ignore_errors=True)
+        with _alone(out):
+            report = compress.compress_(net, data, method, **options)
+            _save(net, out, report, model, into)
+            shutil.rmtree(_beside(out), ignore_errors=True)
     _page(report, out)
     _told(report, out, json_)
     return 0
+
+
+def _save(net: Any, out: Path, report: "Report", model: str, into: str | None) -> None:
+    """The folder with the compressed model."""
+    from matrigami import compress
+
+    source = model if Path(model).is_dir() else None
+    compress.save(net, out, report.values, source=source, factory=into or model)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the one process that makes `out`; a journal with nothing in it does not stay.
+
+    Raises:
+        ValueError: If another process is.
+    """
+    from matrigami.studies._lock import hold, is_held
+
+    folder = _beside(out)
+    folder.mkdir(exist_ok=True)
+    if any(folder.glob("*.safetensors")):
+        say(f"going on with {folder}")
+    try:
+        with hold(folder) as mine:
+            if not mine:
+                raise ValueError(
+                    f"-o {out} was asked for.\nAnother process is making it.\n"
+                    "Wait for it, or give the name of another folder."
+                )
+            yield
+    finally:
+        if not any(folder.glob("*.safetensors")) and not is_held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _page(found: "Report | CompressionPlan", out: Path) -> None:

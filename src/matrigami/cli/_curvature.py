@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._data import data_dir_option
-from matrigami.cli._model import function_of
+from matrigami.cli._model import function_of, made_by
 from matrigami.cli._terminal import echo_table, say
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _load(name: str, examples: int, data_dir: Path | None) -> "tuple[nn.Module, 
             f"The curvature of {name!r} was asked for.\nThere is no such folder.\n"
             "Give the folder of a run, or package.module:function, or file.py:function."
         )
-    made = function_of(source, function)()
+    made = made_by(name, function_of(source, function))
     if not isinstance(made, tuple) or len(made) != 3:
         raise ValueError(
             f"The curvature of {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"

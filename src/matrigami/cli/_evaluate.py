@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._model import batches_of, model_of
+from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place
 from matrigami.cli._terminal import echo_table
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("out", type=FOLDER)
 @click.option("--against", required=True, metavar="MODEL", help="The model that it was made of.")
 @click.option("--data", required=True, type=FILE, help="Text, or tensors in safetensors.")
-@click.option("--length", default=256, show_default=True, help="Tokens of a sequence of text.")
-@click.option("--sequences", default=128, show_default=True, help="Examples that are read.")
-@click.option("--batch", default=8, show_default=True, help="Examples at once.")
+@EXAMPLES[0]
+@EXAMPLES[1]
+@EXAMPLES[2]
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate(
     out: Path, against: str, data: Path, length: int, sequences: int, batch: int, json_: bool
@@ -41,9 +41,10 @@ def evaluate(
     """
     from matrigami.compress import evaluate as compared
 
+    against = str(located(against))
     reference = model_of(against)
     model = model_of(str(out), None if (out / "config.json").exists() else against)
-    examples = batches_of(data, _tokenizer(out, against), length, sequences, batch)
+    examples = batches_of(data, _tokenizer(out, against), length, sequences, batch, reference)
     found = asdict(compared(model, reference, examples))
     found |= {"bytes": _size(out, model), "reference_bytes": _size(Path(against), reference)}
     if json_:
@@ -102,6 +103,7 @@ def export(out: Path, format_: str, to: Path, into: str | None, data: Path | Non
     )
     from matrigami.nn import to_dense_
 
+    new_place(to)
     model = model_of(str(out), into)
     if format_ == "onnx":
         save_onnx(model, _example(out, data), to, out)

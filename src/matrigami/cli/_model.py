@@ -3,18 +3,37 @@
 package.module:function    returns the model
 path/to/file.py:function   the same
 FOLDER                     of matrigami, or of transformers
+owner/name                 the same, of the Hugging Face hub or its cache on this machine
 FILE.safetensors           the tensors of a model that --into names
 """
 
 import importlib
+import json
+import re
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+EXAMPLES = tuple(
+    click.option(name, type=click.IntRange(min=1), default=size, show_default=True, help=words)
+    for name, size, words in (
+        ("--length", 256, "Tokens of a sequence of text."),
+        ("--sequences", 128, "Examples that are read."),
+        ("--batch", 8, "Examples at once."),
+    )
+)
+"""How examples are read."""
+
+BESIDE = ("*.json", "tokenizer*", "vocab*", "merges.txt")
+"""Files beside the weights that are fetched from the hub."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that would be unpickled, and are not."""
@@ -31,10 +50,27 @@ def function_of(source: str, function: str) -> Callable[[], Any]:
             return runpy.run_path(source)[function]
         sys.path.insert(0, str(Path.cwd()))
         return getattr(importlib.import_module(source), function)
-    except (ImportError, AttributeError, KeyError, OSError) as error:
+    except Exception as error:
         raise ValueError(
-            f"The function {source}:{function} was asked for.\nIt was not found: {error}.\n"
-            "Give package.module:function, or path/to/file.py:function."
+            f"The function {source}:{function} was asked for.\nIt was not found: "
+            f"{_told(error)}.\nGive package.module:function, or path/to/file.py:function."
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    """Kind and first line of an error of code that is not ours."""
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def made_by(name: str, make: Callable[[], Any]) -> Any:
+    """What a function of the user returns."""
+    try:
+        return make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"The model {name!r} was asked for.\nIts function failed with {_told(error)}.\n"
+            "It is called without arguments: try it in Python first."
         ) from error
 
 
@@ -50,7 +86,7 @@ def model_of(name: str, into: str | None = None) -> "nn.Module":
     """
     from torch import nn
 
-    path = Path(name)
+    path = located(name)
     if path.suffix in PICKLES:
         raise ValueError(
             f"The model {name} was asked for.\nIt is a file of pickles, which can run code.\n"
@@ -64,13 +100,33 @@ def model_of(name: str, into: str | None = None) -> "nn.Module":
             f"The model {name!r} was asked for.\nThere is no such folder or safetensors file.\n"
             "Give one, or package.module:function, or path/to/file.py:function."
         )
-    made = function_of(source, function)()
+    made = made_by(name, function_of(source, function))
     if not isinstance(made, nn.Module):
         raise ValueError(
             f"The model {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"
             "It should return a torch.nn.Module."
         )
     return made.eval()
+
+
+def located(name: str) -> Path:
+    """The path that a name means; a model of the hub is fetched without code and pickles.
+
+    Raises:
+        ValueError: If the hub has no such model, or cannot be reached.
+    """
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.parent.exists():
+        return path
+    transformers()
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.safetensors", *BESIDE]))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise ValueError(
+            f"The model {name} was asked for.\nThere is no such folder, and the hub does not give "
+            f"it: {_told(error)}.\nGive a folder, or the owner/name of a model of the hub."
+        ) from error
 
 
 def _from_files(path: Path, into: "nn.Module | None") -> "nn.Module":
@@ -86,9 +142,74 @@ def _from_files(path: Path, into: "nn.Module | None") -> "nn.Module":
             f"The model {path} was asked for.\nIt does not say which model its tensors belong to.\n"
             "Name it: --into package.module:function."
         )
-    return transformers().AutoModelForCausalLM.from_pretrained(
-        path, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    return _of_transformers(path)
+
+
+def _of_transformers(path: Path) -> "nn.Module":
+    """A model of the kind that its folder names, all of whose tensors are there.
+
+    Raises:
+        ValueError: If the folder is damaged, lacks tensors, or needs code of its own.
+    """
+    library = transformers()
+    _refuse_large(path)
+    _refuse_paths(path)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = library.AutoConfig.from_pretrained(path, **options)
+        kind = getattr(library, (config.architectures or ["none"])[0], library.AutoModelForCausalLM)
+        model, info = kind.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, _damaged()) as error:
+        raise ValueError(
+            f"The model {path} was asked for.\nIts folder cannot be loaded: {_told(error)}.\n"
+            "It needs config.json and safetensors files, no pickles and no code of its own."
+        ) from error
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"The model {path} was asked for.\nIts files lack {len(lacking)} tensors of a "
+            f"{type(model).__name__}: {', '.join(lacking[:3])}.\n"
+            "They would be random numbers; save the model again, or name its kind in config.json."
+        )
+    return model
+
+
+def _refuse_large(path: Path) -> None:
+    """Raise if the tensors of a folder do not fit into the free memory."""
+    from matrigami.operators import free_memory
+
+    size, free = sum(f.stat().st_size for f in path.glob("*.safetensors")), free_memory()
+    if size > free:
+        raise ValueError(
+            f"The model {path} was asked for.\nIts tensors take {size / 2**30:.1f} GiB, and about "
+            f"{free / 2**30:.1f} GiB are free.\nTake a smaller model, or a larger machine."
+        )
+
+
+def _refuse_paths(path: Path) -> None:
+    """Raise if an index names files outside of its folder."""
+    for index in path.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The model {path} was asked for.\nIts {index.name} is damaged: {_told(error)}.\n"
+                "Fetch or save the model again."
+            ) from error
+        strange = sorted(name for name in names if Path(str(name)).name != name)
+        if strange:
+            raise ValueError(
+                f"The model {path} was asked for.\nIts {index.name} names {strange[0]}, outside of "
+                "the folder.\nFiles of a model lie in its folder; this one is not to be trusted."
+            )
+
+
+def _damaged() -> type[Exception]:
+    """What safetensors raises."""
+    from safetensors import SafetensorError
+
+    return SafetensorError
 
 
 def _filled(model: "nn.Module", path: Path) -> "nn.Module":
@@ -117,7 +238,32 @@ def transformers() -> Any:
         ) from error
 
 
-def batches_of(path: Path, model: str, length: int, sequences: int, batch: int) -> list[Any]:
+def new_place(out: Path) -> None:
+    """See before any work whether a folder can be made there.
+
+    Raises:
+        ValueError: If it exists, or cannot be made.
+    """
+    if out.exists():
+        raise ValueError(f"-o {out} was asked for.\nIt exists.\nGive the name of a new folder.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=out.parent).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"-o {out} was asked for.\nNothing can be written there: {error.strerror}.\n"
+            "Give a new folder where files of yours may be."
+        ) from error
+
+
+def batches_of(
+    path: Path,
+    model: str,
+    length: int,
+    sequences: int,
+    batch: int,
+    net: "nn.Module | None" = None,
+) -> list[Any]:
     """Batches from a file of tensors, or from a text and the tokenizer beside the model.
 
     Args:
@@ -127,11 +273,19 @@ def batches_of(path: Path, model: str, length: int, sequences: int, batch: int) 
         length: Tokens of a sequence of a text.
         sequences: The first so many are taken.
         batch: So many at once.
+        net: The model, to whose type examples that are no integers are brought.
     """
     if path.suffix == ".safetensors":
         name, t = _tensor(path)
     else:
         name, t = "input_ids", _tokens(path, model, length, sequences)
+    if not (t.ndim and len(t)):
+        raise ValueError(
+            f"The examples of {path} were asked for.\nThere are none: {name} is {tuple(t.shape)}.\n"
+            "Give some, along the first axis: a few hundred vectors are enough."
+        )
+    kind = None if net is None else next((p.dtype for p in net.parameters()), None)
+    t = t.to(kind) if kind is not None and kind.is_floating_point and t.is_floating_point() else t
     parts = t[:sequences].split(batch)
     return [{"input_ids": part} for part in parts] if name == "input_ids" else list(parts)
 
