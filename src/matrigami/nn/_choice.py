@@ -68,13 +68,22 @@ def chosen(
     left = matching(ignore, layers, model, "ignore")
     if targets is None:
         found = [name for name in list(layers)[:-1] if name not in left]
+        if not found:
+            only = f"only {list(layers)[-1] or 'itself'}" if layers else "none of its layers"
+            raise ValueError(
+                f"a {type(model).__name__} was given: {only} is one matrix that is not ignored.\n"
+                "The last stays by default; known are Linear, convolutions of one group, Conv1D.\n"
+                "Name layers by targets=, on the command line --targets: '*' for all."
+            )
     else:
         matched = matching(targets, named, model, "targets")
         found = [name for name in layers if name in matched and name not in left]
         if not found:
+            kinds = sorted({type(named[name]).__name__ for name in matched if name not in left})
             raise ValueError(
                 f"targets={targets!r}: no layer of one matrix is among what it matches in the "
-                f"{type(model).__name__}.\nKnown are Linear, convolutions of one group, and Conv1D."
+                f"{type(model).__name__}: {', '.join(kinds[:5]) or 'all is ignored'}.\n"
+                "Known are Linear, convolutions of one group, and Conv1D."
             )
     seen: dict[int, str] = {}
     for name in found:

@@ -240,19 +240,22 @@ class StructuredLinear(nn.Module):
             self._materialized = None
         return super().train(mode)
 
-    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+    def forward(
+        self,
+        input: Float[Tensor, "*batch n"],  # noqa: A002 - as torch calls it
+    ) -> Float[Tensor, "*batch m"]:
         """Multiply the last axis."""
-        if x.shape[-1] != self.in_features:
+        if input.shape[-1] != self.in_features:
             raise ValueError(
-                f"{self}: the input has shape {tuple(x.shape)}.\n"
+                f"{self}: the input has shape {tuple(input.shape)}.\n"
                 f"Its last axis must be {self.in_features}."
             )
-        y = self._product(x.reshape(-1, self.in_features))
+        y = self._product(input.reshape(-1, self.in_features))
         kind = y.device.type
         if torch.is_autocast_enabled(kind) and y.dtype == torch.float32:  # no product was cast
             y = y.to(torch.get_autocast_dtype(kind))
         y = y if self.bias is None else y + self.bias.to(y.dtype)  # as autocast left it
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.reshape(*input.shape[:-1], self.out_features)
 
     def _product(self, x: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens m"]:
         """By the dense weight where it is held, still true and faster; else by the factors."""

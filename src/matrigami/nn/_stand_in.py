@@ -51,12 +51,17 @@ class StructuredConv(nn.Module):
         self.padding, self.padding_mode = conv.padding, conv.padding_mode
         self._sides = conv._reversed_padding_repeated_twice
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    @property
+    def weight(self) -> Tensor:
+        """The kernels, made anew each time: for code that reads them as of a convolution."""
+        return self.taps.weight.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+
+    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:  # noqa: A002 - as torch
         """Multiply every patch, of `(N, c, *sizes)` or of one example."""
         axes = len(self.kernel_size)
-        single = x.ndim == axes + 1
+        single = input.ndim == axes + 1
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        x = nn.functional.pad(x[None] if single else x, self._sides, mode=mode)
+        x = nn.functional.pad(input[None] if single else input, self._sides, mode=mode)
         sizes = zip(x.shape[2:], self.kernel_size, self.dilation, self.stride, strict=True)
         out = [(size - d * (kernel - 1) - 1) // s + 1 for size, kernel, d, s in sizes]
         y = self.taps(patches(x, self)).mT.unflatten(-1, out)
