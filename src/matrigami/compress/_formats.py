@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from matrigami.compress._folder import WEIGHTS, configuration, new_folder, own_tensors
+from matrigami.compress._folder import WEIGHTS, new_folder, own_tensors
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._packing import packed
+from matrigami.compress._sizes import resized
 
 
 def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None = None) -> Path:
@@ -29,9 +30,10 @@ def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None =
         source: The folder that it came from, whose tokenizer is copied.
 
     Raises:
-        ValueError: If the folder exists.
+        ValueError: If the folder exists, or no configuration of a model of transformers has the
+            sizes of its layers.
     """
-    return _saved(folder, own_tensors(model)[0], configuration(model), source)
+    return _saved(folder, own_tensors(model)[0], resized(model), source)
 
 
 def save_compressed_tensors(
@@ -64,7 +66,7 @@ def save_compressed_tensors(
         kind = tensors.pop(f"{name}.weight").dtype
         tensors |= _packed(name, value, kind)
     known = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-    config = configuration(model)
+    config = resized(model)
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -107,7 +109,7 @@ def save_gptq(
     for name, value in values.items():
         del tensors[f"{name}.weight"]
         tensors |= _gptq(name, value)
-    config = configuration(model)
+    config = resized(model)
     config["quantization_config"] = {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",

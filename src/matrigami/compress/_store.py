@@ -186,7 +186,8 @@ def _packed(
             codes, parts = coded(value) if isinstance(value, LatticeMatrix) else encoded(value)
             _add(tensors, told, f"{name}.weight", (codes | kind, parts))
     for name in [name for name in tensors if name.rpartition(".")[0] not in told]:
-        if (sparse := sparsely(tensors[name])) is not None:
+        matrix = name.endswith(".weight") and tensors[name].ndim > 1  # zeros of a bias are chance
+        if matrix and (sparse := sparsely(tensors[name])) is not None:
             del tensors[name]
             _add(tensors, told, name, sparse)
     return tensors, told, tied
