@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import matrigami as mg
 from matrigami.cli._main import run
+from matrigami.studies._lock import hold
 
 FACTORY = """
 import torch
@@ -32,6 +33,15 @@ def deep():
 
 def nothing():
     return 3
+
+def half():
+    return model().bfloat16().requires_grad_(False)
+
+def fails():
+    raise RuntimeError("no such weights")
+
+def leaves():
+    raise SystemExit(0)
 """
 
 
@@ -41,6 +51,10 @@ def place(tmp_path, monkeypatch):
     torch.set_default_dtype(torch.float32)
     Path("made.py").write_text(FACTORY)
     save_file({"inputs": torch.randn(256, 7)}, "calib.safetensors")
+    save_file({"inputs": torch.empty(0, 7)}, "none.safetensors")
+    save_file({"input_ids": torch.ones(4, 4, dtype=torch.long)}, "ids.safetensors")
+    Path("cut.safetensors").write_bytes(Path("calib.safetensors").read_bytes()[:500])
+    Path("wrong.py").write_text("def model(:")
     return tmp_path
 
 
@@ -105,6 +119,20 @@ def test_structures_and_budgets(place, capsys):
         (("quantize", "model.bin", *MODEL[1:], "-o", "x"), "pickles"),
         (("quantize", "nowhere", *MODEL[1:], "-o", "x"), "no such folder"),
         (("quantize", "made.py:nothing", *MODEL[1:], "-o", "x"), "returned a int"),
+        (("quantize", "made.py:fails", *MODEL[1:], "-o", "x"), "RuntimeError: no such weights"),
+        (("quantize", "made.py:leaves", *MODEL[1:], "-o", "x"), "SystemExit: 0"),
+        (("quantize", "wrong.py:model", *MODEL[1:], "-o", "x"), "SyntaxError"),
+        (("quantize", "made.py:absent", *MODEL[1:], "-o", "x"), "KeyError: 'absent'"),
+        (("quantize", "made.py:model", "--calib", "cut.safetensors", "-o", "x"), "damaged"),
+        (("quantize", "made.py:model", "--calib", "none.safetensors", "-o", "x"), "There are none"),
+        (("quantize", "made.py:model", "--calib", "ids.safetensors", "-o", "x"), "It failed:"),
+        (("quantize", *MODEL, "-o", "x", "--batch", "0"), "not in the range"),
+        (("quantize", *MODEL, "-o", "x", "--sequences", "-1"), "not in the range"),
+        (("quantize", *MODEL, "-o", "x", "--bits", "9"), "not in the range"),
+        (("quantize", *MODEL, "-o", "x", "--budget", "0.01x bytes"), "larger budget"),
+        (("prune", *MODEL, "-o", "x", "--sparsity", "1"), "not in the range"),
+        (("prune", *MODEL, "-o", "x", "--sparsity", "nan"), "can go"),
+        (("quantize", *MODEL, "-o", "made.py/x"), "Nothing can be written there"),
         (("quantize", *MODEL, "-o", "made.py"), "It exists"),
         (("quantize", *MODEL), "Give -o OUT, or --plan"),
         (("prune", *MODEL, "-o", "x", "--pattern", "24"), "two numbers"),
@@ -121,6 +149,23 @@ def test_what_does_not_fit_is_refused_in_words(place, capsys, arguments, message
     assert run(list(arguments)) == 2
     assert message in capsys.readouterr().err
     assert [n for n in sorted(p.name for p in place.iterdir()) if n != "__pycache__"] == before
+
+
+def test_half_precision_frozen_and_names_in_other_scripts(place, capsys):
+    """Examples are brought to the type of the model."""
+    made = ("made.py:half", *MODEL[1:], "-o", "kläin/小", "--bits", "8", "--group", "0")
+    assert len(out_of(capsys, "quantize", *made)["layers"]) == 4
+    assert load_file("kläin/小/matrigami.safetensors")["0.bias"].dtype == torch.bfloat16
+
+
+def test_two_processes_do_not_make_one_folder(place, capsys):
+    Path("x.journal").mkdir()
+    with hold(Path("x.journal")):
+        assert run(["quantize", *MODEL, "-o", "x"]) == 2
+        assert "Another process" in capsys.readouterr().err
+        assert Path("x.journal").exists()
+    assert run(["quantize", *MODEL, "-o", "x"]) == 0
+    assert not Path("x.journal").exists()
 
 
 def test_a_killed_command_goes_on_where_it_was(place, capsys):
@@ -193,6 +238,41 @@ def test_the_commands_of_a_page_run_as_they_stand(language_model, capsys, page):
     packed = language_model.AutoModelForCausalLM.from_pretrained("for-vllm")
     with torch.no_grad():
         assert torch.equal(packed(ids).logits, mg.load("small")(ids).logits)
+
+
+def folder(name, **files):
+    """A folder of transformers with some files."""
+    Path(name).mkdir()
+    for file, text in {"config": '{"model_type": "llama"}', **files}.items():
+        Path(name, f"{file.replace('_', '.')}.json").write_text(text)
+
+
+def test_folders_of_transformers_that_are_not_whole(language_model, capsys, monkeypatch):
+    weights = load_file("MODEL/model.safetensors")
+    folder("broken", config="{")
+    folder("strange", config='{"model_type": "nosuch"}')
+    folder("empty")
+    folder("outside", model_safetensors_index='{"weight_map": {"a": "../MODEL/model.safetensors"}}')
+    folder("index", model_safetensors_index="[]")
+    folder("lacking", config=Path("MODEL/config.json").read_text())
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, "lacking/model.safetensors", metadata={"format": "pt"})
+    cases = {
+        "broken": "cannot be loaded",
+        "strange": "nosuch",
+        "empty": "no file named",
+        "outside": "outside of the folder",
+        "index": "index.json is damaged",
+        "lacking": "lack 1 tensors of a LlamaForCausalLM: model.layers.1.mlp.up_proj.weight",
+    }
+    for name, message in cases.items():
+        assert run(["quantize", name, "--calib", "text.txt", "-o", "x"]) == 2
+        assert message in capsys.readouterr().err
+    assert run(["quantize", "MODEL", "--calib", "text.txt", "-o", "x", "--length", "9999"]) == 2
+    assert "less than one sequence" in capsys.readouterr().err
+    monkeypatch.setattr("matrigami.operators.free_memory", lambda: 1000)
+    assert run(["quantize", "MODEL", "--calib", "text.txt", "-o", "x"]) == 2
+    assert "are free" in capsys.readouterr().err
 
 
 def test_pages_of_reports(place, capsys):

@@ -94,7 +94,7 @@ def test_the_loss_is_told_on_vectors_that_were_held_out():
     ("call", "message"),
     [
         (lambda W, A: remove(W, unstructured(1.0), A), "below 1.0"),
-        (lambda W, A: n_of_m(5, 4), "at most all 4"),
+        (lambda W, A: n_of_m(5, 4), "at most 4 can stay"),
         (lambda W, A: remove(W, n_of_m(2, 4), A), "not a multiple of 4"),
         (lambda W, A: remove(W, unstructured(0.5), A[:2, :2]), "A is 2x2"),
     ],

@@ -136,7 +136,13 @@ def knapsack(table: CompressionPlan, size: Any, limit: float, budget: str) -> li
     layers = [
         [o for o in options if o.predicted == o.predicted] for options in table.options.values()
     ]
-    least = sum(min(map(size, options), default=float("inf")) for options in layers)
+    if unknown := [name for name, o in zip(table.options, layers, strict=True) if not o]:
+        raise ValueError(
+            f"allocate(budget={budget!r}): nothing can be predicted of {', '.join(unknown)}: no "
+            "method fits, or the calibration does not reach it (fused attention calls no layer of "
+            "its own).\nLeave it by ignore=, or give other methods."
+        )
+    least = sum(min(map(size, options)) for options in layers)
     if not least <= limit:
         raise ValueError(
             f"allocate(budget={budget!r}): the smallest options take {least:.0f}, and the budget "

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._layers import gradient_rows, rows
+from matrigami.compress._running import at_rest, called, first, hooked, input_of, logits
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
@@ -55,6 +56,7 @@ class Seen:
             self.rejected += int((~good).sum())
             x = x[good]
         total = self.holdout if held else self.A
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
         total += (x.mT @ x).to(total)
         self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
 
@@ -154,23 +156,25 @@ def output_moments(
         def note(g: Tensor, x: Tensor) -> None:
             """Count the gradients of one call."""
             part = gradient_rows(layers[name], x, g.detach())
+            part = part[part.isfinite().all(-1)].to(torch.promote_types(part.dtype, torch.float32))
             whole[name] = whole.get(name, 0.0) + float(part.square().sum())
             part = part if bound is None else _bounded(part, *bound)
             sums[name] = sums.get(name, 0) + (part.mT @ part).double()
             counts[name] += len(part)
 
-        def attach(_module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def attach(_module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             """Ask for the gradient of the output."""
             if output.requires_grad:
-                output.register_hook(partial(note, x=inputs[0].detach()))
+                output.register_hook(partial(note, x=input_of(args, kwargs).detach()))
 
         return attach
 
     hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
-    with at_rest(model), torch.enable_grad(), _hooked(hooks):
+    weights = [layer.weight for layer in layers.values()]
+    with at_rest(model), torch.enable_grad(), hooked(hooks), _differentiable(weights):
         for batch in data:
             for _ in range(samples):
-                _pull_drawn_labels(model, batch, generator)
+                _pull_drawn_labels(model, weights, batch, generator)
     sizes = {name: whole[name] / max(float(total.trace()), 1e-300) for name, total in sums.items()}
     return {name: sizes[name] * total / counts[name] for name, total in sums.items()}
 
@@ -182,13 +186,38 @@ def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, 
     return g * torch.where(norms > 0, norms.clamp(low * mean, high * mean) / norms, 0)
 
 
-def _pull_drawn_labels(model: nn.Module, batch: Any, generator: torch.Generator) -> None:
-    """One backward pass of `-log p(y | x)` with labels `y` drawn from the model."""
+def _pull_drawn_labels(
+    model: nn.Module, weights: list[Any], batch: Any, generator: torch.Generator
+) -> None:
+    """One backward pass of `-log p(y | x)` with labels `y` drawn from the model.
+
+    Raises:
+        ValueError: If all logits are NaN or infinite.
+    """
     found = logits(called(model, batch)).float().flatten(0, -2)
+    found = found[found.detach().isfinite().all(-1)]
+    if not len(found):
+        raise ValueError(
+            f"the outputs of the {type(model).__name__} are NaN or infinite for a whole batch.\n"
+            "No curvature can be taken from it.\n"
+            "Look for NaN in the batches, or for a layer that overflows."
+        )
     drawn = torch.multinomial(found.detach().softmax(-1), 1, generator=generator)[:, 0]
     loss = nn.functional.cross_entropy(found, drawn, reduction="sum")
-    inputs = [p for p in model.parameters() if p.requires_grad]
-    torch.autograd.grad(loss, inputs, allow_unused=True)
+    torch.autograd.grad(loss, weights, allow_unused=True)
+
+
+@contextmanager
+def _differentiable(weights: list[Any]) -> Iterator[None]:
+    """Frozen weights that take part in a backward pass, and are frozen again afterwards."""
+    frozen = [p for p in weights if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _observed(
@@ -201,9 +230,9 @@ def _observed(
     def hook(name: str) -> Any:
         """The hook of a layer, before it runs."""
 
-        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
             """Count its inputs."""
-            x = rows(module, inputs[0].detach())
+            x = rows(module, input_of(args, kwargs).detach())
             known = seen[name] = seen[name] or Seen.empty(x)
             if len(data) >= HELD_OUT:
                 known.add(x, batch_held)
@@ -214,7 +243,7 @@ def _observed(
 
         return note
 
-    with _hooked({name: (layer, hook(name)) for name, layer in layers.items()}, before=True):
+    with hooked({name: (layer, hook(name)) for name, layer in layers.items()}, before=True):
         for i, batch in enumerate(data):
             batch_held = i % HELD_OUT == HELD_OUT - 1
             run(batch)
@@ -225,10 +254,10 @@ def _order(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> lis
     """The names in the order of the first calls, without those that are not called."""
     seen: dict[str, None] = {}
     hooks = {
-        name: (layer, lambda _m, _x, name=name: seen.update({name: None}))
+        name: (layer, lambda _m, _args, _kwargs, name=name: seen.update({name: None}))
         for name, layer in layers.items()
     }
-    with _hooked(hooks, before=True):
+    with hooked(hooks, before=True):
         called(model, batch)
     return list(seen)
 
@@ -247,19 +276,36 @@ def _chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
 
 
 def _feeds(model: nn.Module, blocks: list[nn.Module], batch: Any) -> bool:
-    """Whether every block is called once, on what the one before has returned."""
+    """Whether every block is called once, on what the one before has returned and all else alike.
+
+    What else a block is given may come from the block before (T5's biases of positions) or differ
+    from layer to layer (masks of local attention): then it is no chain.
+    """
     outputs: list[Any] = []
+    others: list[Any] = []
     good = True
 
-    def note(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Compare the input with the last output."""
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        """Compare the input with the last output, and the rest with that of the first block."""
         nonlocal good
-        good &= bool(inputs) and (not outputs or inputs[0] is outputs[-1])
-        outputs.append(_first(output))
+        good &= bool(args) and (not outputs or args[0] is outputs[-1])
+        others.append((args[1:], kwargs))
+        good = good and _same(others[0], others[-1])
+        outputs.append(first(output))
 
-    with _hooked({str(i): (block, note) for i, block in enumerate(blocks)}):
+    with hooked({str(i): (block, note) for i, block in enumerate(blocks)}):
         called(model, batch)
     return good and len(outputs) == len(blocks)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether arguments are the same tensors and the same plain values."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    plain = int | float | str
+    return a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
 
 
 class _Stop(Exception):  # noqa: N818 - not an error
@@ -290,58 +336,7 @@ def _caught(
 def _advanced(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """The call of the next block."""
     args, kwargs = call
-    return (_first(module(*args, **kwargs)), *args[1:]), kwargs
-
-
-@contextmanager
-def _hooked(
-    hooks: Mapping[str, tuple[nn.Module, Callable[..., Any]]], before: bool = False
-) -> Iterator[None]:
-    """Hooks on some modules, taken off whatever happens."""
-    handles = [
-        module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
-        for module, hook in hooks.values()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, keeping no cache of keys and values; as it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
-    model.eval()
-    if cached:
-        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        if cached:
-            config.use_cache = cached  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def called(model: nn.Module, batch: Any) -> Any:
-    """The model on a batch: a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def _first(output: Any) -> Any:
-    """What a block hands to the next one."""
-    return output[0] if isinstance(output, tuple | list) else output
-
-
-def logits(output: Any) -> Tensor:
-    """The logits among the outputs of a model."""
-    return output.logits if hasattr(output, "logits") else _first(output)
+    return (first(module(*args, **kwargs)), *args[1:]), kwargs
 
 
 def _inside(name: str, blocks: list[str]) -> bool:

@@ -188,12 +188,20 @@ def batches_of(calibration: Iterable[Any]) -> list[Any]:
     Raises:
         ValueError: If there are none.
     """
-    data = list(calibration)
+    data = [batch for batch in calibration if _examples(batch)]
     if not data:
         raise ValueError(
-            "the calibration has no batches.\nGive some: a few hundred vectors are enough."
+            "the calibration has no batches with examples.\n"
+            "Give some: a few hundred vectors are enough."
         )
     return data
+
+
+def _examples(batch: Any) -> int:
+    """How many a batch has; one where it does not tell."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = [parts] if isinstance(parts, Tensor) else list(parts)
+    return min((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), default=1)
 
 
 def _compressed(
@@ -222,6 +230,7 @@ def _compressed(
         """Compress the layers that were just seen."""
         finished: list[tuple[LayerReport, Any]] = []
         for name, what in seen.items():
+            _refuse_not_finite(name, what)
             made = outcome(ways[name], layers[name], what, gradients.get(name), damping)
             counts = (0, 0) if what is None else (what.rows, what.rejected)
             size = weight(layers[name]).numel()
@@ -238,6 +247,16 @@ def _compressed(
     if rest:
         block_by_block(model, rest, data, compress)
     return report
+
+
+def _refuse_not_finite(name: str, seen: Seen | None) -> None:
+    """Raise if a layer has seen nothing but NaN."""
+    if seen is not None and seen.rejected and not seen.rows + seen.held:
+        raise ValueError(
+            f"compress: all {seen.rejected} vectors of the calibration are NaN or infinite at the "
+            f"layer {name}.\nIt was left as it is, and all behind it.\n"
+            "Look for NaN in the batches, or for a layer before it that overflows."
+        )
 
 
 def _put(model: nn.Module, name: str, new: Tensor | nn.Module) -> None:

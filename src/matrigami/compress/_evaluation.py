@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import at_rest, called, logits
+from matrigami.compress._running import at_rest, called, logits
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def evaluate(model: nn.Module, reference: nn.Module, data: Iterable[Any]) -> Eva
             sums[0] += (p.exp() * (p - q)).sum().double()
             sums[1] += (p.argmax(-1) == q.argmax(-1)).sum()
             tokens += len(p)
-            if (targets := _targets(batch)) is not None:
+            if (targets := _targets(reference, batch, ours)) is not None:
                 sums[2] += _nll(ours, targets)
                 sums[3] += _nll(theirs, targets)
                 predicted += int((targets >= 0).sum())
@@ -92,7 +92,7 @@ def _predictions(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
 
 def _kept(batch: Any, found: Tensor) -> Tensor:
     """Which positions count: not those of padding."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = _of_answers(batch, "attention_mask", found)
     size = found.shape[:-1].numel()
     return (
         torch.ones(size, dtype=torch.bool, device=found.device)
@@ -101,13 +101,23 @@ def _kept(batch: Any, found: Tensor) -> Tensor:
     )
 
 
-def _targets(batch: Any) -> Tensor | None:
-    """The next tokens, -100 at padding; None where the batch is no sequence of tokens."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
+def _targets(model: nn.Module, batch: Any, found: Tensor) -> Tensor | None:
+    """The next tokens, -100 at padding; None where the model does not predict them."""
+    ids = _of_answers(batch, "input_ids", found)
+    writes = getattr(model, "can_generate", None)  # of transformers; one that fills gaps does not
+    if ids is None or ids.ndim != 2 or ids.shape[1] < 2 or (writes and not writes()):
         return None
-    mask = batch.get("attention_mask")  # pyright: ignore[reportOptionalMemberAccess]
+    mask = _of_answers(batch, "attention_mask", found)
     return ids[:, 1:] if mask is None else ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+
+
+def _of_answers(batch: Any, name: str, found: Tensor) -> Tensor | None:
+    """Numbers for each position of the outputs; of a decoder its own."""
+    if not isinstance(batch, Mapping):
+        return None
+    own = f"decoder_{name}" if "decoder_input_ids" in batch else name
+    numbers = batch.get(own)
+    return numbers if numbers is not None and numbers.shape == found.shape[:-1] else None
 
 
 def _nll(found: Tensor, targets: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Journal:
     """The finished blocks of one compression.
 
     Args:
-        folder: Where they are; it is made if need be.
+        folder: Where they are; it is made with the first.
         key: What the compression is; a folder of another one is refused.
 
     Raises:
@@ -37,7 +37,6 @@ class Journal:
 
     def __init__(self, folder: str | Path, key: str) -> None:
         self.folder, self.key = Path(folder), key
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._files():
             with _opened(path) as file:
                 if (file.metadata() or {}).get("key") != key:
@@ -62,6 +61,7 @@ class Journal:
 
     def write(self, model: nn.Module, layers: Iterable[tuple[LayerReport, Any]]) -> None:
         """A finished block, which the model has already."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         told, tensors = [], {}
         for i, (report, value) in enumerate(layers):
             entry, parts = _taken(model.get_submodule(report.name), value)

@@ -115,6 +115,11 @@ def fitting(method: Method, name: str, layer: nn.Module) -> Method:
         ValueError: If it does not fit the size or the kind of the layer.
     """
     view: Any = matrix_view(layer)
+    if not bool(weight(layer).isfinite().all()):
+        raise ValueError(
+            f"{name}: its weight has NaN or infinite entries.\n"
+            "Mend the weights first, or leave the layer by ignore=."
+        )
     try:
         if isinstance(method, str):
             method = tuple(under_budget(view.rows, view.columns, *parsed_budget(method)))

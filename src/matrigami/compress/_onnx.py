@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import at_rest, called, logits
 from matrigami.compress._folder import new_folder
+from matrigami.compress._running import answer, at_rest, forwarded
 
 FILE = "model.onnx"
 """The name of the file; large weights lie beside it."""
@@ -35,7 +35,7 @@ class Answers(nn.Module):
     def forward(self, *given: Tensor) -> Tensor:
         """Its output, or logits."""
         batch = dict(zip(self.names, given, strict=True)) if self.names else given
-        return logits(called(self.model, batch))
+        return answer(forwarded(self.model, batch))
 
 
 def save_onnx(

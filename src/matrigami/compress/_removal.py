@@ -64,7 +64,10 @@ def unstructured(sparsity: float) -> Support:
                 [ True, False]])
     """
     if not 0 <= sparsity < 1:
-        raise ValueError(f"unstructured({sparsity}): a share from 0.0 to below 1.0 can go.")
+        raise ValueError(
+            f"unstructured({sparsity}): a share from 0.0 to below 1.0 can go.\n"
+            "Half of the weights is unstructured(0.5)."
+        )
 
     def chosen(importance: Tensor) -> Tensor:
         """The largest."""
@@ -86,14 +89,18 @@ def n_of_m(n: int, m: int) -> Support:
         tensor([[False,  True,  True, False]])
     """
     if not 0 < n <= m:
-        raise ValueError(f"n_of_m({n}, {m}): at least 1 and at most all {m} of {m} can stay.")
+        raise ValueError(
+            f"n_of_m({n}, {m}): of every {m} inputs at least 1 and at most {m} can stay.\n"
+            "Write the smaller number first: n_of_m(2, 4), on the command line 2:4."
+        )
 
     def chosen(importance: Tensor) -> Tensor:
         """The largest of every group."""
         columns = importance.shape[-1]
         if columns % m:
             raise ValueError(
-                f"n_of_m({n}, {m}): the matrix has {columns} columns, not a multiple of {m}."
+                f"n_of_m({n}, {m}): the matrix has {columns} columns, not a multiple of {m}.\n"
+                "Leave the layer by ignore=, or take another pattern."
             )
         groups = importance.abs().unflatten(-1, (-1, m))
         best = groups.topk(n, dim=-1, sorted=False).indices

@@ -43,7 +43,8 @@ class LayerReport:
     ) -> "LayerReport":
         """The report on an outcome for so many weights, after so many vectors, good and bad."""
         bits = 8 * made.nbytes / weights
-        told = (made.damping, made.loss, made.simple, bits, made.note, described(method), made.macs)
+        loss, simple = (max(part, 0.0) for part in (made.loss, made.simple))  # rounding goes below
+        told = (made.damping, loss, simple, bits, made.note, described(method), made.macs)
         return cls(name, *counts, *told)
 
 

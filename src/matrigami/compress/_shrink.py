@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import at_rest, called, logits, observed, output_moments
+from matrigami.compress._calibration import observed, output_moments
 from matrigami.compress._drivers import batches_of
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._report import LayerReport, Report
+from matrigami.compress._running import answer, at_rest, called
 from matrigami.nn import Patterns, chosen, swap
 
 TOLERANCE = 1e-4
@@ -285,7 +286,7 @@ def smaller(layer: nn.Linear, W: Tensor, bias: Tensor | None) -> nn.Linear:
 def _outputs(model: nn.Module, batch: Any) -> Tensor:
     """What the model says, in evaluation mode."""
     with at_rest(model):
-        return logits(called(model, batch)).double()
+        return answer(called(model, batch)).double()
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,120 @@
+"""A model on a batch: at rest, watched by hooks, and what of its outputs is meant."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def hooked(
+    hooks: Mapping[str, tuple[nn.Module, Callable[..., Any]]], before: bool = False
+) -> Iterator[None]:
+    """Hooks on some modules, taken off whatever happens; they are given keywords, too."""
+    handles = [
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        if before
+        else module.register_forward_hook(hook, with_kwargs=True)
+        for module, hook in hooks.values()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, keeping no cache of keys and values; as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    model.eval()
+    if cached:
+        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        if cached:
+            config.use_cache = cached  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def forwarded(model: nn.Module, batch: Any) -> Any:
+    """The model on a batch: a tensor, a tuple of arguments, or a mapping of keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def called(model: nn.Module, batch: Any) -> Any:
+    """The same; what the model does not take is told.
+
+    Raises:
+        ValueError: If the model fails.
+    """
+    try:
+        return forwarded(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"a {type(model).__name__} was called with {_described(batch)}.\n"
+            f"It failed: {str(error).strip().partition(chr(10))[0]}\n"
+            "A batch is a tensor, a tuple of arguments or a mapping of keywords; check its types."
+        ) from error
+
+
+def _described(batch: Any) -> str:
+    """A batch in words."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{name}: {_described(part)}" for name, part in batch.items())
+    if isinstance(batch, tuple | list):
+        return ", ".join(map(_described, batch))
+    return f"a {type(batch).__name__}"
+
+
+def first(output: Any) -> Any:
+    """What a block hands to the next one."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with, by its place or by its name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def logits(output: Any) -> Tensor:
+    """The logits among the outputs of a model: by their name, the first, or the only one.
+
+    Raises:
+        ValueError: If it is not told which they are.
+    """
+    found, names = getattr(output, "logits", None), []
+    if isinstance(output, Mapping):
+        names = [name for name, t in output.items() if isinstance(t, Tensor)]
+        alone = len(names) == 1 and names[0] != "last_hidden_state"
+        found = output[names[0]] if alone else output.get("logits")
+    elif found is None:
+        found = first(output)
+    if not isinstance(found, Tensor):
+        told = f" with {', '.join(names)}" if names else ""
+        raise ValueError(
+            f"logits were asked of a model that returns a {type(output).__name__}{told}.\n"
+            "None of these is called logits.\nLet it return its logits, or look at the inputs of "
+            "its layers alone: two_sided=False, on the command line --one-sided."
+        )
+    return found
+
+
+def answer(output: Any) -> Tensor:
+    """What two models are compared by: the logits, or the first tensor."""
+    tensors = list(output.values()) if isinstance(output, Mapping) else []
+    one = next((t for t in tensors if isinstance(t, Tensor)), None)
+    return logits(output) if one is None or "logits" in output else one

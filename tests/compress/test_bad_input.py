@@ -1,0 +1,210 @@
+"""What models, weights and batches may be wrong: told in words, and nothing is changed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from matrigami import LowRank
+from matrigami.compress import (
+    Grid,
+    allocate,
+    evaluate,
+    n_of_m,
+    plan,
+    prune_,
+    quantize_,
+    set_weight,
+    shrink_,
+    structure_,
+    unstructured,
+    weight,
+)
+
+
+def network(width=12):
+    return nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 8), nn.Linear(8, 5))
+
+
+def batches(count=4):
+    return list(torch.randn(count, 16, 7))
+
+
+def spoiled(name, value=torch.nan):
+    """A network with one bad weight."""
+    model = network()
+    model.get_parameter(name).data.view(-1)[0] = value
+    return model
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (spoiled("0.weight"), batches(), "0: its weight has NaN"),
+        (network(), [], "no batches with examples"),
+        (network(), [torch.empty(0, 7)], "no batches with examples"),
+        (network(), [torch.randn(16, 9)], r"called with float32 \(16, 9\)(.|\n)*It failed: mat1"),
+        (network(), [{"tokens": torch.ones(2)}], "unexpected keyword argument 'tokens'"),
+        (network(), [torch.randn(16, 7).double()], "float64(.|\n)*same dtype"),
+        (network(), [torch.full((16, 7), torch.nan)], "NaN"),
+        (nn.Sequential(), batches(), "none of its layers is one matrix"),
+        (nn.Linear(7, 5), batches(), "only itself is one matrix"),
+        (nn.Sequential(nn.Linear(7, 5)), batches(), "only 0 is one matrix"),
+    ],
+)
+def test_bad_models_and_batches_are_refused_in_words(model, data, message, two_sided):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message) as caught:
+        quantize_(model, data, Grid(4, None), two_sided=two_sided)
+    assert str(caught.value).count("\n") >= 1
+    for name, t in model.state_dict().items():
+        torch.testing.assert_close(t, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])
+def test_shares_are_below_one(share):
+    with pytest.raises(ValueError, match="can go"):
+        unstructured(share)
+    with pytest.raises(ValueError, match="can go"):
+        shrink_(network(), batches(), share)
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (5, 4), (-1, 2)])
+def test_patterns_keep_some_of_a_group(n, m):
+    with pytest.raises(ValueError, match=f"at most {m} can stay"):
+        n_of_m(n, m)
+
+
+def test_a_pattern_that_does_not_divide_names_the_layer():
+    model = network()
+    with pytest.raises(ValueError, match=r"0: n_of_m\(2, 4\): the matrix has 7 columns"):
+        prune_(model, batches(), n_of_m(2, 4))
+    prune_(model, batches(), n_of_m(2, 4), ignore="0")
+    assert int((model[2].weight == 0).sum()) == model[2].weight.numel() // 2
+
+
+def test_a_recurrent_layer_is_refused_by_its_kind():
+    model = nn.ModuleDict({"cell": nn.LSTM(4, 4), "head": nn.Linear(4, 2)})
+    with pytest.raises(ValueError, match="in the ModuleDict: LSTM"):
+        quantize_(model, batches(), targets="cell")
+
+
+class Named(nn.Module):
+    """Outputs by name, and layers called by keyword."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.first, self.head, self.names = nn.Linear(7, 8), nn.Linear(8, 5), names
+
+    def forward(self, *, x):
+        y = self.head(input=self.first(input=x).relu())
+        return dict.fromkeys(self.names, y)
+
+
+@pytest.mark.parametrize("names", [("logits", "more"), ("answer",)])
+def test_keywords_and_mappings_of_outputs(names):
+    model, data = Named(*names), [{"x": x} for x in batches()]
+    made = copy.deepcopy(model)
+    report = quantize_(made, data, Grid(4, None), two_sided=True)
+    assert [(r.name, r.rows) for r in report.layers] == [("first", 48)]
+    assert evaluate(made, model, data).tokens == 64
+    structure_(made, data, LowRank(rank=4), targets="first")
+    assert made(**data[0])[names[0]].shape == (16, 5)
+    assert list(plan(model, data, [Grid(4, None)]).options) == ["first"]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("last_hidden_state",), ()])
+def test_outputs_that_are_no_logits_need_one_side(names):
+    model, data = Named(*names), [{"x": x} for x in batches()]
+    with pytest.raises(ValueError, match=r"(?s)returns a dict.*one-sided"):
+        quantize_(model, data, Grid(4, None), two_sided=True)
+    assert len(quantize_(model, data, Grid(4, None)).layers) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_types_modes_and_frozen_parameters_are_kept(kind, two_sided):
+    model = network().to(kind).requires_grad_(False).train()
+    before = copy.deepcopy(model)
+    x = [b.to(kind) for b in batches()]
+    quantize_(model, x, Grid(8, None), two_sided=two_sided)
+    assert {p.dtype for p in model.parameters()} == {kind}
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert model.training
+    expected = before(x[0]).double()
+    assert (model(x[0]).double() - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_a_few_bad_rows_are_left_out_and_told(two_sided):
+    x = torch.randn(64, 7)
+    model, clean = network(), network()
+    clean.load_state_dict(model.state_dict())
+    report = quantize_(clean, list(x.split(16)), Grid(4, None), two_sided=two_sided)
+    spoilt = torch.cat([x, torch.full((4, 7), torch.inf)])[torch.arange(68) * 5 % 68]
+    told = quantize_(model, list(spoilt.split(17)), Grid(4, None), two_sided=two_sided)
+    assert [r.rejected for r in report.layers] == [0, 0]
+    assert [r.rejected for r in told.layers] == [4, 4]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fewer_rows_than_inputs_and_dead_inputs_keep_the_nearest(rows):
+    """Statistics of low rank: the weights of inputs that are always zero are rounded to nearest."""
+    x = torch.randn(rows, 16)
+    x[:, 8:] = 0.0
+    model = nn.Sequential(nn.Linear(16, 6), nn.Linear(6, 3))
+    nearest = Grid(4, None).round(weight(model[0]))
+    report = quantize_(model, [x], Grid(4, None))
+    assert torch.equal(report.values["0"].codes[:, 8:], nearest.codes[:, 8:])
+    assert report.layers[0].loss <= report.layers[0].simple + 1e-12
+
+
+def test_nothing_is_predicted_of_what_is_not_reached():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(7, 1, batch_first=True)
+            self.up, self.head = nn.Linear(7, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.up(self.attention(x, x, x)[0]).relu())
+
+    data = list(torch.randn(4, 2, 6, 7))
+    with pytest.raises(ValueError, match=r"nothing can be predicted of attention\.out_proj"):
+        allocate(Fused(), data, "0.2x bytes", [Grid(4, None)])
+    found = allocate(Fused(), data, "0.2x bytes", [Grid(4, None)], ignore="attention.*")
+    assert found.size <= 0.2 * found.dense
+
+
+def test_blocks_with_arguments_of_their_own_are_no_chain():
+    """What the second block is given beside its input is not what the first was given."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x, scale):
+            return x + scale * self.layer(x)
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(6, 3)
+
+        def forward(self, x):
+            for i, block in enumerate(self.blocks):
+                x = block(x, torch.full((), 1.0 + 9 * i))
+            return self.head(x)
+
+    model, data = Scaled(), list(torch.randn(4, 16, 6))
+    report = quantize_(model, data, Grid(8, None))
+    inputs = torch.cat(data)
+    seen = inputs + model.blocks[0].layer(inputs)  # behind the compressed first block
+    W = torch.randn(6, 6)
+    assert [r.rows for r in report.layers] == [48, 48]
+    set_weight(model.blocks[1].layer, W)
+    torch.testing.assert_close(model(inputs), model.head(seen + 10 * model.blocks[1].layer(seen)))
