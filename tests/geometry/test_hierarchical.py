@@ -16,7 +16,7 @@ from matrigami import (
 )
 from matrigami.curvature import hessian
 from matrigami.geometry import hierarchical, relative_error
-from matrigami.geometry._hierarchical import bisected
+from matrigami.geometry._ordered import bisected
 from matrigami.geometry.mesh import Grid
 from matrigami.structures import LowRank
 

@@ -2,10 +2,13 @@
 
 from matrigami.geometry import mesh, particles
 from matrigami.geometry._distributed import DistributedMatrix, distributed
-from matrigami.geometry._hierarchical import hierarchical, relative_error
+from matrigami.geometry._hierarchical import hierarchical
+from matrigami.geometry._ordered import relative_error
+from matrigami.geometry._tiles import block_low_rank
 
 __all__ = [
     "DistributedMatrix",
+    "block_low_rank",
     "distributed",
     "hierarchical",
     "mesh",

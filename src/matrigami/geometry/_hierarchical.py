@@ -1,9 +1,10 @@
 """Hierarchical matrices from products with a matrix alone, or from its entries.
 
-By products: peeling. On each level, the coarsest first, random vectors that live in every second
-block show the ranges of all blocks beside the diagonal at once, for what coarser levels add is
-known and taken away; products of the transpose with those ranges give the other factors. The leaves
-come last, by the columns of the identity repeated in every leaf. Sources: Lin, Lu and Ying (2011),
+Of many points in the plane or in space H2 (`_nested_bases.py`), else HODLR. By products: peeling.
+On each level, the coarsest first, random vectors that live in every second block show the ranges of
+all blocks beside the diagonal at once, for what coarser levels add is known and taken away;
+products of the transpose with those ranges give the other factors. The leaves come last, by the
+columns of the identity repeated in every leaf. Sources: Lin, Lu and Ying (2011),
 J. Comput. Phys. 230; Martinsson (2016), SIAM J. Sci. Comput. 38(4). By entries: cross approximation
 of all blocks of a level in lockstep (Bebendorf 2000).
 
@@ -11,18 +12,16 @@ Shapes: n = rows = columns, d = dimension, c = leaves of p rows, s = blocks of a
 r = rank.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Inexact
 from torch import Tensor
 
+from matrigami.geometry._nested_bases import near_boxes, needed, sketched
+from matrigami.geometry._ordered import Entries, Ordered, ordered
 from matrigami.geometry.particles._cross import cross_factors
-from matrigami.geometry.particles._points import Numbers, checked_points
-from matrigami.operators import DenseMatrix, LinearOperator, Places, cropped, named_tensors
-from matrigami.structures import HODLRMatrix, PermutedMatrix
+from matrigami.geometry.particles._points import Numbers
+from matrigami.operators import LinearOperator
+from matrigami.structures import H2Matrix, HODLRMatrix
 
 LEAF = 64
 """Rows of a leaf at most: a dense block of that size is quicker than a level of low rank."""
@@ -33,11 +32,8 @@ START = 16
 OVERSAMPLED = 8
 """Vectors beyond the rank that is found."""
 
-PROBES = 4
-"""Random vectors that measure an error."""
-
-Entries = Callable[[Tensor, Tensor], Tensor]
-"""Indices of rows and of columns, which broadcast, to entries."""
+WORTH = 4
+"""Rows, over those of a leaf and all boxes near it with some more, from which H2 is worth it."""
 
 
 def hierarchical(
@@ -49,13 +45,18 @@ def hierarchical(
     leaf: int = LEAF,
     seed: int = 0,
 ) -> LinearOperator:
-    """A square matrix as HODLR: a Hessian, a Schur complement, a covariance that only multiplies.
+    """A square matrix in blocks of low rank: a Hessian, a Schur complement, a covariance.
 
-    The result has a direct `solve` and `logdet`. It is measured before it is returned.
+    On a line, or in the order as it is, neighbouring halves have low rank: HODLR, with a direct
+    `solve` and `logdet`. In the plane and in space only boxes that are apart have: of many points
+    H2, whose storage is linear, and `solve` by conjugate gradients. For tiles, with a direct
+    `solve` in any dimension, see `block_low_rank`.
 
     Args:
-        A: A square value, known by products with it and its transpose: about `4 (r + 8)` of them on
-            each of `log2(n / leaf)` levels; or a function `(rows, columns) -> entries`.
+        A: A square value, known by products with it and its transpose; or a function
+            `(rows, columns) -> entries`. HODLR takes about `4 (r + 8)` products on each of
+            `log2(n / leaf)` levels; H2 as many at any size, twice 1.25 times the rows of all boxes
+            near one. Of entries H2 looks at all, some rows at a time.
         points: The place of each row, `(n, d)`, by which rows are ordered so that neighbours are
             together; by default they are in a good order already.
         tol: Relative error in the Frobenius norm, roughly; by default 1e-6, or a hundred roundings
@@ -65,7 +66,8 @@ def hierarchical(
         seed: Of the random vectors.
 
     Returns:
-        A `HODLRMatrix`, cropped and permuted where needed; not differentiable in `A`.
+        A `HODLRMatrix` or `H2Matrix`, cropped and permuted where needed; not differentiable in `A`.
+        Of products it is measured before it is returned.
 
     Raises:
         ValueError: If `A` is not square or does not compress, or the error is missed.
@@ -76,165 +78,32 @@ def hierarchical(
         >>> A
         CroppedMatrix(300x300, 15200 parameters)
     """
-    if tol is None:
-        tol = max(1e-6, 100 * torch.finfo(A.dtype).eps if isinstance(A, LinearOperator) else 0.0)
-    _check_options(A, tol, size, leaf)
-    order = _order(A, points, size, leaf)
-    n = len(order)
-    levels = max(math.ceil(math.log2(max(n, 1) / leaf)), 0)
+    given = ordered("hierarchical", A, points, tol, size, leaf)
     with torch.no_grad():
-        if isinstance(A, LinearOperator):
-            H = _peeled(_Reordered(A, order), levels, tol, seed)
-        else:
-            H = _crossed(A, order, levels, tol)
-    _check_finite(H)
-    found = cropped(H, n, n)
-    if not bool((order[1:] > order[:-1]).all()):
-        found = PermutedMatrix(found, Places(order.argsort()))
-    if isinstance(A, LinearOperator):
-        _check_error(A, found, tol)
-    return found
+        H = _nested(given, seed)
+        if H is None and isinstance(A, LinearOperator):
+            H = _peeled(given, seed)
+        return given.delivered(_crossed(given) if H is None else H)
 
 
-def relative_error(
-    A: LinearOperator, B: LinearOperator, *, probes: int = PROBES, seed: int = 0
-) -> float:
-    """`||A - B|| / ||A||` in the Frobenius norm, measured with random vectors.
-
-    The mean of `||(A - B) x||^2` over Gaussian `x` is the squared norm (Hutchinson).
-
-    Args:
-        A: A matrix.
-        B: An approximation of it.
-        probes: Products with each.
-        seed: Of the vectors.
-
-    Examples:
-        >>> from matrigami import DiagonalMatrix
-        >>> relative_error(DiagonalMatrix(torch.ones(8)), DiagonalMatrix(1.1 * torch.ones(8)))
-        0.1...
-    """
-    generator = torch.Generator(A.device).manual_seed(seed + 1)
-    X = torch.randn(A.shape[-1], probes, generator=generator, dtype=A.dtype, device=A.device)
-    with torch.no_grad():
-        Y = A @ X
-        return float((Y - B @ X).norm() / Y.norm().clamp(min=torch.finfo(A.dtype).tiny))
+def _nested(A: Ordered, seed: int) -> H2Matrix | None:
+    """H2, of so many points in the plane or in space that it is worth it."""
+    X, (c, p) = A.points, A.leaves
+    if X is None or X.shape[1] == 1 or not A.levels:
+        return None
+    nears = near_boxes(X, A.levels)
+    if len(X) < WORTH * needed(nears[0], p, p):
+        return None
+    return sketched(A, nears, A.tol * A.norm(seed) / ((A.levels + 1) * c) ** 0.5, seed)
 
 
-def _check_options(A: Any, tol: float, size: int | None, leaf: int) -> None:
-    """Refuse what is no matrix, and numbers out of range."""
-    if isinstance(A, Tensor) or not (isinstance(A, LinearOperator) or callable(A)):
-        raise TypeError(
-            f"hierarchical(A): A is a {type(A).__name__}; it must be a value or a function.\n"
-            "Wrap a matrix of numbers: DenseMatrix(A)."
-        )
-    if not (0 < tol < 1 and leaf >= 1 and (size is None or size >= 0)):
-        raise ValueError(
-            f"hierarchical(A, tol={tol:g}, size={size}, leaf={leaf}): a number is out of range.\n"
-            "tol is above 0 and below 1, a leaf has 1 row or more, and size is not negative."
-        )
-    if isinstance(A, LinearOperator) and tol < 10 * torch.finfo(A.dtype).eps:
-        least = 10 * torch.finfo(A.dtype).eps
-        raise ValueError(
-            f"hierarchical(A, tol={tol:g}): A is in {A.dtype}.\n"
-            f"A relative error is at least {least:.0e}, ten roundings.\n"
-            "Use double precision for smaller ones: A.to(torch.float64)."
-        )
-
-
-def _check_finite(A: LinearOperator) -> None:
-    """Refuse NaN, which ends up in the leaves."""
-    if not all(bool(t.isfinite().all()) for t in named_tensors(A).values()):
-        raise ValueError(
-            "hierarchical(A): its entries, or its products, are not finite.\n"
-            "A matrix with NaN or infinite entries cannot be compressed."
-        )
-
-
-def _check_error(A: LinearOperator, found: LinearOperator, tol: float) -> None:
-    """Refuse what missed its tolerance."""
-    miss = relative_error(A, found)
-    if not miss <= 10 * tol:
-        raise ValueError(
-            f"hierarchical({A!r}, tol={tol:g}): the error is {miss:.1e}.\n"
-            "Products with A are less accurate than that, or A.T is not its transpose.\n"
-            "Use a larger tol."
-        )
-
-
-def _order(
-    A: LinearOperator | Entries, points: Numbers | None, size: int | None, leaf: int
-) -> Int[Tensor, " n"]:
-    """The rows in their order.
-
-    Raises:
-        ValueError: If their number is not known, or differs.
-    """
-    n = A.shape[-1] if isinstance(A, LinearOperator) else size
-    X = None if points is None else checked_points("points", points)
-    n = n if X is None or n is not None else len(X)
-    if n is None or (X is not None and len(X) != n):
-        raise ValueError(
-            f"hierarchical(A, points): A has {n} rows, and there are "
-            f"{'no' if X is None else len(X)} points.\n"
-            "Give a point for each row, or size= where A is a function."
-        )
-    if isinstance(A, LinearOperator) and A.shape != (n, n):
-        raise ValueError(
-            f"hierarchical(A): A is {A!r}; it must be a single square matrix.\n"
-            "A stack is compressed matrix by matrix."
-        )
-    if X is None:
-        return torch.arange(n, device=A.device if isinstance(A, LinearOperator) else None)
-    return bisected(X.detach(), max(math.ceil(math.log2(max(n, 1) / leaf)), 0))
-
-
-def bisected(X: Float[Tensor, "n d"], levels: int) -> Int[Tensor, " n"]:
-    """The order of a balanced tree: halves across the longest side, all nodes of a level at once.
-
-    The last leaf is not full where the number of points is no multiple of that of the leaves.
-    """
-    n, c = len(X), 2**levels
-    surplus = -n % c
-    order = torch.arange(n + surplus, device=X.device)  # from n on: nobody
-    for level in range(levels):
-        nodes = order.reshape(2**level, -1)
-        there = (nodes < n)[..., None]
-        P = X[nodes.clamp(max=n - 1)]  # s m d
-        low = torch.where(there, P, torch.inf).amin(1)
-        high = torch.where(there, P, -torch.inf).amax(1)
-        axis = (high - low).argmax(-1)[:, None, None].expand(-1, P.shape[1], 1)
-        keys = torch.where(there, P.gather(-1, axis), torch.inf)[..., 0]
-        order = nodes.gather(1, keys.argsort(dim=1, stable=True)).flatten()
-    return order[order < n]
-
-
-class _Reordered:
-    """Products in another order of the rows, padded by rows of zeros."""
-
-    def __init__(self, A: LinearOperator, order: Int[Tensor, " n"]) -> None:
-        self.A, self.order = A, order
-
-    def times(self, X: Tensor, *, transposed: bool = False) -> Tensor:
-        """`A X`, or `A.T X`."""
-        n = len(self.order)
-        Z = torch.zeros_like(X[:n]).index_copy(0, self.order, X[:n])
-        Y = (self.A.T if transposed else self.A).matmat(Z)[self.order]
-        return torch.nn.functional.pad(Y, (0, 0, 0, len(X) - n))
-
-
-def _peeled(A: _Reordered, levels: int, tol: float, seed: int) -> HODLRMatrix:
+def _peeled(A: Ordered, seed: int) -> HODLRMatrix:
     """Level by level, the coarsest first; the leaves last."""
-    n, c = len(A.order), 2**levels
-    p = math.ceil(n / c)
-    generator = torch.Generator(A.A.device).manual_seed(seed)
-    like = torch.zeros((), dtype=A.A.dtype, device=A.A.device)
-    size = _norm(A, n, c * p, generator, like)
+    (c, p), like, size = A.leaves, A.zero(), A.norm(seed)
+    generator = torch.Generator(like.device).manual_seed(seed)
     known = HODLRMatrix(like.new_zeros(c, p, p))
-    if not math.isfinite(size):
-        return HODLRMatrix(known.leaves + size)
-    for level in range(levels):
-        error = 0.5 * tol * size / (levels + 1) ** 0.5 / 2 ** ((level + 1) / 2)  # half: it spreads
+    for level in range(A.levels):
+        error = 0.5 * A.tol * size / (A.levels + 1) ** 0.5 / 2 ** ((level + 1) / 2)  # it spreads
         U, V = _level(A, known, 2 ** (level + 1), error, generator)
         known = HODLRMatrix(known.leaves, (*known.left, U), (*known.right, V))
     eye = torch.eye(p, dtype=like.dtype, device=like.device).repeat(c, 1)
@@ -242,20 +111,8 @@ def _peeled(A: _Reordered, levels: int, tol: float, seed: int) -> HODLRMatrix:
     return HODLRMatrix(leaves, known.left, known.right)
 
 
-def _norm(A: _Reordered, n: int, rows: int, generator: torch.Generator, like: Tensor) -> float:
-    """The Frobenius norm, by random vectors."""
-    G = _random(rows, PROBES, generator, like)
-    G[n:] = 0
-    return float(A.times(G).norm()) / PROBES**0.5
-
-
-def _random(rows: int, k: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Gaussian vectors."""
-    return torch.randn(rows, k, generator=generator, dtype=like.dtype, device=like.device)
-
-
 def _level(
-    A: _Reordered, known: HODLRMatrix, s: int, error: float, generator: torch.Generator
+    A: Ordered, known: HODLRMatrix, s: int, error: float, generator: torch.Generator
 ) -> tuple[Inexact[Tensor, "s m r"], Inexact[Tensor, "s m r"]]:
     """The factors of all blocks of a level, up to an absolute error of each.
 
@@ -266,7 +123,8 @@ def _level(
     m, k = rows // s, START
     while True:
         k = min(k, m)
-        G = _random(rows, k, generator, known.leaves).unflatten(0, (s, m))
+        like = known.leaves
+        G = torch.randn(s, m, k, generator=generator, dtype=like.dtype, device=like.device)
         Y = _sampled(A, known, G, transposed=False)
         U, values, _ = torch.linalg.svd(Y / k**0.5, full_matrices=False)
         tails = values.square().flip(-1).cumsum(-1).flip(-1).sqrt()
@@ -294,7 +152,7 @@ def _exchanged(F: Inexact[Tensor, "s m k"]) -> Inexact[Tensor, "s m k"]:
 
 
 def _sampled(
-    A: _Reordered, known: HODLRMatrix, G: Inexact[Tensor, "s m k"], *, transposed: bool
+    A: Ordered, known: HODLRMatrix, G: Inexact[Tensor, "s m k"], *, transposed: bool
 ) -> Inexact[Tensor, "s m k"]:
     """For each block row its block times the vectors of its sibling: two products."""
     s, found = len(G), torch.zeros_like(G)
@@ -309,7 +167,7 @@ def _sampled(
     return found
 
 
-def _refuse(A: _Reordered, m: int, rank: int) -> None:
+def _refuse(A: Ordered, m: int, rank: int) -> None:
     """Say that a matrix does not compress."""
     raise ValueError(
         f"hierarchical({A.A!r}): a block of {m}x{m} beside the diagonal has rank {rank} at this "
@@ -318,29 +176,15 @@ def _refuse(A: _Reordered, m: int, rank: int) -> None:
     )
 
 
-def _crossed(A: Entries, order: Int[Tensor, " n"], levels: int, tol: float) -> HODLRMatrix:
+def _crossed(A: Ordered) -> HODLRMatrix:
     """Cross approximation on each level, of entries at places in the order of the tree."""
-    n, c = len(order), 2**levels
-    p = math.ceil(n / c)
-    places = torch.arange(c * p, device=order.device, dtype=torch.float64)
-
-    def entries(X: Tensor, Y: Tensor) -> Tensor:
-        """Entries at places of the order; behind the last there is nothing."""
-        i, j = X.long()[..., :, None, 0], Y.long()[..., None, :, 0]
-        inside = (i < n) & (j < n)
-        return A(order[i.clamp(max=n - 1)], order[j.clamp(max=n - 1)]) * inside
-
-    def finite(X: Tensor, Y: Tensor) -> Tensor:
-        """Entries that a cross can be made of."""
-        found = entries(X, Y)
-        _check_finite(DenseMatrix(found))
-        return found
-
+    c, p = A.leaves
+    places = torch.arange(c * p, device=A.order.device, dtype=torch.float64)
     left, right = [], []
-    for level in range(levels):
+    for level in range(A.levels):
         blocks = places.reshape(2 ** (level + 1), -1, 1)
-        C, R = cross_factors(finite, blocks, _exchanged(blocks), tol)
+        C, R = cross_factors(A.finite, blocks, _exchanged(blocks), A.tol)
         left.append(C)
         right.append(_exchanged(R))
     grid = places.reshape(c, p, 1)
-    return HODLRMatrix(entries(grid, grid), tuple(left), tuple(right))
+    return HODLRMatrix(A.entries(grid, grid), tuple(left), tuple(right))

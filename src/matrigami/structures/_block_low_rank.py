@@ -54,7 +54,7 @@ from matrigami.operators import (
 from matrigami.structures._block_low_rank_factors import tiles_slogdet, tiles_solve
 from matrigami.structures._sparse import SparseMatrix
 
-__all__ = ["BlockLowRank", "BlockLowRankMatrix"]
+__all__ = ["BlockLowRank", "BlockLowRankMatrix", "joined_tiles"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -322,19 +322,45 @@ def _linked(
     R: Inexact[Tensor, "*batch i g b q"],
     kept: Bool[Tensor, "i g b"],
 ) -> BlockLowRankMatrix:
-    """The kept columns of all tiles, in the order of the row blocks and of the column blocks."""
-    (i, g, _), batch = kept.shape, L.shape[:-4]
+    """The kept columns of all tiles."""
     row, column, index = kept.nonzero(as_tuple=True)
-    in_row = kept.flatten(1).cumsum(1).reshape(kept.shape)[row, column, index] - 1
-    by_column = kept.transpose(0, 1)
-    in_column = by_column.flatten(1).cumsum(1).reshape(by_column.shape)[column, row, index] - 1
-    t, s = int(in_row.max()) + 1, int(in_column.max()) + 1
-    U = L.transpose(-2, -1)[..., row, column, index, :]
-    left = U.new_zeros(*batch, i * t, L.shape[-2]).index_add(-2, row * t + in_row, U)
-    V = R[..., row, column, index, :]
-    right = V.new_zeros(*batch, g * s, R.shape[-1]).index_add(-2, column * s + in_column, V)
-    link = torch.full((i, t), g * s, device=L.device)
+    U, V = L.transpose(-2, -1)[..., row, column, index, :], R[..., row, column, index, :]
+    return joined_tiles(row, column, U, V, (kept.shape[0], kept.shape[1]))
+
+
+def joined_tiles(
+    row: Int[Tensor, " e"],
+    column: Int[Tensor, " e"],
+    U: Inexact[Tensor, "*batch e p"],
+    V: Inexact[Tensor, "*batch e q"],
+    grid: tuple[int, int],
+) -> BlockLowRankMatrix:
+    """The sum of `U_e V_e.T`, each in the tile at its row block and its column block.
+
+    Examples:
+        >>> one, ones = torch.tensor([1]), torch.ones(1, 2)
+        >>> joined_tiles(one, 0 * one, ones, 3 * ones, (2, 1)).dense()
+        tensor([[0., 0.],
+                [0., 0.],
+                [3., 3.],
+                [3., 3.]])
+    """
+    (i, g), batch = grid, U.shape[:-2]
+    in_row, in_column = _counted(row), _counted(column)
+    t, s = (int(place.max()) + 1 if len(place) else 0 for place in (in_row, in_column))
+    left = U.new_zeros(*batch, i * t, U.shape[-1]).index_add(-2, row * t + in_row, U)
+    right = V.new_zeros(*batch, g * s, V.shape[-1]).index_add(-2, column * s + in_column, V)
+    link = torch.full((i, t), g * s, device=U.device)
     link[row, in_row] = column * s + in_column
     return BlockLowRankMatrix(
         left.unflatten(-2, (i, t)).mT, right.unflatten(-2, (g, s)).mT, Places(link)
+    )
+
+
+def _counted(owner: Int[Tensor, " e"]) -> Int[Tensor, " e"]:
+    """The place of each among those of one owner."""
+    ascending, order = owner.sort(stable=True)
+    place = torch.arange(len(owner), device=owner.device)
+    return torch.empty_like(owner).scatter(
+        0, order, place - torch.searchsorted(ascending, ascending)
     )

@@ -88,9 +88,9 @@ def cross_pivots(
         u = u * live[:, None]
         rows.append(row)
         columns.append(column)
-        used.append(live)
         step = u.norm(dim=1) * v.norm(dim=1)
         size = torch.hypot(size, step)
+        used.append(live & (step > torch.finfo(v.dtype).eps * size))  # no cross of roundings
         live = live & (step > tol * size)
         U, V = torch.cat([U, u[:, None]], 1), torch.cat([V, v[:, None]], 1)
         row = (u.abs() * free).argmax(1)
