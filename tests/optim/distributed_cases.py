@@ -37,6 +37,7 @@ METHODS = {
     "soap": partial(SOAP, lr=0.02, frequency=2),
     "shampoo": partial(Shampoo, lr=0.02, frequency=2, weight_decay=0.1),
     "muon": partial(Muon, lr=0.02),
+    "muon_bound": partial(Muon, lr=0.02, bound=True),
 }
 """Refreshes are frequent, so that they fall before and after a checkpoint."""
 

@@ -41,6 +41,7 @@ VARIANTS = {
     "shampoo_products": partial(Shampoo, root=cans_root),
     "muon_cans": partial(Muon, polynomials=CANS, nesterov=False),
     "muon_polar": partial(Muon, polynomials=POLAR_EXPRESS, scale=spectral),
+    "muon_bound": partial(Muon, bound=True),
 }
 
 

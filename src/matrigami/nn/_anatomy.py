@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from matrigami.operators import BlockView, Fan, OpenFunction
+from matrigami.operators import BlockView, Fan, LinearOperator, OpenFunction
 
 RUNNING = ("forward", "_conv_forward")
 """Methods that a subclass must not replace: a rule is for the computation that it knows."""
@@ -85,12 +85,14 @@ class Whole(NamedTuple):
         outputs: Its rows.
         factors: How many parameters make it.
         growth: The powers of the width with which inputs and outputs grow.
+        product: The matrix as a value of the parameters themselves, if it is that of a layer.
     """
 
     inputs: int
     outputs: int
     factors: int = 1
     growth: tuple[int, int] = (1, 1)
+    product: LinearOperator | None = None
 
 
 @dataclass(frozen=True)

@@ -308,8 +308,10 @@ class StructuredLinear(nn.Module):
 @parts.register
 def _(layer: StructuredLinear) -> Parts:
     """Each tensor by the part that it plays in the product; the bias on its own."""
-    whole = Whole(layer.in_features, layer.out_features, len(layer.factor_names))
-    found: Parts = {}
+    plain = not layer.rms_cap and not is_parametrized(layer)
+    product = layer.matrix() if plain else None
+    sizes = (layer.in_features, layer.out_features, len(layer.factor_names))
+    whole, found = Whole(*sizes, product=product), Parts()
     for i, part in enumerate(contractions(layer._template)):
         view, why = part.matrix.view, _why_unseen(layer, part)
         tap = None if why else _core_tap(layer, i)

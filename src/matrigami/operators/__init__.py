@@ -107,6 +107,7 @@ from matrigami.operators._memory import (
     is_big,
 )
 from matrigami.operators._metric import Metric, roots
+from matrigami.operators._norm_terms import NormTerm, norm_terms
 from matrigami.operators._places import (
     Places,
 )
@@ -178,6 +179,7 @@ __all__ = [
     "KhatriRaoMatrix",
     "LinearOperator",
     "Metric",
+    "NormTerm",
     "OpenFunction",
     "Places",
     "ProductMatrix",
@@ -244,6 +246,7 @@ __all__ = [
     "multiplied",
     "named_tensors",
     "norm",
+    "norm_terms",
     "operator",
     "outer",
     "padded_size",

@@ -19,6 +19,8 @@ from matrigami.nn import Part, Role
 from matrigami.optim._method import Options, State
 from matrigami.optim._optimizer import MatrixOptimizer, Source
 from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, orthogonalised
+from matrigami.optim._product_bound import ProductBounds
+from matrigami.optim.distributed import Update
 
 
 def rms_match(m: float, n: float) -> float:
@@ -44,6 +46,9 @@ class Muon(MatrixOptimizer):
         maximize: Go up instead of down.
         polynomials: `QUINTIC`, `POLAR_EXPRESS`, `CANS`, or steps of your own.
         scale: Size of the update by rows and columns, such as `rms_match` or `spectral`.
+        bound: Move a structured layer, as a matrix, by at most what a dense one of its size moves
+            by: `lr scale(m, n)` in the spectral norm; see `_product_bound.py`. Needs the model, or
+            its plan. Layers with `rms_cap` and mixtures of experts are left alone.
         dtype: Precision of the products; None measures once whether bfloat16 is the faster. Double
             parameters stay double.
         adam_betas: Decay of the moments of parameters that are not matrices.
@@ -71,6 +76,7 @@ class Muon(MatrixOptimizer):
         maximize: bool = False,
         polynomials: tuple[Polynomial, ...] = QUINTIC,
         scale: Callable[[float, float], float] = rms_match,
+        bound: bool = False,
         dtype: torch.dtype | None = None,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
@@ -80,9 +86,11 @@ class Muon(MatrixOptimizer):
             "momentum": momentum,
             "nesterov": nesterov,
             "scale": scale,
+            "bound": bound,
         }
         options |= {"weight_decay": weight_decay, "polynomials": polynomials, "dtype": dtype}
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
+        self._bounds = ProductBounds()
         super().__init__(source, options)
 
     @staticmethod
@@ -120,6 +128,17 @@ class Muon(MatrixOptimizer):
     def norm(m: float, n: float, options: Options) -> float:
         """All singular values are the scale."""
         return options["scale"](m, n)
+
+    def _apply(self, updates: list[Update]) -> None:
+        """With the steps of products bounded, if asked."""
+        if any(group["bound"] for group in self.param_groups):
+            updates = self._bounds.shortened(updates, self.param_groups, self.exchange)
+        super()._apply(updates)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has products of its own."""
+        super().__setstate__(state)
+        self._bounds = ProductBounds()
 
     @staticmethod
     def takes(part: Part) -> bool:

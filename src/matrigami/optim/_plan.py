@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.nn import Part, Parts, Role, Rule, anatomy, parts, spectral_rule
-from matrigami.operators import BlockView
+from matrigami.nn import Part, Parts, Role, Rule, Whole, anatomy, parts, spectral_rule
+from matrigami.operators import BlockView, Fan
 from matrigami.optim._adam import Adam
 from matrigami.optim._method import MatrixMethod, Options
 from matrigami.optim.distributed import exchange_between, working_dtype
@@ -32,6 +32,7 @@ class Row:
         bytes: Size of its state.
         flops: Floating-point operations of a mean step.
         owner: Rank of the process that updates it for all that share it; None: each one does.
+        whole: The dense matrix that it is a factor of.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     bytes: int
     flops: float
     owner: int | None = None
+    whole: Whole | None = field(default=None, repr=False)
 
     @property
     def blocks(self) -> str:
@@ -95,7 +97,10 @@ class Plan:
             [(0.005, True), (0.01, False)]
         """
         rule = spectral_rule(partial(self.method.norm, options=self.options))
-        return {row.name: rule for row in self.rows if row.view is not None}
+        rules = {row.name: rule for row in self.rows if row.view is not None}
+        if self.options.get("bound"):
+            rules |= {r.name: _as_one(rule, r.whole) for r in self.rows if _is_factor(r.whole)}
+        return rules
 
     def groups(self, groups: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
         """Parameter groups that carry the views: for the optimiser's constructor.
@@ -109,28 +114,24 @@ class Plan:
             ValueError: If a parameter is not in the plan.
         """
         if groups is not None:
-            return [group | {"views": self._views(group["params"])} for group in groups]
+            return [self._equipped(group) for group in groups]
         kinds = [[r for r in self.rows if (r.view is None) is flat] for flat in (False, True)]
-        return [
-            {
-                "params": [(r.name, r.parameter) for r in rows],
-                "views": [r.view for r in rows],
-            }
-            for rows in kinds
-            if rows
-        ]
+        named = [[(r.name, r.parameter) for r in rows] for rows in kinds if rows]
+        return [self._equipped({"params": params}) for params in named]
 
-    def _views(self, parameters: Any) -> list[BlockView | None]:
-        """The views of some parameters, which may be named."""
-        known = {row.parameter: row.view for row in self.rows}
-        plain = [p[1] if isinstance(p, tuple) else p for p in parameters]
+    def _equipped(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group with the views of its parameters, which may be named."""
+        known = {row.parameter: row for row in self.rows}
+        plain = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         missing = [tuple(p.shape) for p in plain if p not in known]
         if missing:
             raise ValueError(
                 f"Plan.groups was given parameters of shapes {missing}.\n"
                 "The plan does not have them.\nMake the plan of the model that owns them."
             )
-        return [known[p] for p in plain]
+        rows = [known[p] for p in plain]
+        wholes = {"wholes": [r.whole for r in rows]} if self.options.get("bound") else {}
+        return group | {"views": [r.view for r in rows]} | wholes
 
     def __repr__(self) -> str:
         """One line for each parameter, the totals, and the learning rate to start with."""
@@ -171,7 +172,7 @@ def planned(
     if isinstance(model, DistributedDataParallel):
         model, replicas = model.module, model.process_group
     rows = [
-        _row(name, p, part.role, _view(part, method, options), method, options)
+        _row(name, p, part, _view(part, method, options), method, options)
         for name, (p, part) in _routed(model, head, elementwise).items()
     ]
     exchange = exchange_between((r.parameter for r in rows), replicas, method)
@@ -191,7 +192,7 @@ def _view(part: Part, method: type[MatrixMethod], options: Options) -> BlockView
 def _row(
     name: str,
     p: Tensor,
-    role: Role,
+    part: Part,
     view: BlockView | None,
     method: type[MatrixMethod],
     options: Options,
@@ -205,7 +206,18 @@ def _row(
     if view is not None:
         b, m, n = view.stack
         work = b * method.flops(m, n, options)
-    return Row(name, p, role, view, chosen.__name__, size, work)
+    return Row(name, p, part.role, view, chosen.__name__, size, work, whole=part.whole)
+
+
+def _is_factor(whole: Whole | None) -> bool:
+    """Whether a parameter is a factor of a known matrix."""
+    return whole is not None and whole.product is not None
+
+
+def _as_one(rule: Rule, whole: Whole) -> Rule:
+    """The rule of a matrix that moves as one, whatever its factors are."""
+    fan = Fan(whole.inputs, whole.outputs)
+    return lambda _fan, inputs, outputs, _factors: rule(fan, inputs, outputs, 1)
 
 
 def _routed(

@@ -65,6 +65,13 @@ CANS = cans(1e-3, steps=9)
 """`cans` for singular values above 0.001, to 1 %."""
 
 
+ASPECT = 2
+"""Columns to a row from which the Gram matrix is iterated on."""
+
+PAIR = 2
+"""Steps on one Gram matrix."""
+
+
 def orthogonalised(
     G: Float[Tensor, "b m n"], polynomials: tuple[Polynomial, ...], dtype: torch.dtype
 ) -> Float[Tensor, "b m n"]:
@@ -80,11 +87,35 @@ def orthogonalised(
     X = (X / size.clamp_min(torch.finfo(G.dtype).tiny)).to(dtype)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
-    for a, b, c in polynomials:
-        A = X @ X.mT
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c) if c else b * A
-        X = torch.baddbmm(X, B, X, beta=a)
+    wide = X.shape[-1] >= ASPECT * X.shape[-2] and dtype != torch.bfloat16
+    for i in range(0, len(polynomials), PAIR if wide else 1):
+        now = polynomials[i : i + PAIR]
+        X = _two_steps(X, *now) if wide and len(now) == PAIR else _step(X, polynomials[i])
     return (X.mT if tall else X).to(G.dtype)
+
+
+def _step(X: Float[Tensor, "b m n"], p: Polynomial) -> Float[Tensor, "b m n"]:
+    """`a X + b (X X') X + c (X X')^2 X`."""
+    return torch.baddbmm(X, _even(X @ X.mT, p), X, beta=p.a)
+
+
+def _even(A: Float[Tensor, "b m m"], p: Polynomial) -> Float[Tensor, "b m m"]:
+    """`b A + c A^2`."""
+    return torch.baddbmm(A, A, A, beta=p.b, alpha=p.c) if p.c else p.b * A
+
+
+def _two_steps(X: Float[Tensor, "b m n"], p: Polynomial, q: Polynomial) -> Float[Tensor, "b m n"]:
+    """Two steps on the small Gram matrix `A = X X'`: two products with `X` instead of four.
+
+    With `E = a + b A + c A^2` the first step is `E X`, whose Gram matrix is `E A E`. More steps
+    without a fresh Gram matrix lose small singular values: 1.2e-4 instead of 7e-5 of the result at
+    a condition of 1e4 in single precision, and all of it in half.
+    """
+    A = X @ X.mT
+    E = _even(A, p)
+    E.diagonal(dim1=-2, dim2=-1).add_(p.a)
+    F = _even(E @ A @ E, q)
+    return torch.baddbmm(E, F, E, beta=q.a) @ X
 
 
 @functools.cache

@@ -29,7 +29,8 @@ ON_HOST = ("seeded", "offset")
 
 
 OUTSIDE = frozenset(
-    {"params", "param_names", "views", "clock", "lr", "weight_decay", "initial_lr", "maximize"}
+    {"params", "param_names", "views", "wholes", "clock"}
+    | {"lr", "weight_decay", "initial_lr", "maximize"}
 )
 """Keys of a group that the mathematics does not see: groups that differ only there share stacks."""
 

@@ -26,6 +26,7 @@ from matrigami.operators import (
     DenseMatrix,
     Fan,
     LinearOperator,
+    NormTerm,
     Structure,
     contraction,
     contractions,
@@ -38,6 +39,7 @@ from matrigami.operators import (
     is_frobenius,
     least_squares_fit,
     norm,
+    norm_terms,
     project,
     resolve_rank,
     scale,
@@ -170,6 +172,15 @@ def _(A: HadamardMatrix) -> tuple[Contraction, ...]:
             rows,
         ),
     )
+
+
+@norm_terms.register
+def _(A: HadamardMatrix) -> tuple[NormTerm, ...]:
+    """`A = K_U K_V.T`; rows of `K_U` are Kronecker products, and `K_V` is a part of `V1 (x) V2`.
+
+    The norm of a stack of `m` rows is at most `sqrt(m)` times that of the longest.
+    """
+    return (NormTerm(A.shape[-2] ** 0.5, (0, 1, 2, 3)),)
 
 
 @cost.register

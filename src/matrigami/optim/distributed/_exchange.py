@@ -67,6 +67,10 @@ class Exchange(Protocol):
         """The sum over the processes among which matrices have owners."""
         ...
 
+    def whole(self, p: Tensor, part: Tensor) -> Tensor:
+        """All of a tensor that is spread as `p` is, of which this process has a part."""
+        ...
+
 
 class Local:
     """One process, whole tensors."""
@@ -105,6 +109,10 @@ class Local:
     def summed(self, value: float) -> float:
         """The value itself."""
         return value
+
+    def whole(self, p: Tensor, part: Tensor) -> Tensor:  # noqa: ARG002
+        """The part itself."""
+        return part
 
 
 def present(groups: Groups) -> Iterator[tuple[Tensor, BlockView | None, Tensor]]:

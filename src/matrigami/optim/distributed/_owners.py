@@ -104,6 +104,12 @@ class Owners:
             value = float(summed(total, [team.group]))
         return value
 
+    def whole(self, p: Tensor, part: Tensor) -> Tensor:
+        """Gathered from all processes of its mesh, each of which asks."""
+        if not isinstance(p, DTensor):
+            return part
+        return assembled(part, p.device_mesh, p.placements, tuple(p.shape)).full_tensor()
+
     def saved(self, groups: Groups, state: Mapping[Tensor, State]) -> dict[Tensor, State]:
         """Owned state is cut along its longest axis; what is small is copied.
 
