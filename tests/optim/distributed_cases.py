@@ -122,6 +122,21 @@ def natural(kind: str) -> None:
             KFAC(wrapped(model_of("cores"), kind), loss)
 
 
+def sees_inputs(kind: str) -> None:
+    """Muon with the moments of inputs, which are averaged over ranks, of sharded cores, too."""
+    for name in ("dense", "cores"):
+        ours, alone = wrapped(model_of(name), kind), model_of(name)
+        options = {"lr": 0.02, "inputs": True, "statistics_every": 2, "bound": True}
+        optimizers = [Muon(model, **options) for model in (ours, alone)]
+        for step in range(5):
+            for model, optimizer in zip((ours, alone), optimizers, strict=True):
+                optimizer.zero_grad()
+                backward(model, step)
+                optimizer.step()
+        check_equal(ours, alone, 1e-5)
+        assert any(entry["watched"].any() for entry in optimizers[1].state.values() if "A" in entry)
+
+
 def train(model: nn.Module, optimizer: MatrixOptimizer, steps: range, divide: bool = False) -> None:
     """Some steps."""
     for step in steps:

@@ -67,6 +67,11 @@ def test_natural_gradients(kind: str, tmp_path: Path):
     on_ranks(2, tmp_path, cases.natural, kind)
 
 
+@each_kind
+def test_inputs_are_seen_on_all_ranks(kind: str, tmp_path: Path):
+    on_ranks(2, tmp_path, cases.sees_inputs, kind)
+
+
 def test_two_axes_of_a_mesh(tmp_path: Path):
     on_ranks(4, tmp_path, cases.takes_two_cuts)
 

@@ -1,13 +1,16 @@
-"""Muon: steps of products stay below the bound, and orthogonalisation by small Gram matrices."""
+"""Muon: steps of products, inputs that are watched, orthogonalisation by small Gram matrices."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from matrigami import LowRank, Monarch
-from matrigami.nn import StructuredLinear, param_groups
+from matrigami import BlockTensorTrain, LowRank, Monarch
+from matrigami.curvature import capture
+from matrigami.nn import StructuredLinear, StructuredMoE, param_groups
 from matrigami.operators import NormTerm, named_tensors, norm_terms, with_tensors
 from matrigami.optim import CANS, POLAR_EXPRESS, QUINTIC, Muon, plan, spectral
 from matrigami.optim._polynomials import _step, orthogonalised
@@ -145,3 +148,135 @@ def test_gram_matrices_orthogonalise_as_the_plain_iteration(polynomials, shape):
     )
     single = orthogonalised(G.float(), polynomials, torch.float32)
     torch.testing.assert_close(single.double(), X, rtol=0, atol=2e-3)
+
+
+class Calls(nn.Module):
+    """Every way in which layers with inputs are called."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.conv = nn.Conv2d(4, 6, 3, groups=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 3, 2)
+        self.first, self.twice = nn.Linear(75, 8), nn.Linear(8, 8)
+        self.core = StructuredLinear(8, 12, Monarch(blocks=4))
+        self.train_ = StructuredLinear(12, 8, BlockTensorTrain(rank=2))
+        self.experts = StructuredMoE(8, 8, LowRank(rank=2), experts=3, active=2)
+        self.lstm, self.head = nn.LSTM(8, 4), nn.Linear(4, 3)
+
+    def inner(self, h: Tensor) -> Tensor:
+        """Twice the same layer, and two products."""
+        return self.train_(torch.tanh(self.core(self.twice(torch.tanh(self.twice(h))))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores."""
+        h = self.first(self.up(torch.tanh(self.conv(x))).flatten(1))
+        h = checkpoint(self.inner, h, use_reentrant=self.reentrant)
+        return self.head(self.lstm(self.experts(h))[0])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_inputs_are_those_of_a_capture(reentrant: bool):
+    torch.manual_seed(0)
+    model, x = Calls(reentrant), torch.randn(10, 4, 4, 4)
+    optimizer = Muon(model, inputs=True)
+    twin = copy.deepcopy(model)
+    twin.lstm.requires_grad_(False)
+    with capture(twin) as expected, torch.no_grad():
+        for part in x.split([6, 4]):
+            read(twin, part)
+    for part in x.split([6, 4]):
+        model(part).square().sum().backward()
+    model.eval()(x)
+    optimizer.step()
+    checked = 0
+    for name, p in model.named_parameters():
+        if "A" in optimizer.state[p] and "lstm" not in name:
+            torch.testing.assert_close(
+                optimizer.state[p]["A"], expected[name].inputs.dense(), rtol=1e-4, atol=1e-5
+            )
+            checked += 1
+        elif "A" in optimizer.state[p]:
+            assert not optimizer.state[p]["watched"].any()
+    assert checked == 11
+
+
+def read(model: nn.Module, x: Tensor) -> None:
+    """The layers of `Calls` but the LSTM, which a capture refuses."""
+    h = model.first(model.up(torch.tanh(model.conv(x))).flatten(1))
+    model.head(model.lstm(model.experts(model.inner(h)))[0])
+
+
+def test_a_step_is_that_of_the_preconditioned_gradient():
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3, bias=False, dtype=torch.float64)
+    before, x = layer.weight.detach().clone(), torch.randn(20, 5, dtype=torch.float64)
+    optimizer = Muon(layer, 0.1, inputs=True, weight_decay=0.0, scale=spectral, polynomials=CANS)
+    layer(x)
+    G = layer.weight.grad = torch.randn(3, 5, dtype=torch.float64)
+    optimizer.step()
+    A = x.mT @ x / 20
+    K = A + 0.2 * A.diagonal().mean() * torch.eye(5, dtype=torch.float64)
+    U, _, Vh = torch.linalg.svd(G @ torch.linalg.inv(K), full_matrices=False)
+    torch.testing.assert_close(before - layer.weight.detach(), 0.1 * U @ Vh, rtol=0, atol=2e-3)
+
+
+def test_batches_are_watched_every_so_many_steps_and_averaged():
+    layer = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    optimizer = Muon(layer, inputs=True, statistics_every=3, decay=0.5)
+    expected, seen = torch.zeros(2, 2, dtype=torch.float64), 0
+    for t in range(10):
+        x = random(4, 2, seed=t)
+        loss = layer(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if t % 3 == 0:
+            seen += 1
+            expected = expected.lerp(x.mT @ x / 4, max(1 / seen, 0.5))
+        torch.testing.assert_close(optimizer.state[layer.weight]["A"][0], expected)
+    with pytest.raises(ValueError, match="it watches a model"):
+        copy.deepcopy(optimizer)
+
+
+def test_a_watched_run_resumes_exactly():
+    def model_of() -> tuple[nn.Module, Muon]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        return model, Muon(model, lr=0.05, inputs=True, statistics_every=3)
+
+    def train(model: nn.Module, optimizer: Muon, steps: range) -> None:
+        for t in steps:
+            optimizer.zero_grad()
+            model(random(8, 4, seed=t)).square().mean().backward()
+            optimizer.step()
+
+    whole, optimizer = model_of()
+    train(whole, optimizer, range(8))
+    for cut in (2, 3, 4):
+        first, early = model_of()
+        train(first, early, range(cut))
+        second, late = model_of()
+        second.load_state_dict(first.state_dict())
+        late.load_state_dict(early.state_dict())
+        train(second, late, range(cut, 8))
+        for p, q in zip(whole.parameters(), second.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_who_watches_and_who_cannot():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = Muon(plan(model, partial(Muon, inputs=True)).groups(), inputs=True)
+    assert optimizer.estimator is None
+    assert optimizer.reads_gradients_only
+    optimizer.attach(model)
+    assert set(optimizer._names) == {"0.weight"}  # the head takes Adam
+    assert not optimizer.reads_gradients_only
+    for wrong in (optimizer, Muon(model)):
+        with pytest.raises(ValueError, match="watches one model, once"):
+            wrong.attach(model)
+    model[0](torch.ones(1, 3)).sum().backward()
+    with pytest.warns(RuntimeWarning, match="Muon saw no forward pass"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="out of range"):
+        Muon(model, gamma=0.0)

@@ -42,6 +42,7 @@ VARIANTS = {
     "muon_cans": partial(Muon, polynomials=CANS, nesterov=False),
     "muon_polar": partial(Muon, polynomials=POLAR_EXPRESS, scale=spectral),
     "muon_bound": partial(Muon, bound=True),
+    "muon_inputs": partial(Muon, inputs=True, statistics_every=3),
 }
 
 

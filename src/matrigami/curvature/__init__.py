@@ -9,11 +9,13 @@ from matrigami.curvature._estimator import FactorPair, FisherEstimator
 from matrigami.curvature._ggn import GaussNewtonMatrix, fisher, ggn
 from matrigami.curvature._hessian import HessianMatrix, hessian
 from matrigami.curvature._influence import influence
+from matrigami.curvature._input_estimator import InputEstimator
 from matrigami.curvature._kfac import kfac
 from matrigami.curvature._kfoc import kfoc
 from matrigami.curvature._laplace import LaplacePosterior, Prediction, laplace
 from matrigami.curvature._matrix import CurvatureMatrix
 from matrigami.curvature._objective import Objective
+from matrigami.curvature._watch import ModelWatch
 
 __all__ = [
     "APPROXIMATIONS",
@@ -25,7 +27,9 @@ __all__ = [
     "FisherEstimator",
     "GaussNewtonMatrix",
     "HessianMatrix",
+    "InputEstimator",
     "LaplacePosterior",
+    "ModelWatch",
     "Moments",
     "Objective",
     "Prediction",

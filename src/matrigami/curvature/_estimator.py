@@ -10,7 +10,6 @@ differentiated enters. Nothing changes in the training loop.
 Shapes: N = examples, b = blocks, i = inputs and o = outputs of a block.
 """
 
-import threading
 import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,10 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from matrigami.curvature._blocks import (
     SharedInputs,
@@ -44,14 +41,12 @@ from matrigami.curvature._objective import Loss, sums
 from matrigami.curvature._tape import (
     Hook,
     LayerCall,
-    Tape,
     TapedLayer,
-    find_layers,
     is_observed,
     pull_back,
-    unwrapped,
 )
-from matrigami.nn import StructuredLinear, StructuredMoE, parts
+from matrigami.curvature._watch import ModelWatch
+from matrigami.nn import StructuredLinear, StructuredMoE
 from matrigami.operators import trace
 
 WAITING = 16
@@ -89,15 +84,14 @@ class Running(NamedTuple):
     terms: float
 
 
-class FisherEstimator(Tape):
+class FisherEstimator(ModelWatch):
     """Estimates the Kronecker factors of some weights of a model, in the passes of a training loop.
 
     Args:
-        model: The model; of a data-parallel or sharded one the factors are averaged over all
-            processes, each of which has its own data.
+        model: The model.
         loss: Its loss, which has a known likelihood. Of a module whose call is a part of the
             training loop the targets are seen, too.
-        wanted: The weights. Those of embeddings and norms are not for this.
+        wanted: The weights.
         labels: How many labels to draw for each output.
         optimal: The nearest Kronecker product to the block (KFOC) instead of K-FAC's.
 
@@ -105,6 +99,8 @@ class FisherEstimator(Tape):
         ValueError: If the loss is no known likelihood, or a structured layer is sharded.
         TypeError: If a weight belongs to a module without a rule.
     """
+
+    sides = ("A", "B")
 
     def __init__(
         self,
@@ -115,96 +111,39 @@ class FisherEstimator(Tape):
         labels: int = 1,
         optimal: bool = False,
     ) -> None:
-        super().__init__()
-        self.model, self.loss = unwrapped(model), as_module(loss)
+        self.loss = as_module(loss)
         term_count(self.loss, torch.empty(1, 1))  # refuses a loss without a likelihood at once
-        self.labels, self.optimal = labels, optimal
-        self.distributed, self.sharded = isinstance(model, DistributedDataParallel), False
-        self.clock: int | None = None
-        self.rejected = self.passes = self.seen = 0
-        self._within = threading.local()
+        self.labels, self.optimal, self.passes = labels, optimal, 0
         self._waiting: list[Forward] = []
         self._found: dict[str, Running] = {}
-        self._ever: set[str] = set()
-        self._layers: dict[str, TapedLayer] = {}
-        self.extend(wanted)
-        self.hold(self.model.register_forward_pre_hook(Hook(self._begin)))
-        self.hold(self.model.register_forward_hook(Hook(self._end)))
+        super().__init__(model, wanted)
         if isinstance(loss, nn.Module):
             hook = Hook(self._before_loss)
             self.hold(loss.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def extend(self, wanted: Collection[Tensor]) -> None:
-        """Watch some more weights of the model."""
-        sharded = [hasattr(p, "placements") for p in wanted]  # what a DTensor has
-        self.sharded |= any(sharded)
-        self.distributed |= self.sharded
-        layers = find_layers(self.model, joint=False, wanted=wanted) if wanted else []
-        if any(sharded):
+    def check(self, layers: list[TapedLayer]) -> None:
+        """The tensors of a structured layer that is sharded are whole too briefly."""
+        if any(hasattr(p, "placements") for layer in layers for p in layer.module.parameters()):
             _refuse_structured(layers)
-        self.listen(layers)
-        self._layers |= {name: layer for layer in layers for name in layer.names.values()}
 
     def start(self, clock: int) -> None:
         """Look at the batches from now on; the clock seeds the labels."""
-        self.clock, self.passes = clock, 0
+        super().start(clock)
+        self.passes = 0
 
     def stop(self) -> None:
         """Look at no more batches."""
-        self.clock, self.passes = None, 0
-
-    @property
-    def names(self) -> set[str]:
-        """The weights that were ever seen."""
-        return self._ever
+        super().stop()
+        self.passes = 0
 
     def forget(self) -> None:
         """Drop what was seen since the last call of `take`: its gradients are dropped, too."""
         self._found = {}
 
-    def take(self) -> dict[str, FactorPair]:
-        """The factors since the last call, by parameter name; looks at no more batches.
-
-        Of several processes all call it, and have the mean over those that have seen a weight.
-        """
-        looked, self.clock, self._waiting = self.clock is not None, None, []
-        found = {name: known.pair for name, known in self._found.items()}
-        self._found = {}
-        if not self.distributed:
-            return found
-        return self._mean_of_processes(found) if looked else {}
-
-    def _mean_of_processes(self, found: dict[str, FactorPair]) -> dict[str, FactorPair]:
-        """The factors of all processes, in one order; some may have refused a batch with NaN."""
-        device = next(self.model.parameters()).device
-        present = torch.tensor([float(n in found) for n in self._layers], device=device)
-        dist.all_reduce(present)
-        means = {}
-        for name, count in zip(self._layers, present.tolist(), strict=True):
-            if count:
-                means[name] = found[name] if name in found else self._no_factors(name)
-                for t in means[name]:
-                    dist.all_reduce(t)
-                    t.div_(count)
-        return means
-
-    def _no_factors(self, name: str) -> FactorPair:
-        """Zeros of the shape of the factors of a weight."""
-        layer = self._layers[name]
-        key = next(key for key, known in layer.names.items() if known == name)
-        p, blocks = layer.module.get_parameter(key), parts(layer.module)[key].blocks
-        b, m, n = blocks.stack  # pyright: ignore[reportOptionalMemberAccess] - it is a matrix
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        return FactorPair(*(torch.zeros(b, k, k, dtype=dtype, device=p.device) for k in (n, m)))
-
-    def _begin(self, *_: Any) -> None:
-        """Before the forward pass of the model."""
-        wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
-        self._within.calls = [] if wanted and is_observed() else None
-
-    def wants(self) -> bool:
-        """Only calls within a forward pass of the whole model count."""
-        return getattr(self._within, "calls", None) is not None
+    def collected(self) -> dict[str, FactorPair]:
+        """The factors of this process; forward passes that wait are not looked at any more."""
+        self._waiting = []
+        return {name: known.pair for name, known in self._found.items()}
 
     def note(self, call: LayerCall, output: Tensor) -> None:
         """Keep a call that can be differentiated."""
@@ -212,12 +151,8 @@ class FisherEstimator(Tape):
             call.keep_edge(output)
             self._within.calls.append(call)
 
-    def _end(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
+    def passed(self, calls: list[LayerCall], outputs: Any) -> None:
         """After the forward pass: wait for the loss, or for the gradients of the outputs."""
-        calls, self._within.calls = getattr(self._within, "calls", None), None
-        if not calls:
-            return
-        self.seen += 1
         passed = Forward(outputs if isinstance(outputs, Tensor) else None, calls)
         if passed.outputs is None or not passed.outputs.requires_grad:
             self._wait(passed)

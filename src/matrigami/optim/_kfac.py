@@ -9,8 +9,7 @@ for each block of each of its tensors. Source: Martens and Grosse (2015), arXiv:
 Shapes: b = blocks, m = rows (outputs), n = columns (inputs).
 """
 
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,9 +30,10 @@ from matrigami.optim._kronecker_factors import (
     to_refresh,
 )
 from matrigami.optim._method import Options, State
-from matrigami.optim._optimizer import MatrixOptimizer, Source, listed
+from matrigami.optim._optimizer import Source
 from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
+from matrigami.optim._watching import WatchingOptimizer
 from matrigami.optim.distributed import Update
 
 MATRICES = frozenset({Role.MATRIX, Role.CORE, Role.CONVOLUTION, Role.HEAD})
@@ -43,7 +43,7 @@ STEP = 0.95**5
 """Factor of one change of the damping."""
 
 
-class KFAC(MatrixOptimizer):
+class KFAC(WatchingOptimizer):
     """Natural gradient descent with Kronecker factors that a watch on the model keeps current.
 
     Weights of linear layers, convolutions and structured layers take it; all other parameters
@@ -94,6 +94,8 @@ class KFAC(MatrixOptimizer):
         True
     """
 
+    _pairs: Mapping[Tensor, FactorPair] = {}
+
     def __init__(
         self,
         source: Source,
@@ -123,14 +125,9 @@ class KFAC(MatrixOptimizer):
         options |= {"stagger": stagger, "inverse": inverse, "max_dim": max_dim}
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
         check_options("KFAC", options | {"labels": labels})
-        self.estimator: FisherEstimator | None = None
-        self._warned = False
-        self._names: dict[str, Tensor] = {}
-        self._pairs: dict[Tensor, FactorPair] = {}
         if isinstance(source, nn.Module):
             source = planned(source, KFAC, options)
         super().__init__(source, options)
-        self.register_load_state_dict_post_hook(_resume)
         model = source.model if isinstance(source, Plan) else None
         if model is not None:
             for group in self.param_groups:
@@ -164,12 +161,7 @@ class KFAC(MatrixOptimizer):
                 "It needs a model and a loss, once; parameters alone cannot be watched.\n"
                 "Give KFAC(model, loss), or KFAC(groups) and then attach(model, loss)."
             )
-        chosen = [p for p, view in self._matrices() if view is not None]
-        self.estimator = FisherEstimator(model, loss, (), labels=labels, optimal=optimal)
-        self._names = {}
-        self._estimate_more(self.estimator, chosen)
-        self.defaults["watching"] = True
-        self._look(self.param_groups[0]["clock"])
+        self.watch(FisherEstimator(model, loss, (), labels=labels, optimal=optimal))
 
     def observe(self, p: Tensor, A: Float[Tensor, "b n n"], B: Float[Tensor, "b m m"]) -> None:
         """Tell the curvature `B (x) A` of a weight for the next step: of a layer of your own, say.
@@ -182,7 +174,7 @@ class KFAC(MatrixOptimizer):
         Raises:
             ValueError: If it is no matrix of this optimiser, or the shapes or entries are wrong.
         """
-        view = dict(self._matrices()).get(p)
+        view = dict(self.matrices()).get(p)
         shapes = None if view is None else [(view.stack[0], k, k) for k in view.stack[:0:-1]]
         finite = bool(A.isfinite().all()) and bool(B.isfinite().all())
         if shapes != [tuple(A.shape), tuple(B.shape)] or not finite:
@@ -191,7 +183,7 @@ class KFAC(MatrixOptimizer):
                 f"This parameter needs {shapes or 'none: it takes Adam'}, with finite entries.\n"
                 "Give one factor of inputs and one of outputs for each block."
             )
-        self._pairs[p] = FactorPair(A, B)
+        self._pairs = {**self._pairs, p: FactorPair(A, B)}
 
     def adapt_damping(self, before: float | Tensor, after: float | Tensor) -> float:
         """Compare the fall of the loss with the one that the quadratic model predicts.
@@ -280,91 +272,19 @@ class KFAC(MatrixOptimizer):
         """Whatever has inputs and outputs of its own, if they can be seen."""
         return part.role in MATRICES and part.tap is not None
 
-    def _matrices(self) -> list[tuple[Tensor, BlockView | None]]:
-        """Every parameter with its view."""
-        return [
-            pair
-            for group in self.param_groups
-            for pair in zip(group["params"], group["views"], strict=True)
-        ]
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch does; weights of the model that is watched are watched from now on."""
-        model = None if self.estimator is None else self.estimator.model
-        if model is not None and "views" not in param_group:
-            known = {row.parameter: row.view for row in planned(model, KFAC, self.defaults).rows}
-            given = [p[1] if isinstance(p, tuple) else p for p in listed(param_group["params"])]
-            if all(p in known for p in given):
-                param_group["views"] = [known[p] for p in given]
-        super().add_param_group(param_group)
-        if self.estimator is not None:
-            group = self.param_groups[-1]
-            pairs = zip(group["params"], group["views"], strict=True)
-            self._estimate_more(self.estimator, [p for p, view in pairs if view is not None])
-
-    def _estimate_more(self, estimator: FisherEstimator, chosen: list[Tensor]) -> None:
-        """Watch some more weights, and know their names."""
-        names = {id(p): name for name, p in estimator.model.named_parameters()}
-        chosen = [p for p in chosen if id(p) in names]
-        estimator.extend(chosen)
-        self._names |= {names[id(p)]: p for p in chosen}
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch does; what was seen of the gradients that are dropped does not count."""
         super().zero_grad(set_to_none)
         if self.estimator is not None:
             self.estimator.forget()
 
-    def _expect_a_pass(self, estimator: FisherEstimator, gradients: Collection[Tensor]) -> None:
-        """Say so, once, if the model, or some of its weights, are trained without being seen."""
-        if estimator.clock is None or self._warned or estimator.rejected:
-            return
-        unseen = [n for n, p in self._names.items() if p in gradients and n not in estimator.names]
-        self._warned = bool(unseen)
-        if unseen:
-            what = f"{', '.join(unseen[:8])} in any call of a layer"
-            warnings.warn(
-                f"KFAC saw {what if estimator.seen else 'no forward pass of its model'} in "
-                "training mode before this step: its curvature stays as it is. "
-                "Call the model itself, not a part of it, and its layers as modules.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy of an optimiser that watches a model would watch nothing.
-
-        Raises:
-            ValueError: If the original does.
-        """
-        if state.get("defaults", {}).get("watching"):
-            raise ValueError(
-                "copy of KFAC: it watches a model; the copy would watch nothing.\n"
-                "Make KFAC(copied_model, loss), and load the state_dict of this one."
-            )
-        if "defaults" in state:  # a copy, not a state that is loaded
-            self.estimator, self._names, self._pairs, self._warned = None, {}, {}, False
-        super().__setstate__(state)
-
-    def _look(self, clock: int) -> None:
-        """Watch the batches of the step after this one, if its turn has come."""
-        if self.estimator is not None:
-            if clock % self.param_groups[0]["statistics_every"]:
-                self.estimator.stop()
-            else:
-                self.estimator.start(clock)
-
     def _updates(
         self, gradients: dict[Tensor, Tensor], observed: Mapping[Tensor, State] | None = None
     ) -> list[Update]:
         """Those of what was observed since the last step, shortened if together they go too far."""
-        pairs, self._pairs = self._pairs, {}
-        if self.estimator is not None:
-            self._expect_a_pass(self.estimator, gradients)
-            pairs |= {self._names[name]: pair for name, pair in self.estimator.take().items()}
-        observed = {p: {"A_now": pair.A, "B_now": pair.B} for p, pair in pairs.items()}
-        updates = super()._updates(gradients, observed)
-        self._look(self.param_groups[0]["clock"])
+        told = {p: {"A_now": pair.A, "B_now": pair.B} for p, pair in self._pairs.items()}
+        self._pairs = {}
+        updates = super()._updates(gradients, told | dict(observed or {}))
         moved = {u.parameter: self.state[u.parameter] for u in updates if bool(u.applied)}
         size = self.exchange.summed(natural(self.param_groups, moved)[1])
         share = shortened(size, self.param_groups)
@@ -372,8 +292,3 @@ class KFAC(MatrixOptimizer):
             u._replace(direction=u.direction * share) if "norm" in self.state[u.parameter] else u
             for u in updates
         ]
-
-
-def _resume(optimizer: Any) -> None:
-    """After a state was loaded, watch the batches that it would have watched."""
-    optimizer._look(optimizer.param_groups[0]["clock"])

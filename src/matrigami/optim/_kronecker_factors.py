@@ -18,14 +18,14 @@ FACTORS = (("B", "P", "beta"), ("A", "Q", "alpha"))
 """Left and right: the factor, its eigenvectors or damped inverse, its eigenvalues."""
 
 
-def averaged(state: State, decay: float) -> State:
+def averaged(state: State, decay: float, sides: str = "AB") -> State:
     """`A <- b A + (1 - b) A_now` with `b = min(1 - 1/k, decay)` for the k-th time, and so `B`."""
     if "seen" not in state:
         return {}
     seen = state["seen"].to(state["watched"].device)
     watched = state["watched"] + seen
     weight = (1 / watched).clamp_min(1 - decay)[:, None, None]
-    found = {name: state[name].lerp(state[f"{name}_now"], weight) for name in "AB"}
+    found = {name: state[name].lerp(state[f"{name}_now"], weight) for name in sides}
     if not bool(state["seen"].all()):
         found = {k: torch.where(seen[:, None, None], S, state[k]) for k, S in found.items()}
     return found | {"watched": watched}

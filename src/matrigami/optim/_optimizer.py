@@ -103,6 +103,11 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         named = [p if isinstance(p, tuple) else (f"{i}.{k}", p) for k, p in enumerate(given)]
         return group | {"params": named}
 
+    @property
+    def reads_gradients_only(self) -> bool:
+        """Whether a step depends on nothing but gradients and state: so runs can be stacked."""
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """As torch does, with plain data only: views and functions belong to the constructor.
 

@@ -16,6 +16,7 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "statistics_every": lambda x: x >= 1 and x == int(x),
     "momentum": lambda x: 0 <= x < 1,
     "decay": lambda x: 0 <= x < 1,
+    "gamma": lambda x: x > 0,
     "damping": lambda x: x > 0,
     "kl_clip": lambda x: x > 0,
     "labels": lambda x: x >= 1 and x == int(x),
@@ -32,7 +33,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}({key}={options[key]}): this is out of range.\n"
                 "Rates and eps are at least 0; decays, betas and momentum at least 0 and below 1; "
-                "damping and kl_clip above 0; intervals and sizes whole numbers from 1."
+                "damping, gamma and kl_clip above 0; intervals and sizes whole numbers from 1."
             )
     if "betas" in options and options["betas"][1] == 1 and "exponent" not in options:
         raise ValueError(

@@ -99,7 +99,8 @@ class Plan:
         rule = spectral_rule(partial(self.method.norm, options=self.options))
         rules = {row.name: rule for row in self.rows if row.view is not None}
         if self.options.get("bound"):
-            rules |= {r.name: _as_one(rule, r.whole) for r in self.rows if _is_factor(r.whole)}
+            wholes = ((row.name, row.whole) for row in self.rows)
+            rules |= {name: _as_one(rule, w) for name, w in wholes if w and w.product is not None}
         return rules
 
     def groups(self, groups: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -207,11 +208,6 @@ def _row(
         b, m, n = view.stack
         work = b * method.flops(m, n, options)
     return Row(name, p, part.role, view, chosen.__name__, size, work, whole=part.whole)
-
-
-def _is_factor(whole: Whole | None) -> bool:
-    """Whether a parameter is a factor of a known matrix."""
-    return whole is not None and whole.product is not None
 
 
 def _as_one(rule: Rule, whole: Whole) -> Rule:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from matrigami import optim
 from matrigami.nn import adam_rule, param_groups, sgd_rule, unread
-from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Plan
+from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Muon, Plan
 from matrigami.structures._parsing import parse_call
 from matrigami.studies._config import RunConfig
 from matrigami.studies.models import Network
@@ -130,6 +130,8 @@ def build_optimizer(
     optimizer = make(groups, lr=config.lr)
     if loss is not None and isinstance(optimizer, KFAC):
         optimizer.attach(together or model, loss)
+    if loss is not None and isinstance(optimizer, Muon) and optimizer.defaults["inputs"]:
+        optimizer.attach(together or model)
     return optimizer
 
 

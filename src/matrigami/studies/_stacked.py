@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
-from matrigami.optim import KFAC, MatrixOptimizer
+from matrigami.optim import MatrixOptimizer
 from matrigami.studies._accelerator import Accelerator, Steps
 from matrigami.studies._config import RunConfig
 from matrigami.studies._position import Position
@@ -81,7 +81,7 @@ class Stack:
     def pays(self, run: Stackable) -> bool:
         """Whether a run is small enough, and its step known to be the same in a stack."""
         small = run.model.macs() * run.config.batch_size < LARGEST
-        known = run.model.recordable and not isinstance(run.optimizer, KFAC)
+        known = run.model.recordable and getattr(run.optimizer, "reads_gradients_only", True)
         return small and known and run.device.type == "cpu"
 
     def join(self, run: Stackable) -> "Member":
