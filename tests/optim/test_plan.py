@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from matrigami import Monarch
+from matrigami.curvature import capture
 from matrigami.nn import Part, Role, StructuredLinear, param_groups, parts
 from matrigami.operators import contractions, stacked_view, transposed_view
 from matrigami.optim import SOAP, Muon, Shampoo, plan
@@ -168,3 +169,21 @@ def test_an_error_names_the_layer_as_the_model_does():
     with pytest.raises(ValueError, match=r"parameters of 0, a Gain: gain"):
         plan(nn.Sequential(Gain()))
     assert len(plan(nn.Sequential(Gain()), elementwise=["0.gain"]).rows) == 1
+
+
+def test_the_plan_says_where_a_spectral_step_pays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 5, bias=False), nn.Linear(5, 3))
+    model = model.double()
+    x = torch.randn(40, 6, dtype=torch.float64) + 3  # one direction is much larger than the others
+    with capture(model) as seen:
+        model(x).square().sum().backward()
+    rows = {row.name: row for row in plan(model, "muon", moments=seen).rows}
+    found, G = rows["0.weight"].spectral, model[0].weight.grad
+    norms = [torch.linalg.matrix_norm(*a) for a in ((G, "nuc"), (G,), (x,), (x, 2))]
+    assert found.gradient == pytest.approx(float(norms[0] / norms[1]) ** 2)
+    assert found.inputs == pytest.approx(float(norms[2] / norms[3]) ** 2)
+    assert found.pays == (found.gradient > found.inputs)
+    assert rows["2.weight"].spectral is None  # it takes Adam
+    assert str(found) in str(plan(model, "muon", moments=seen))
+    assert "spectral step" not in str(plan(model, "muon"))

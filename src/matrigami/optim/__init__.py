@@ -1,11 +1,12 @@
 """Optimisers that precondition a matrix from both sides, on dense and on structured layers."""
 
-from collections.abc import Callable, Collection
-from typing import cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from matrigami.curvature import Moments
 from matrigami.optim._adam import Adam
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._kfac import KFAC
@@ -34,6 +35,7 @@ def plan(
     *,
     head: Collection[str] | None = None,
     elementwise: Collection[str] = (),
+    moments: Mapping[str, Moments] | None = None,
 ) -> Plan:
     """Which method each parameter of a model takes, its blocks, state bytes and work per step.
 
@@ -48,6 +50,8 @@ def plan(
         head: Names of the output layers; by default the last linear layer. Muon leaves them to
             Adam, as its field does.
         elementwise: Names of parameters that take Adam whatever they are.
+        moments: What layers saw in the batch whose gradients the parameters hold now, such as a
+            `curvature.capture` around it: the plan says for which layers a spectral step pays.
 
     Returns:
         The plan: print it, then pass it to the optimiser.
@@ -74,7 +78,9 @@ def plan(
         optimizer = OPTIMIZERS[optimizer]
     make = cast("Callable[..., MatrixOptimizer]", optimizer)
     probe = make([nn.Parameter(torch.zeros(()))])  # knows the options and their defaults
-    return planned(model, type(probe), probe.defaults, head=head, elementwise=elementwise)
+    return planned(
+        model, type(probe), probe.defaults, head=head, elementwise=elementwise, moments=moments
+    )
 
 
 __all__ = [

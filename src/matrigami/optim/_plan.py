@@ -3,7 +3,7 @@
 A plan is printed before training: nothing about it is a surprise in the run.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature import Moments
 from matrigami.nn import Part, Parts, Role, Rule, Whole, anatomy, parts, spectral_rule
 from matrigami.operators import BlockView, Fan
 from matrigami.optim._adam import Adam
 from matrigami.optim._method import MatrixMethod, Options
+from matrigami.optim._spectral_condition import SpectralCondition, spectral_condition
 from matrigami.optim.distributed import exchange_between, working_dtype
 
 
@@ -33,6 +35,7 @@ class Row:
         flops: Floating-point operations of a mean step.
         owner: Rank of the process that updates it for all that share it; None: each one does.
         whole: The dense matrix that it is a factor of.
+        spectral: Whether a spectral step pays, if it is known what the layer has seen.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Row:
     flops: float
     owner: int | None = None
     whole: Whole | None = field(default=None, repr=False)
+    spectral: SpectralCondition | None = None
 
     @property
     def blocks(self) -> str:
@@ -142,11 +146,14 @@ class Plan:
             for r in self.rows
         ]
         lines.append(["total", "", "", "", f"{self.bytes:,}", f"{self.flops:,.0f}"])
-        if any(r.owner is not None for r in self.rows):
-            head.append("owner")
-            for line, row in zip(lines, self.rows, strict=False):
-                line.append("" if row.owner is None else f"{row.owner}")
-            lines[-1].append("")
+        for name, cells in (
+            ("owner", [r.owner for r in self.rows]),
+            ("spectral step pays", [r.spectral for r in self.rows]),
+        ):
+            if any(cell is not None for cell in cells):
+                head.append(name)
+                for line, cell in zip(lines, [*cells, None], strict=True):
+                    line.append("" if cell is None else str(cell))
         widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
         text = [
             "  ".join(
@@ -167,6 +174,7 @@ def planned(
     *,
     head: Collection[str] | None = None,
     elementwise: Collection[str] = (),
+    moments: Mapping[str, Moments] | None = None,
 ) -> Plan:
     """The plan of a model; see `matrigami.optim.plan`."""
     replicas, whole_model = None, model
@@ -176,11 +184,21 @@ def planned(
         _row(name, p, part, _view(part, method, options), method, options)
         for name, (p, part) in _routed(model, head, elementwise).items()
     ]
+    if moments is not None:
+        rows = [replace(row, spectral=_condition(row, moments)) for row in rows]
     exchange = exchange_between((r.parameter for r in rows), replicas, method)
     group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
     owners = exchange.owners([{**options, **group}])
     owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
     return Plan(tuple(owned), method, options, replicas, whole_model)
+
+
+def _condition(row: Row, moments: Mapping[str, Moments]) -> SpectralCondition | None:
+    """Of a matrix that has a gradient and whose inputs were seen."""
+    G = row.parameter.grad
+    if row.view is None or G is None or row.name not in moments:
+        return None
+    return spectral_condition(row.view.split(G), moments[row.name].inputs.dense())
 
 
 def _view(part: Part, method: type[MatrixMethod], options: Options) -> BlockView | None:
