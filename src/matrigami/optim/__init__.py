@@ -1,12 +1,12 @@
 """Optimisers that precondition a matrix from both sides, on dense and on structured layers."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-from matrigami.curvature import Moments
+from matrigami.curvature import Capture, Moments
 from matrigami.optim._adam import Adam
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._kfac import KFAC
@@ -35,7 +35,7 @@ def plan(
     *,
     head: Collection[str] | None = None,
     elementwise: Collection[str] = (),
-    moments: Mapping[str, Moments] | None = None,
+    moments: Capture | Mapping[str, Moments] | None = None,
 ) -> Plan:
     """Which method each parameter of a model takes, its blocks, state bytes and work per step.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.curvature import Moments
+from matrigami.curvature import Capture, Moments
 from matrigami.nn import Part, Parts, Role, Rule, Whole, anatomy, parts, spectral_rule
 from matrigami.operators import BlockView, Fan
 from matrigami.optim._adam import Adam
@@ -174,7 +174,7 @@ def planned(
     *,
     head: Collection[str] | None = None,
     elementwise: Collection[str] = (),
-    moments: Mapping[str, Moments] | None = None,
+    moments: Capture | Mapping[str, Moments] | None = None,
 ) -> Plan:
     """The plan of a model; see `matrigami.optim.plan`."""
     replicas, whole_model = None, model
@@ -193,7 +193,7 @@ def planned(
     return Plan(tuple(owned), method, options, replicas, whole_model)
 
 
-def _condition(row: Row, moments: Mapping[str, Moments]) -> SpectralCondition | None:
+def _condition(row: Row, moments: Capture | Mapping[str, Moments]) -> SpectralCondition | None:
     """Of a matrix that has a gradient and whose inputs were seen."""
     G = row.parameter.grad
     if row.view is None or G is None or row.name not in moments:
