@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
 if TYPECHECK:
     install_import_hook("matrigami", f"{__name__}.check")
+
+collect_ignore = [] if find_spec("triton") else ["src/matrigami/operators/_fused.py"]
 
 settings.register_profile(
     "everyday", deadline=None, derandomize=True, database=None, max_examples=20

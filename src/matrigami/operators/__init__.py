@@ -161,6 +161,7 @@ from matrigami.operators._triangular import (
     TriangularMatrix,
     refuse_zeros,
 )
+from matrigami.operators._two_factors import is_written_in_place, two_factors
 
 __all__ = [
     "EXAMPLES",
@@ -230,6 +231,7 @@ __all__ = [
     "is_concrete",
     "is_differentiated",
     "is_frobenius",
+    "is_written_in_place",
     "iterate",
     "khatri_rao",
     "kron",
@@ -284,5 +286,6 @@ __all__ = [
     "trace",
     "transposed_view",
     "truncated_svd",
+    "two_factors",
     "with_tensors",
 ]

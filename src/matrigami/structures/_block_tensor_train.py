@@ -41,6 +41,7 @@ from matrigami.operators import (
     fans,
     inverse,
     is_big,
+    is_written_in_place,
     lu_inverse,
     lu_slogdet,
     norm,
@@ -52,6 +53,7 @@ from matrigami.operators import (
     slogdet,
     solve,
     truncated_svd,
+    two_factors,
 )
 
 __all__ = ["BlockTensorTrain", "BlockTensorTrainMatrix"]
@@ -78,6 +80,8 @@ class BlockTensorTrainMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """One batched product for each core; the shuffles between two cores are views."""
+        if len(self.cores) == 2 and is_written_in_place(X, *self.cores) and self.cores[0].ndim == 6:
+            return self._product_of_two(X)
         Z = _shuffled(X, [C.shape[-2] for C in self.cores], self.reversed_columns)[..., :, None, :]
         for C in self.cores:
             q, p, r, m, n, s = C.shape[-6:]
@@ -87,6 +91,14 @@ class BlockTensorTrainMatrix(LinearOperator):
             Z = Z.flatten(-5, -4).flatten(-3, -2)
         Z = Z.squeeze(-3)  # not Z[..., 0, :, :], whose gradient is a copy
         return _shuffled(Z, [C.shape[-3] for C in self.cores], self.reversed_rows)
+
+    def _product_of_two(self, X: Inexact[Tensor, "n k"]) -> Inexact[Tensor, "m k"]:
+        """The product of two cores, which copies nothing, not in its gradients either."""
+        first, second = self.cores
+        (g, _, r, i, a, _), j = first.shape, second.shape[-3]
+        R, L = first.reshape(g, r, i, a), second.reshape(i, j, g, r)
+        rows, columns = self.reversed_rows, self.reversed_columns
+        return two_factors(X, R, L, interleaved_rows=rows, interleaved_columns=columns)
 
     @property
     def T(self) -> "BlockTensorTrainMatrix":

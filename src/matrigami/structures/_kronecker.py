@@ -45,6 +45,7 @@ from matrigami.operators import (
     hadamard,
     hermitian,
     inverse,
+    is_written_in_place,
     kron,
     largest,
     norm,
@@ -61,6 +62,7 @@ from matrigami.operators import (
     times,
     trace,
     truncated_svd,
+    two_factors,
 )
 
 __all__ = ["Kronecker", "KroneckerMatrix"]
@@ -94,8 +96,10 @@ class KroneckerMatrix(LinearOperator):
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
         n1, n2 = self.left.shape[-1], self.right.shape[-1]
-        Y = X.unflatten(-2, (n1, n2))
         right_first, left_first = _orders(self.left, self.right)
+        if right_first <= left_first and _in_blocks(self.left, self.right, X):
+            return _blockwise(self.left, self.right, X)  # pyright: ignore[reportArgumentType]
+        Y = X.unflatten(-2, (n1, n2))
         if right_first <= left_first:
             return _along_rows(self.left, _along_columns(self.right, Y)).flatten(-3, -2)
         return _along_columns(self.right, _along_rows(self.left, Y)).flatten(-3, -2)
@@ -177,6 +181,20 @@ def _macs(F: Tensor | LinearOperator) -> int:
     if isinstance(F, Tensor):  # without a dispatch, which torch.compile cannot trace
         return F.shape[-2] * F.shape[-1]
     return cost(F).macs // max(math.prod(F.shape[:-2]), 1)
+
+
+def _in_blocks(L: Any, R: Any, X: Tensor) -> bool:
+    """Whether to give a card many small products, which it shares better than one long sum."""
+    if X.device.type != "cuda" or not (isinstance(L, Tensor) and isinstance(R, Tensor)):
+        return False
+    return L.ndim == R.ndim == 2 and is_written_in_place(X, L, R)
+
+
+def _blockwise(L: Tensor, R: Tensor, X: Tensor) -> Tensor:
+    """The product of a Monarch matrix whose blocks are all the same."""
+    (m1, n1), (m2, n2) = L.shape, R.shape
+    right, left = R.expand(n1, 1, m2, n2), L[:, :, None].expand(m2, m1, n1, 1)
+    return two_factors(X, right, left, interleaved_rows=True, interleaved_columns=False)
 
 
 def _along_rows(F: Tensor | LinearOperator, X: Tensor) -> Tensor:

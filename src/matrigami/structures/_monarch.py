@@ -37,6 +37,7 @@ from matrigami.operators import (
     fans,
     inverse,
     is_big,
+    is_written_in_place,
     norm,
     padded_size,
     project,
@@ -45,6 +46,7 @@ from matrigami.operators import (
     scale,
     slogdet,
     solve,
+    two_factors,
 )
 from matrigami.structures._block_tensor_train import (
     BlockTensorTrainMatrix,
@@ -84,6 +86,14 @@ class MonarchMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Two batched products on views."""
+        if is_written_in_place(X, self.right, self.left) and self.right.ndim == self.left.ndim == 4:
+            return two_factors(
+                X,
+                self.right,
+                self.left,
+                interleaved_rows=self.interleaved_rows,
+                interleaved_columns=self.interleaved_columns,
+            )
         return self.train.matmat(X)
 
     @property
