@@ -1,36 +1,36 @@
 """What an accelerator does with the library: `python -m benchmarks.accelerator OUT`.
 
-Layers in bfloat16 against `nn.Linear` and against `torch.compile`, a step of each optimiser,
-products with a kernel matrix of particles, and training of many small networks side by side. Times
-are of the device (CUDA events, median over rounds, each of many calls); bytes are what a call must
-read and write once, so that TB/s is a lower bound of the traffic. Writes `OUT/accelerator.json` and
-`OUT/README.md`. `--dry` runs small sizes on the CPU, to see that all parts work; its times mean
-nothing. What `OUT/notes.md` says is added to the page.
+Layers in bfloat16, by two products, by one kernel of Triton and by `torch.compile`, against
+`nn.Linear`; a step of each optimiser, and the factorisations in it; products with kernel matrices
+of particles; training of many small networks side by side. Times are CUDA events, the median over
+rounds, each of many calls; `replayed` is a recorded graph, without the host. Bytes are what a call
+must read and write once, so that TB/s is a lower bound of the traffic. `taken` says in which passes
+the library takes that way of itself. Writes `OUT/accelerator.json` and `OUT/README.md` after every
+row; what fails is a row with its error. `--dry` runs small sizes on the CPU, to see that all parts
+work; its times mean nothing. What `OUT/notes.md` says is added to the page.
 """
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks._card import Attempt, Clock, Row, Sizes
+from benchmarks._card_layers import layers
 from benchmarks._report import table
 from benchmarks._timing import machine
 from benchmarks.optimizers import CONTESTANTS
-from matrigami import BlockTensorTrain, Kronecker, LowRank, Monarch, Structure
 from matrigami.geometry.particles import error_estimate, kernel_matrix
-from matrigami.nn import StructuredLinear
+from matrigami.optim._bases import _cholesky_q
+from matrigami.optim._roots import cans_root
 from matrigami.studies import RunConfig, load_preset
 from matrigami.studies._accelerator import prepare
 from matrigami.studies._together import SharedTask, in_turns
@@ -39,145 +39,49 @@ from matrigami.studies.tasks import ImageTask
 from matrigami.studies.tasks._datasets import Images
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: on a device, or dry."""
-
-    device: torch.device
-    dims: tuple[int, ...]
-    tokens: tuple[int, ...]
-    compiled: int
-    points: int
-    examples: int
-    seconds: float
-
-    @classmethod
-    def of(cls, dry: bool) -> "Sizes":
-        """The sizes."""
-        if dry:
-            return cls(torch.device("cpu"), (64,), (32,), 0, 600, 64, 1e-3)
-        dims, tokens = (1024, 2048, 4096, 8192), (4096, 16384, 65536)
-        return cls(torch.device("cuda"), dims, tokens, 4096, 100_000, 20_480, 0.03)
-
-
-class Clock:
-    """Seconds of a call on a device."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.cuda, self.least = sizes.device.type == "cuda", sizes.seconds
-
-    def __call__(self, call: Callable[[], object], rounds: int = 5) -> float:
-        """Median over rounds, each long enough to be measured."""
-        call()
-        repeats = max(1, math.ceil(self.least / max(self._round(call, 1), 1e-6)))
-        return median(self._round(call, repeats) for _ in range(rounds)) / repeats
-
-    def _round(self, call: Callable[[], object], repeats: int) -> float:
-        if not self.cuda:
-            start = time.process_time()
-            for _ in range(repeats):
-                call()
-            return time.process_time() - start
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-
-def recipes(d: int) -> dict[str, Structure]:
-    """Structures of a layer."""
-    return {
-        "BTT, r=1": BlockTensorTrain(rank=1),
-        "BTT, r=4": BlockTensorTrain(rank=4),
-        "Monarch, 4 blocks": Monarch(blocks=4),
-        "Monarch, 32 blocks": Monarch(blocks=32),
-        f"low rank, r={d // 16}": LowRank(rank=d // 16),
-        "Kronecker": Kronecker(),
-    }
-
-
-def layers(sizes: Sizes, clock: Clock) -> Iterator[dict[str, Any]]:
-    """Forward, and forward and backward, of each layer, size and number of tokens."""
-    for d in sizes.dims:
-        for tokens in sizes.tokens:
-            x = torch.randn(tokens, d, device=sizes.device, dtype=torch.bfloat16)
-            g = torch.randn_like(x)
-            x.requires_grad_()
-            dense: tuple[float, float] | None = None
-            for name, layer in _contestants(sizes, d, tokens == sizes.tokens[-1]):
-                times = clock(partial(_forward, layer, x)), clock(partial(_both, layer, x, g))
-                dense = dense or times
-                yield _row(name, layer, d, tokens, times, dense)
-                del layer
-
-
-def _contestants(sizes: Sizes, d: int, many: bool) -> Iterator[tuple[str, nn.Module]]:
-    """`nn.Linear` first; at one size also compiled layers."""
-    options = {"device": sizes.device, "dtype": torch.bfloat16, "bias": False}
-    yield "nn.Linear", nn.Linear(d, d, **options)
-    for name, recipe in recipes(d).items():
-        layer = StructuredLinear(d, d, recipe, **options)
-        yield name, layer
-        if many and d == sizes.compiled and name.startswith(("BTT", "Monarch")):
-            compiled = copy(layer)
-            compiled.compile()
-            yield f"{name}, compiled", compiled
-
-
-def _row(
-    name: str,
-    layer: nn.Module,
-    d: int,
-    tokens: int,
-    times: tuple[float, float],
-    dense: tuple[float, float],
-) -> dict[str, Any]:
-    """One line of the table."""
-    forward, both = times
-    macs = layer.cost().macs if isinstance(layer, StructuredLinear) else d * d
-    numbers = 2 * tokens * d + sum(p.numel() for p in layer.parameters())
-    return {
-        "d": d,
-        "tokens": tokens,
-        "layer": name,
-        "macs": macs,
-        "forward_ms": 1e3 * forward,
-        "both_ms": 1e3 * both,
-        "tflops": 2 * tokens * macs / forward / 1e12,
-        "tbytes": 2 * numbers / forward / 1e12,
-        "faster_forward": dense[0] / forward,
-        "faster_both": dense[1] / both,
-    }
-
-
-def _forward(layer: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return layer(x)
-
-
-def _both(layer: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(layer(x), (x, *layer.parameters()), g)
-
-
-def optimizers(sizes: Sizes, clock: Clock) -> Iterator[dict[str, Any]]:
+def optimizers(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:
     """A step of each optimiser on an MLP of three wide layers; the mean over refresh cycles."""
-    width = 64 if sizes.device.type == "cpu" else 2048
+    for name, make in CONTESTANTS.items():
+        yield name, partial(_optimizer, name, make, sizes, clock)
+
+
+def _optimizer(name: str, make: Any, sizes: Sizes, clock: Clock) -> Row:
+    """One of them."""
+    width = sizes.width
     x = torch.randn(256, width, device=sizes.device)
     y = torch.randint(100, (256,), device=sizes.device)
-    for name, make in CONTESTANTS.items():
-        torch.manual_seed(0)
-        hidden = [part for _ in range(2) for part in (nn.Linear(width, width), nn.ReLU())]
-        model = nn.Sequential(*hidden, nn.Linear(width, 100)).to(sizes.device)
-        optimizer = make(model)
-        whole = partial(_cycle, model, optimizer, x, y, optimizer.step)
-        whole()
-        passes = clock(partial(_cycle, model, optimizer, x, y, lambda: None), rounds=3)
-        both = clock(whole, rounds=3)
-        yield {"optimizer": name, "step_ms": 100 * (both - passes), "passes_ms": 100 * passes}
+    torch.manual_seed(0)
+    hidden = [part for _ in range(2) for part in (nn.Linear(width, width), nn.ReLU())]
+    model = nn.Sequential(*hidden, nn.Linear(width, 100)).to(sizes.device)
+    optimizer = make(model)
+    whole = partial(_cycle, model, optimizer, x, y, optimizer.step)
+    whole()
+    passes = clock(partial(_cycle, model, optimizer, x, y, lambda: None), rounds=3)
+    both = clock(whole, rounds=3)
+    return {"optimizer": name, "step_ms": 100 * (both - passes), "passes_ms": 100 * passes}
+
+
+def factorizations(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:
+    """What refreshes are made of, for one symmetric positive definite matrix."""
+    for m in (sizes.width // 2, sizes.width):
+        G = torch.randn(1, m, 2 * m, device=sizes.device) / m**0.5
+        S = G @ G.mT
+        ways = {
+            "product": lambda S=S: S @ S,
+            "eigh": lambda S=S: torch.linalg.eigh(S),
+            "QR": lambda S=S: torch.linalg.qr(S),
+            "QR by Cholesky, twice": lambda S=S: _cholesky_q(_cholesky_q(S)),
+            "Cholesky": lambda S=S: torch.linalg.cholesky_ex(S),
+            "inverse by Cholesky": lambda S=S: torch.cholesky_inverse(torch.linalg.cholesky(S)),
+            "root by polynomials": lambda S=S: cans_root(S, -0.25),
+        }
+        for name, call in ways.items():
+            yield f"{name}, m={m}", partial(_factorization, m, name, call, clock)
+
+
+def _factorization(m: int, name: str, call: Callable[[], object], clock: Clock) -> Row:
+    """One of them."""
+    return {"m": m, "what": name, "ms": 1e3 * clock(call, rounds=3)}
 
 
 def _cycle(
@@ -194,20 +98,34 @@ def _cycle(
         step()
 
 
-def particles(sizes: Sizes, clock: Clock) -> Iterator[dict[str, Any]]:
-    """The product of the kernel 1/r of points in a cube."""
-    x = torch.rand(sizes.points, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    A = kernel_matrix(x.to(sizes.device), "laplace", tol=1e-5)
-    b = torch.randn(sizes.points, device=sizes.device, dtype=torch.float64)
-    error = error_estimate(A, x.to(sizes.device), "laplace")
-    yield {
-        "points": sizes.points,
-        "product_ms": 1e3 * clock(lambda: A @ b),
+def particles(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:
+    """Products with kernels of points in a cube: H2 matrices, by the fast multipole method."""
+    for kernel in ("laplace", "matern32"):
+        for points in sizes.points:
+            yield f"{kernel}, {points} points", partial(_particles, kernel, points, sizes, clock)
+
+
+def _particles(kernel: str, points: int, sizes: Sizes, clock: Clock) -> Row:
+    """One kernel and one number of points."""
+    x = torch.rand(points, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x.to(sizes.device)
+    start = time.perf_counter()
+    A = kernel_matrix(x, kernel, tol=1e-5)
+    error = error_estimate(A, x, kernel)  # waits for the device
+    build = time.perf_counter() - start
+    b = torch.randn(points, 16, device=sizes.device, dtype=torch.float64)
+    return {
+        "kernel": kernel,
+        "points": points,
+        "matrix": type(A).__name__,
+        "build_and_check_s": build,
+        "product_ms": 1e3 * clock(lambda: A @ b[:, 0]),
+        "16_vectors_ms": 1e3 * clock(lambda: A @ b, rounds=3),
         "relative_error": error,
     }
 
 
-def throughput(sizes: Sizes) -> Iterator[dict[str, Any]]:
+def throughput(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:  # noqa: ARG001
     """Steps of CIFAR-100's networks in a second, one by one and side by side (random pixels)."""
     prepare(sizes.device)
     configs = [c for c in load_preset("cifar100_small").configs if c.seed == 0]
@@ -223,13 +141,18 @@ def throughput(sizes: Sizes) -> Iterator[dict[str, Any]]:
         images, few, 100, augment=True, mixup=0.8, shuffle_pixels=True, device=sizes.device
     )
     for groups in ([[c] for c in configs[:: max(1, len(configs) // 6)]], [configs]):
-        seconds = sum(_step_of(group, task, sizes) for group in groups)
-        runs = sum(map(len, groups))
-        yield {
-            "side_by_side": max(map(len, groups)),
-            "runs": runs,
-            "ms_per_run_and_step": 1e3 * seconds / runs,
-        }
+        yield f"{len(groups[0])} side by side", partial(_side_by_side, groups, task, sizes)
+
+
+def _side_by_side(groups: list[list[RunConfig]], task: ImageTask, sizes: Sizes) -> Row:
+    """Runs of a group at once, the groups one after the other."""
+    seconds = sum(_step_of(group, task, sizes) for group in groups)
+    runs = sum(map(len, groups))
+    return {
+        "side_by_side": max(map(len, groups)),
+        "runs": runs,
+        "ms_per_run_and_step": 1e3 * seconds / runs,
+    }
 
 
 def _step_of(configs: list[RunConfig], task: ImageTask, sizes: Sizes) -> float:
@@ -251,30 +174,38 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def page(found: dict[str, Any], command: str) -> str:
+def page(found: Row, command: str) -> str:
     """The measurements as a page."""
     parts = ["# On an accelerator", f"Made by `{command}`.", f"`{json.dumps(found['machine'])}`"]
     for name in PARTS:
         rows = found.get(name, [])
-        parts += [f"## {name.capitalize()}"]
-        parts += (
-            [table(list(rows[0]), [[_cell(v) for v in row.values()] for row in rows])]
-            if rows
-            else []
-        )
+        head = list(dict.fromkeys(key for row in rows for key in row))
+        body = [[_cell(row.get(key, "")) for key in head] for row in rows]
+        parts += [f"## {name.capitalize()}", table(head, body)] if rows else []
     return "\n\n".join(parts) + "\n"
 
 
-PARTS: dict[str, Callable[[Sizes, Clock], Iterator[dict[str, Any]]]] = {
-    "throughput": lambda sizes, _: throughput(sizes),
+PARTS: dict[str, Callable[[Sizes, Clock], Iterator[Attempt]]] = {
     "layers": layers,
     "optimizers": optimizers,
+    "factorizations": factorizations,
     "particles": particles,
+    "throughput": throughput,
 }
 
 
+def rows(name: str, sizes: Sizes, clock: Clock) -> Iterator[Row]:
+    """The rows of a part; what fails is a row that says so."""
+    for what, call in PARTS[name](sizes, clock):
+        try:
+            yield call()
+        except Exception as error:
+            reason = f"{what}: {type(error).__name__}: {error}"
+            yield {"error": reason.splitlines()[0][:200]}
+
+
 def main() -> None:
-    """Measure, print, and write after each part."""
+    """Measure, print, and write after each row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dry", action="store_true", help="small sizes, on the CPU")
@@ -283,20 +214,28 @@ def main() -> None:
     sizes = Sizes.of(options.dry)
     clock = Clock(sizes)
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"machine": machine()}
+    data = options.out / "accelerator.json"
+    about: Row = machine()
     if sizes.device.type == "cuda":
-        found["machine"] |= {"card": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        about |= {"card": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    found: Row = json.loads(data.read_text()) if data.exists() else {}
+    if found.get("machine") != about:
+        found = {"machine": about}
     for name in options.only:
-        found[name] = []
-        for row in PARTS[name](sizes, clock):
+        found[name], start = [], time.perf_counter()
+        for row in rows(name, sizes, clock):
             found[name].append(row)
             print(name, " ".join(f"{k}={_cell(v)}" for k, v in row.items()), flush=True)
-        (options.out / "accelerator.json").write_text(json.dumps(found, indent=1) + "\n")
-        notes = options.out / "notes.md"
-        text = page(found, "make accelerator") + (
-            f"\n{notes.read_text()}" if notes.exists() else ""
-        )
-        (options.out / "README.md").write_text(text)
+            _write(found, options.out)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def _write(found: Row, out: Path) -> None:
+    """Both files, as far as they are known."""
+    (out / "accelerator.json").write_text(json.dumps(found, indent=1) + "\n")
+    notes = out / "notes.md"
+    rest = f"\n{notes.read_text()}" if notes.exists() else ""
+    (out / "README.md").write_text(page(found, "make accelerator") + rest)
 
 
 if __name__ == "__main__":

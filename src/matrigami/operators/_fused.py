@@ -11,6 +11,7 @@ k = tokens; capitals are the next powers of two, which are padded by zeros.
 
 import os
 from collections.abc import Callable
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple, no_type_check
 
 import torch
@@ -23,6 +24,9 @@ SHARED = 224 * 1024
 READS = 4
 """Most times that the input may be read: once for each set of output blocks."""
 WARPS = 8
+
+FAILURES = (triton.TritonError, RuntimeError, OSError, CalledProcessError)
+"""What a machine may miss: memory on the chip, a C compiler, the headers of Python."""
 
 
 class Tile(NamedTuple):
@@ -83,7 +87,7 @@ def _measured(
         for tile in tiles(R, L)[:4]:
             try:
                 seconds = _seconds(lambda tile=tile: run(X, R, L, layout, tile))
-            except (triton.runtime.errors.TritonError, triton.compiler.CompilationError):
+            except FAILURES:
                 continue
             if seconds < shortest:
                 best, shortest = tile, seconds
