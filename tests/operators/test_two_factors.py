@@ -13,8 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from matrigami import BlockTensorTrain, Kronecker, Monarch, Structure
 from matrigami.nn import StructuredLinear
-from matrigami.operators import two_factors
-from matrigami.structures._kronecker import _blockwise
+from matrigami.operators import by_equal_blocks, two_factors
 
 LAYOUTS = [(False, False), (True, False), (False, True), (True, True)]
 SHAPES = [(4, 1, 4, 4, 4), (3, 2, 5, 7, 4), (5, 3, 2, 6, 9), (1, 2, 3, 1, 5)]
@@ -82,7 +81,7 @@ def test_gradients_of_many_outputs_at_once():
 
 def test_kronecker_product_in_blocks():
     L, R, X = torch.randn(3, 4), torch.randn(5, 2), torch.randn(8, 6)
-    torch.testing.assert_close(_blockwise(L, R, X), torch.kron(L, R) @ X)
+    torch.testing.assert_close(by_equal_blocks(X, L, R), torch.kron(L, R) @ X)
 
 
 def copies(call, numbers: int) -> int:

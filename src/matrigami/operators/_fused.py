@@ -200,12 +200,10 @@ def _product(
     xs = groups[:, None, None] * x_g + columns[None, None, :] * x_a
     ys = outs[:, None, None] * y_i + rows[None, None, :] * y_j
     in_x = in_g & in_a[None, None, :]
-    step = tl.num_programs(1)
-    for tile in tl.range(tl.program_id(1), tl.cdiv(k, TOKENS), step, num_stages=2):
+    for tile in tl.range(tl.program_id(1), tl.cdiv(k, TOKENS), tl.num_programs(1), num_stages=2):
         tokens = (tile * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[None, :, None]
         x = tl.load(X + (xs + tokens * x_k), mask=in_x & (tokens < k), other=0.0)
         z = tl.dot(x, right, input_precision=PRECISION).to(Y.dtype.element_ty)
-        z = tl.permute(z.reshape(G, TOKENS, I, RANK), (2, 1, 0, 3))
-        z = z.reshape(I, TOKENS, G * RANK)
+        z = tl.permute(z.reshape(G, TOKENS, I, RANK), (2, 1, 0, 3)).reshape(I, TOKENS, G * RANK)
         y = tl.dot(z, left, input_precision=PRECISION).to(Y.dtype.element_ty)
         tl.store(Y + (ys + tokens * y_k), y, mask=in_y & (tokens < k))

@@ -27,6 +27,7 @@ from matrigami.operators import (
     SpectralMatrix,
     Structure,
     Svd,
+    by_equal_blocks,
     cholesky,
     compose,
     composed,
@@ -44,8 +45,8 @@ from matrigami.operators import (
     fitted_corner,
     hadamard,
     hermitian,
+    in_equal_blocks,
     inverse,
-    is_written_in_place,
     kron,
     largest,
     norm,
@@ -62,7 +63,6 @@ from matrigami.operators import (
     times,
     trace,
     truncated_svd,
-    two_factors,
 )
 
 __all__ = ["Kronecker", "KroneckerMatrix"]
@@ -95,21 +95,19 @@ class KroneckerMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
-        n1, n2 = self.left.shape[-1], self.right.shape[-1]
+        Y = X.unflatten(-2, (self.left.shape[-1], self.right.shape[-1]))
         right_first, left_first = _orders(self.left, self.right)
-        if right_first <= left_first and _in_blocks(self.left, self.right, X):
-            return _blockwise(self.left, self.right, X)  # pyright: ignore[reportArgumentType]
-        Y = X.unflatten(-2, (n1, n2))
         if right_first <= left_first:
+            if in_equal_blocks(X, self.left, self.right):
+                return by_equal_blocks(X, self.left, self.right)
             return _along_rows(self.left, _along_columns(self.right, Y)).flatten(-3, -2)
         return _along_columns(self.right, _along_rows(self.left, Y)).flatten(-3, -2)
 
     @property
     def T(self) -> "KroneckerMatrix":
         """Transpose each factor."""
-        return KroneckerMatrix(
-            *[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)]
-        )
+        left, right = (F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right))
+        return KroneckerMatrix(left, right)
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
@@ -139,8 +137,7 @@ class Kronecker(Structure):
         Raises:
             ValueError: If given factors do not multiply to the size of the matrix.
         """
-        blanks = [empty(*shape) for shape in self._shapes(m, n)]
-        return cropped(_nested(blanks), m, n)
+        return cropped(_nested([empty(*shape) for shape in self._shapes(m, n)]), m, n)
 
     def _shapes(self, m: int, n: int) -> list[tuple[int, int]]:
         """The shape of each factor."""
@@ -169,8 +166,7 @@ def _nested(factors: Sequence[Tensor | LinearOperator]) -> KroneckerMatrix:
 
 def _orders(L: Tensor | LinearOperator, R: Tensor | LinearOperator) -> tuple[int, int]:
     """Multiply-adds with the right factor first, and with the left factor first."""
-    (m1, n1), (m2, n2) = L.shape[-2:], R.shape[-2:]
-    l, r = _macs(L), _macs(R)
+    (m1, n1), (m2, n2), l, r = L.shape[-2:], R.shape[-2:], _macs(L), _macs(R)
     return r * n1 + l * m2, l * n2 + r * m1
 
 
@@ -181,20 +177,6 @@ def _macs(F: Tensor | LinearOperator) -> int:
     if isinstance(F, Tensor):  # without a dispatch, which torch.compile cannot trace
         return F.shape[-2] * F.shape[-1]
     return cost(F).macs // max(math.prod(F.shape[:-2]), 1)
-
-
-def _in_blocks(L: Any, R: Any, X: Tensor) -> bool:
-    """Whether to give a card many small products, which it shares better than one long sum."""
-    if X.device.type != "cuda" or not (isinstance(L, Tensor) and isinstance(R, Tensor)):
-        return False
-    return L.ndim == R.ndim == 2 and is_written_in_place(X, L, R)
-
-
-def _blockwise(L: Tensor, R: Tensor, X: Tensor) -> Tensor:
-    """The product of a Monarch matrix whose blocks are all the same."""
-    (m1, n1), (m2, n2) = L.shape, R.shape
-    right, left = R.expand(n1, 1, m2, n2), L[:, :, None].expand(m2, m1, n1, 1)
-    return two_factors(X, right, left, interleaved_rows=True, interleaved_columns=False)
 
 
 def _along_rows(F: Tensor | LinearOperator, X: Tensor) -> Tensor:
