@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import exp, log
 from pathlib import Path
+from typing import Any
 
 from benchmarks._report import table
 from matrigami.plots import SizePoint, plot_sizes
@@ -64,10 +65,16 @@ def write_page(out: Path, rows: Sequence[Row]) -> None:
     parts = ["# Language models made smaller", _text(out / "expected.md"), "## Measured"]
     for model, some in groupby(rows, key=lambda row: row.model):
         parts += _section(out, model, list(some))
-    machine = json.loads(_text(out / "env.json") or "{}")
-    made = f"with torch {machine['versions']['torch']} on {machine['cpu']}" if machine else ""
-    parts += [_text(out / "notes.md"), f"{ABOUT}\n{made} ([env.json](env.json))."]
+    made = "\n".join(_machines(json.loads(_text(out / "env.json") or "{}")))
+    parts += [_text(out / "notes.md"), f"{ABOUT}\n([env.json](env.json)).\n\n{made}"]
     (out / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", "utf-8")
+
+
+def _machines(known: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Where each model was measured."""
+    for model, machine in known.items():
+        where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+        yield f"* {model}: torch {machine['versions']['torch']}, {where}"
 
 
 def _text(path: Path) -> str:
@@ -92,7 +99,7 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
         yield table(BUDGET, [_budget(row) for row in budgets])
 
 
-HEAD = ("", "way", "bytes", "MACs", "perplexity", "nats a token", "agreement", "CPU s")
+HEAD = ("", "way", "bytes", "MACs", "perplexity", "nats a token", "agreement", "s")
 BUDGET = (
     "budget",
     "seed",
@@ -157,10 +164,11 @@ def _budget(row: Row) -> list[str]:
 
 ABOUT = """*nearest*, *magnitude* and *Frobenius* look at the weights alone. *GPTQ* and *SparseGPT*
 are the published loops (static order of activity, damping 0.01) on all calibration vectors,
-*KFAC-SVD* the published recipe (gradient norms within 0.1 and 10 of the mean, shrinkage 0.3, 0.1).
-*inputs* and *both* are `compress_`, one-sided and two-sided; for low rank *inputs* is the loss of
-SVD-LLM. A quarter of their calibration is held out, by which they choose the damping and refuse
-what is worse than the simple way.
+*SVD-LLM* and *KFAC-SVD* the published recipes (damping 0.01; gradient norms within 0.1 and 10 of
+the mean, shrinkage 0.3, 0.1). *inputs* and *both* are `compress_`, one-sided and two-sided: a
+quarter of their calibration is held out, by which they choose the damping and refuse what is worse
+than the simple way, and each layer makes up for half of what the layers before it have changed.
+*s* is CPU time of one thread, on a card the time on the clock.
 
 All layers of the blocks are compressed, embedding and head are not. Bytes count scales of 16 bits,
 zeros, and a bit for each entry of sparse weights; bytes and multiply-adds are shares of those of

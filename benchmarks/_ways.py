@@ -1,9 +1,9 @@
 """Ways to make a model smaller: ours, and the published loops that they are compared with.
 
 Each takes a copy of a model and calibration batches. *nearest*, *magnitude* and *Frobenius* look at
-the weights alone; *GPTQ* and *SparseGPT* are the published loops; *KFAC-SVD* is the published
-recipe of low rank in both moments; *inputs* and *both* are ours with one moment and with two. For
-low rank *inputs* is the loss of SVD-LLM.
+the weights alone; *GPTQ* and *SparseGPT* are the published loops; *SVD-LLM* and *KFAC-SVD* the
+published recipes of low rank in the moment of the inputs and in both; *inputs* and *both* are ours
+with one moment and with two.
 """
 
 import json
@@ -30,7 +30,7 @@ from matrigami.compress._calibration import block_by_block, output_moments
 from matrigami.nn import chosen, stand_in, swap, under_budget
 
 GROUP = 32
-"""Inputs that share a scale: the width of the smallest model is 64."""
+"""Inputs that share a scale, of a model of width 64."""
 
 SHARES = (0.75, 0.5)
 """Of the multiply-adds, for structures."""
@@ -65,10 +65,10 @@ class Way:
     seeded: bool = True
 
 
-def ways() -> Iterator[Way]:
+def ways(group: int = GROUP) -> Iterator[Way]:
     """Everything that is measured, but the budgets last."""
     for bits in (4, 3, 2):
-        grid = Grid(bits, GROUP, symmetric=False)
+        grid = Grid(bits, group, symmetric=False)
         told = ("bits", f"{bits} bits")
         yield Way(*told, "nearest", partial(plainly, nearest(grid)), seeded=False)
         yield Way(*told, "GPTQ", partial(by_core, rounded(grid)))
@@ -85,7 +85,7 @@ def ways() -> Iterator[Way]:
     yield Way("sparsity", "2 of 4", "both", partial(ours, two_of_four, two_sided=True))
     for share in SHARES:
         yield from structures(share)
-    grids = [Grid(bits, GROUP, symmetric=False) for bits in (2, 3, 4, 8)]
+    grids = [Grid(bits, group, symmetric=False) for bits in (2, 3, 4, 8)]
     for budget in ("0.5x bytes", "0.12x bytes"):
         yield Way("budget", budget, "allocate", partial(allocated, budget, grids))
 
@@ -96,6 +96,7 @@ def structures(share: float) -> Iterator[Way]:
         told = ("structure", f"{name}, {share}x MACs")
         yield Way(*told, "Frobenius", partial(projected, kind, share), seeded=False)
         if kind is low_rank:
+            yield Way(*told, "SVD-LLM", partial(svd_llm, share))
             yield Way(*told, "KFAC-SVD", partial(kfac_svd, share))
             yield Way(*told, "inputs", partial(structured, kind, share, two_sided=False))
         yield Way(*told, "both", partial(structured, kind, share, two_sided=True))
@@ -231,18 +232,30 @@ def projected(kind: Callable[..., Any], share: float, model: nn.Module, _: list[
     return Made(model, nbytes, macs)
 
 
+def svd_llm(share: float, model: nn.Module, data: list[Any]) -> Made:
+    """Low rank as SVD-LLM has it: nearest in the moment of the inputs, which is damped by 0.01."""
+    return svd_by(share, 0.01, {}, model, data)
+
+
 def kfac_svd(share: float, model: nn.Module, data: list[Any]) -> Made:
     """Low rank as KFAC-SVD has it: norms of gradients in [0.1, 10], shrinkage 0.3 and 0.1."""
+    moments = output_moments(model, chosen(model, None, ()), data, bound=(0.1, 10.0))
+    left = {name: shrunk(B, 0.3) for name, B in moments.items()}
+    return svd_by(share, 0.1, left, model, data)
+
+
+def svd_by(
+    share: float, damping: float, left: dict[str, Tensor], model: nn.Module, data: list[Any]
+) -> Made:
+    """Every layer by a truncated SVD behind what is compressed, all vectors used."""
     layers = chosen(model, None, ())
-    gradients = output_moments(model, layers, data, bound=(0.1, 10.0))
     recipes, totals = by_layer(low_rank, share, model), [0.0, 0.0]
 
     def compress(seen: Any) -> None:
         """The layers that were just seen."""
         for name, what in seen.items():
-            A = (what.A + what.holdout) / (what.rows + what.held)
-            left, right = shrunk(gradients[name], 0.3), shrunk(A, 0.1)
-            value = project(recipes[name], weight(layers[name]), left=left, right=right)
+            right = shrunk((what.A + what.holdout) / (what.rows + what.held), damping)
+            value = project(recipes[name], weight(layers[name]), left=left.get(name), right=right)
             swap(model, {layers[name]: stand_in(layers[name], recipes[name], value)})
             totals[0] += 4 * cost(value).params
             totals[1] += cost(value).macs

@@ -71,12 +71,12 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
     )
     order = H.diagonal().argsort(descending=True)
     W, steps, zero, H = W[:, order].clone(), steps[:, order], zero[:, order], H[order][:, order]
-    H = H + damping * H.diagonal().mean() * torch.eye(n)
+    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
     U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
     Q = torch.zeros_like(W)
     for start in range(0, n, 128):
         stop = min(start + 128, n)
-        block, errors = W[:, start:stop].clone(), torch.zeros(len(W), stop - start)
+        block, errors = W[:, start:stop].clone(), W.new_zeros(len(W), stop - start)
         for i in range(stop - start):
             j = start + i
             codes = (block[:, i] / steps[:, j] + zero[:, j]).round()
@@ -91,12 +91,12 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
 def sparse_gpt(W: Tensor, H: Tensor, sparsity: float, damping: float = 0.01) -> Tensor:
     """SparseGPT as published: the mask block by block, by `W^2 / U_jj^2`."""
     W, n = W.clone(), W.shape[1]
-    H = H + damping * H.diagonal().mean() * torch.eye(n)
+    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
     U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
     Q = torch.zeros_like(W)
     for start in range(0, n, 128):
         stop = min(start + 128, n)
-        block, errors = W[:, start:stop].clone(), torch.zeros(len(W), stop - start)
+        block, errors = W[:, start:stop].clone(), W.new_zeros(len(W), stop - start)
         scores = (block / U.diagonal()[start:stop]).square()
         gone = scores <= scores.flatten().sort().values[int(scores.numel() * sparsity)]
         for i in range(stop - start):

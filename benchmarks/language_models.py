@@ -6,7 +6,8 @@ FOLDER holds a model of transformers and its tokenizer; `--model` may be given s
 is plain or packed by xz. Where it has `<|endoftext|>` it is a set of documents, each read by itself
 behind the token that begins a text: calibration draws documents from the front, and the last ones
 are held out. Otherwise calibration draws windows from the second half, and the first windows are
-held out. Every measurement is a line of `results.csv`; what is there already is not measured again.
+held out. Every measurement is a line of `results.csv`, those of the first draw first; what is there
+already is not measured again, so that the command may be killed and started again.
 """
 
 import copy
@@ -48,7 +49,12 @@ class Text:
         """The draw of a seed, in batches."""
         generator = torch.Generator().manual_seed(seed)
         at = torch.randperm(len(self.pool), generator=generator)[:CALIBRATION]
-        return [{"input_ids": ids} for ids in self.pool[at].split(BATCH)]
+        return [{"input_ids": ids} for ids in self.pool[at.to(self.pool.device)].split(BATCH)]
+
+    def to(self, device: str) -> "Text":
+        """The same on a device."""
+        held = [{key: t.to(device) for key, t in batch.items()} for batch in self.held]
+        return Text(self.pool.to(device), held)
 
 
 def read_text(path: Path, tokenizer: Any) -> Text:
@@ -80,9 +86,10 @@ def padded(rows: list[list[int]]) -> dict[str, Tensor]:
 
 def measure(name: str, dense: nn.Module, text: Text, way: Way, seed: int) -> Row:
     """Compress a copy and evaluate it."""
-    start = time.process_time()
+    clock = time.process_time if text.pool.device.type == "cpu" else time.perf_counter
+    start = clock()
     made = way.make(copy.deepcopy(dense), text.calibration(seed))
-    took = time.process_time() - start
+    took = clock() - start
     weights: Any = chosen(dense, None, ()).values()
     whole = sum(m.weight.numel() for m in weights)
     found = evaluate(made.model, dense, text.held)
@@ -113,27 +120,43 @@ def append(path: Path, row: Row) -> None:
         writer.writerow(asdict(row))
 
 
-def run(folder: Path, text: Path, out: Path, seeds: int, only: str) -> None:
+def run(folder: Path, text: Path, out: Path, seeds: int, only: str, device: str) -> None:
     """All measurements of one model that are lacking."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     done = {row.key for row in read_rows(out / "results.csv")}
     wanted = [
         (way, seed)
-        for way in ways()
-        for seed in range(seeds if way.seeded else 1)
-        if re.search(only, f"{way.family} {way.setting} {way.name}")
+        for seed in range(seeds)
+        for way in ways(group_of(AutoConfig.from_pretrained(folder).hidden_size))
+        if (way.seeded or seed == 0)
+        and re.search(only, f"{way.family} {way.setting} {way.name}")
         and (folder.name, way.family, way.setting, way.name, str(seed)) not in done
     ]
     if not wanted:
         return
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    data = read_text(text, AutoTokenizer.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    data = read_text(text, AutoTokenizer.from_pretrained(folder)).to(device)
+    note_machine(out, folder.name, device)
     for i, (way, seed) in enumerate(wanted):
         row = measure(folder.name, model, data, way, seed)
         append(out / "results.csv", row)
         told = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
         print(f"{folder.name} {i + 1}/{len(wanted)} {told}, {row.seconds:.0f} s", flush=True)
+
+
+def group_of(width: int) -> int:
+    """Inputs that share a scale: 32 where the model is that narrow, else 64."""
+    return 64 if width >= 512 else 32
+
+
+def note_machine(out: Path, name: str, device: str) -> None:
+    """Where a model was measured, in `env.json`."""
+    path = out / "env.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
+    known[name] = environment("cpu", 1, torch.get_num_threads()) | card
+    path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -144,15 +167,15 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--model", "models", type=(FOLDER, Path), multiple=True, metavar="FOLDER TEXT")
 @click.option("--seeds", default=3, show_default=True, help="Draws of the calibration.")
 @click.option("--only", default="", help="A regular expression for family, setting and way.")
-def main(out: Path, models: tuple[tuple[Path, Path], ...], seeds: int, only: str) -> None:
+@click.option("--device", default="cpu", show_default=True)
+def main(
+    out: Path, models: tuple[tuple[Path, Path], ...], seeds: int, only: str, device: str
+) -> None:
     """Measure what is lacking in OUT/results.csv, and write the page and its figures."""
     one_thread()
     out.mkdir(parents=True, exist_ok=True)
     for folder, text in models:
-        run(folder, text, out, seeds, only)
-    if models:
-        machine = environment("cpu", 1, torch.get_num_threads())
-        (out / "env.json").write_text(json.dumps(machine, indent=1) + "\n", "utf-8")
+        run(folder, text, out, seeds, only, device)
     write_page(out, read_rows(out / "results.csv"))
 
 

@@ -17,8 +17,10 @@ from matrigami.compress import (
     unstructured,
     weight,
 )
-from matrigami.compress._calibration import Seen, block_by_block, output_moments
-from matrigami.nn import StructuredLinear, chosen
+from matrigami.compress._calibration import block_by_block, output_moments
+from matrigami.compress._methods import aim
+from matrigami.compress._moments import Seen
+from matrigami.nn import StructuredLinear, chosen, swap
 
 
 class Block(nn.Module):
@@ -98,6 +100,52 @@ def test_every_layer_is_seen_behind_its_compressed_prefix(make):
 
     block_by_block(model, layers, data, compress)
     assert sorted(checked) == sorted(layers)
+
+
+def test_the_drift_is_from_the_given_model_to_the_compressed_prefix():
+    """Of the products of inputs `E[(z - x) x.T]`; none where nothing is compressed yet."""
+    model, data = Chain(), batches()
+    given, layers = copy.deepcopy(model), chosen(model, "*")
+    norms = []
+
+    def compress(seen):
+        for name, what in seen.items():
+            if "blocks" in name:
+                z, x = (inputs_of(m, name, data[:3]) for m in (given, model))
+                torch.testing.assert_close(what.drift, (z - x).mT @ x)
+                norms.append(float(what.drift.norm()))
+            else:
+                assert what.drift is None  # outside of the chain it is not known
+        for name in seen:
+            if name != "stem":
+                set_weight(layers[name], 1.5 * weight(layers[name]))
+
+    block_by_block(model, layers, data, compress)
+    assert norms[:2] == [0, 0]
+    assert min(norms[2:]) > 0
+
+
+def test_weights_make_up_for_half_of_the_drift():
+    """Of inputs that a prefix has halved, all of it would be twice the weights."""
+    seen, z = Seen.empty(torch.ones(1, 3)), torch.eye(3).repeat(5, 1)
+    seen.add(z / 2, False, z)
+    seen.add(z, held=True)
+    W = torch.randn(2, 3)
+    torch.testing.assert_close(aim(W, seen), W * (1 + 0.5 / 1.01))
+    torch.testing.assert_close(aim(W, Seen.empty(z)), W)
+
+
+def test_a_structure_in_the_place_of_a_block_is_in_the_prefix_of_the_next():
+    model, data = sequence(), batches()
+
+    def compress(seen):
+        if "0" in seen:
+            swap(model, {model[0]: StructuredLinear.from_linear(model[0], LowRank(rank=1))})
+        if "2" in seen:
+            x = inputs_of(model, "2", data[:3])
+            torch.testing.assert_close(seen["2"].moments()[0], x.mT @ x / len(x))
+
+    block_by_block(model, chosen(model), data, compress)
 
 
 def test_output_moments_are_the_fisher_matrix_of_the_last_layer():

@@ -2,15 +2,15 @@
 
 A model whose blocks are a `ModuleList` or `Sequential`, each fed by the one before, is run through
 once: the inputs of a block are kept, its layers are observed and compressed, and it is run again
-for the inputs of the next. That it is such a chain is seen on the first batch. Of any other model
-each layer is a block of its own, and everything is run again for it.
+for the inputs of the next. Beside it runs what the model did as it was given, so that a layer can
+make up for what the prefix has changed. That it is such a chain is seen on the first batch. Of any
+other model each layer is a block of its own, and everything is run again for it.
 
 Shapes: m = outputs, n = inputs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,80 +19,49 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._layers import gradient_rows, rows
+from matrigami.compress._moments import Seen
 from matrigami.compress._running import at_rest, called, first, hooked, input_of, logits
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
 
 
-@dataclass
-class Seen:
-    """Second moments of the inputs of a layer.
-
-    Attributes:
-        A: Mean of `x x.T`.
-        holdout: The same of vectors that `A` has not seen.
-        rows: Vectors in `A`.
-        rejected: Vectors with NaN or infinite entries, which were left out.
-    """
-
-    A: Float[Tensor, "n n"]
-    holdout: Float[Tensor, "n n"]
-    rows: int = 0
-    held: int = 0
-    rejected: int = 0
-
-    @classmethod
-    def empty(cls, x: Float[Tensor, "N n"]) -> "Seen":
-        """Nothing yet, for vectors of this size."""
-        n = x.shape[-1]
-        zeros = torch.zeros(2, n, n, dtype=torch.float64, device=x.device)
-        return cls(zeros[0], zeros[1])
-
-    def add(self, x: Float[Tensor, "N n"], held: bool) -> None:
-        """Count vectors in one of the means."""
-        good = x.isfinite().all(-1)
-        if not bool(good.all()):
-            self.rejected += int((~good).sum())
-            x = x[good]
-        total = self.holdout if held else self.A
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
-        total += (x.mT @ x).to(total)
-        self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """The two means; without vectors of its own the second is the first."""
-        A = self.A / max(self.rows, 1)
-        return A, self.holdout / self.held if self.held else A
-
-
 Compress = Callable[[Mapping[str, Seen | None]], None]
-"""Compresses the layers that were just seen, in place; None for one that nothing has reached."""
+"""Compresses the layers that were just seen, in place; None for one that was not observed."""
 
 
 @torch.no_grad()
 def block_by_block(
-    model: nn.Module, layers: Mapping[str, nn.Module], data: list[Any], compress: Compress
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    data: list[Any],
+    compress: Compress,
+    done: Collection[str] = (),
 ) -> None:
     """Observe and compress all layers, in the order in which the model runs them.
 
-    Layers that the batches never reach are handed over without moments in the end.
+    Layers that the batches never reach are handed over without moments in the end, those that are
+    `done` when it is their turn.
     """
     with at_rest(model):
         order = _order(model, layers, data[0])
         blocks = _chain(model, order, data[0])
         inside = [name for name in order if _inside(name, blocks)]
         start = order.index(inside[0]) if inside else len(order)
+        given = [_caught(model, blocks[0], batch) for batch in data if inside]
 
         def alone(names: list[str]) -> None:
             """Each layer by itself, everything run again."""
             for name in names:
-                own = {name: layers[name]}
-                compress(_observed(own, data, lambda batch: called(model, batch)))
+                own = {} if name in done else {name: layers[name]}
+                seen = _observed(own, data, lambda batch: called(model, batch)) if own else {}
+                compress(seen or {name: None})
 
         alone(order[:start])
         if inside:
-            _along(model, blocks, {name: layers[name] for name in inside}, data, compress)
+            calls = [_caught(model, blocks[0], batch) for batch in data]
+            own = {name: layers[name] for name in inside}
+            _along(model, blocks, own, given, calls, compress, done)
         alone([name for name in order[start:] if name not in inside])
         compress({name: None for name in layers if name not in order})
 
@@ -106,22 +75,42 @@ def observed(
         return _observed(layers, data, lambda batch: called(model, batch))
 
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a block."""
+
+
 def _along(
     model: nn.Module,
     blocks: list[str],
     layers: Mapping[str, nn.Module],
-    data: list[Any],
+    given: list[Call],
+    calls: list[Call],
     compress: Compress,
+    done: Collection[str],
 ) -> None:
-    """The layers of a chain of blocks: each block is run twice, before and after."""
-    modules = dict(model.named_modules())
-    calls = [_caught(model, modules[blocks[0]], batch) for batch in data]
+    """The layers of a chain of blocks: each block is run as it was given, before and after."""
     for block in blocks:
         own = {name: layer for name, layer in layers.items() if _inside(name, [block])}
-        module = modules[block]
-        if own:
-            compress(_observed(own, calls, lambda call, m=module: m(*call[0], **call[1])))
+        module = model.get_submodule(block)
+        passed: list[Call] = []
+        beside = partial(_pass_on, module, given, passed)
+        if own and not own.keys() <= set(done):
+            compress(_observed(own, calls, partial(_run, module), beside))
+        else:
+            passed += [_advanced(module, call) for call in given]
+            compress(dict.fromkeys(own))
+        module, given = model.get_submodule(block), passed
         calls = [_advanced(module, call) for call in calls]
+
+
+def _run(module: nn.Module, call: Call) -> Any:
+    """A block on its arguments."""
+    return module(*call[0], **call[1])
+
+
+def _pass_on(module: nn.Module, calls: list[Call], passed: list[Call], i: int) -> None:
+    """One of the calls through a block."""
+    passed.append(_advanced(module, calls[i]))
 
 
 def output_moments(
@@ -221,11 +210,18 @@ def _differentiable(weights: list[Any]) -> Iterator[None]:
 
 
 def _observed(
-    layers: Mapping[str, nn.Module], data: list[Any], run: Callable[[Any], Any]
+    layers: Mapping[str, nn.Module],
+    data: list[Any],
+    run: Callable[[Any], Any],
+    beside: Callable[[int], None] | None = None,
 ) -> dict[str, Seen | None]:
-    """The moments of some layers while something is run on all batches."""
+    """The moments of some layers while something is run on all batches.
+
+    What runs `beside` each of them is the model as it was given.
+    """
     seen: dict[str, Seen | None] = dict.fromkeys(layers)
-    batch_held = False
+    given: dict[str, Tensor] = {}
+    batch_held = aside = False
 
     def hook(name: str) -> Any:
         """The hook of a layer, before it runs."""
@@ -233,12 +229,17 @@ def _observed(
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:
             """Count its inputs."""
             x = rows(module, input_of(args, kwargs).detach())
+            if aside:
+                given[name] = x
+                return
+            z = given.pop(name, None)
+            z = z if z is not None and z.shape == x.shape else None
             known = seen[name] = seen[name] or Seen.empty(x)
             if len(data) >= HELD_OUT:
-                known.add(x, batch_held)
+                known.add(x, batch_held, z)
                 return
-            at = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-            known.add(x[~at], held=False)
+            at = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
+            known.add(x[~at], False, None if z is None else z[~at])
             known.add(x[at], held=True)
 
         return note
@@ -246,6 +247,11 @@ def _observed(
     with hooked({name: (layer, hook(name)) for name, layer in layers.items()}, before=True):
         for i, batch in enumerate(data):
             batch_held = i % HELD_OUT == HELD_OUT - 1
+            given.clear()
+            if beside is not None:
+                aside = True
+                beside(i)
+                aside = False
             run(batch)
     return seen
 
@@ -312,18 +318,16 @@ class _Stop(Exception):  # noqa: N818 - not an error
     """The rest of a forward pass is not needed."""
 
 
-def _caught(
-    model: nn.Module, block: nn.Module, batch: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _caught(model: nn.Module, block: str, batch: Any) -> Call:
     """The arguments with which a block is called."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    found: list[Call] = []
 
     def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep them and leave."""
         found.append((args, kwargs))
         raise _Stop
 
-    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.get_submodule(block).register_forward_pre_hook(note, with_kwargs=True)
     try:
         called(model, batch)
     except _Stop:
@@ -333,10 +337,9 @@ def _caught(
     return found[0]
 
 
-def _advanced(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+def _advanced(module: nn.Module, call: Call) -> Call:
     """The call of the next block."""
-    args, kwargs = call
-    return (first(module(*args, **kwargs)), *args[1:]), kwargs
+    return (first(_run(module, call)), *call[0][1:]), call[1]
 
 
 def _inside(name: str, blocks: list[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import Seen, block_by_block, output_moments
+from matrigami.compress._calibration import block_by_block, output_moments
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, weight
@@ -20,6 +20,7 @@ from matrigami.compress._methods import (
     fitting,
     outcome,
 )
+from matrigami.compress._moments import Seen
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
 from matrigami.nn import Patterns, chosen, matching, swap
@@ -223,12 +224,17 @@ def _compressed(
     if journal is not None:
         book = Journal(journal, fingerprint(model, data, told, two_sided, damping))
     gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
-    done = {} if book is None else book.restore_(model)
-    report = Report([r for r, _ in done.values()], {name: v for name, (_, v) in done.items()})
+    done = {} if book is None else book.finished()
+    report = Report()
 
     def compress(seen: Mapping[str, Seen | None]) -> None:
         """Compress the layers that were just seen."""
         finished: list[tuple[LayerReport, Any]] = []
+        if book is not None and seen.keys() & done.keys():
+            for told, value in book.restore_(model, done[next(iter(seen))]):
+                report.layers.append(told)
+                report.values[told.name] = value
+            return
         for name, what in seen.items():
             _refuse_not_finite(name, what)
             made = outcome(ways[name], layers[name], what, gradients.get(name), damping)
@@ -243,9 +249,7 @@ def _compressed(
         if book is not None and finished:
             book.write(model, finished)
 
-    rest = {name: layer for name, layer in layers.items() if name not in done}
-    if rest:
-        block_by_block(model, rest, data, compress)
+    block_by_block(model, layers, data, compress, done)
     return report
 
 

@@ -67,8 +67,8 @@ def evaluate(model: nn.Module, reference: nn.Module, data: Iterable[Any]) -> Eva
             seconds[0] += took
             kept = _kept(batch, ours)
             p, q = theirs.flatten(0, -2)[kept], ours.flatten(0, -2)[kept]
-            sums[0] += (p.exp() * (p - q)).sum().double()
-            sums[1] += (p.argmax(-1) == q.argmax(-1)).sum()
+            sums[0] += float((p.exp() * (p - q)).sum())
+            sums[1] += int((p.argmax(-1) == q.argmax(-1)).sum())
             tokens += len(p)
             if (targets := _targets(reference, batch, ours)) is not None:
                 sums[2] += _nll(ours, targets)
@@ -120,7 +120,8 @@ def _of_answers(batch: Any, name: str, found: Tensor) -> Tensor | None:
     return numbers if numbers is not None and numbers.shape == found.shape[:-1] else None
 
 
-def _nll(found: Tensor, targets: Tensor) -> Tensor:
+def _nll(found: Tensor, targets: Tensor) -> float:
     """The sum of `-log p(next token)`."""
     flat = found[:, :-1].flatten(0, 1)
-    return nn.functional.nll_loss(flat, targets.flatten(), reduction="sum", ignore_index=-100)
+    loss = nn.functional.nll_loss(flat, targets.flatten(), reduction="sum", ignore_index=-100)
+    return float(loss)

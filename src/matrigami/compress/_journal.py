@@ -45,18 +45,25 @@ class Journal:
                         "Give a new folder, or delete this one to start again."
                     )
 
-    @torch.no_grad()
-    def restore_(self, model: nn.Module) -> dict[str, tuple[LayerReport, Any]]:
-        """Put what is finished into the model; reports and values by the names of the layers."""
-        found: dict[str, tuple[LayerReport, Any]] = {}
+    def finished(self) -> dict[str, Path]:
+        """The layers of finished blocks, and where they are."""
+        found = {}
         for path in self._files():
             with _opened(path) as file:
                 told = json.loads(file.metadata()["layers"])
-                for i, entry in enumerate(told):
-                    keys = [k for k in file.keys() if k.startswith(f"{i}.")]  # noqa: SIM118
-                    parts = {k.partition(".")[2]: file.get_tensor(k) for k in keys}
-                    report = LayerReport(**entry["report"])
-                    found[report.name] = report, _put_back(model, report.name, entry, parts)
+            found |= {entry["report"]["name"]: path for entry in told}
+        return found
+
+    @torch.no_grad()
+    def restore_(self, model: nn.Module, path: Path) -> list[tuple[LayerReport, Any]]:
+        """Put a finished block into the model; reports and values of its layers."""
+        found: list[tuple[LayerReport, Any]] = []
+        with _opened(path) as file:
+            for i, entry in enumerate(json.loads(file.metadata()["layers"])):
+                keys = [k for k in file.keys() if k.startswith(f"{i}.")]  # noqa: SIM118
+                parts = {k.partition(".")[2]: file.get_tensor(k) for k in keys}
+                report = LayerReport(**entry["report"])
+                found.append((report, _put_back(model, report.name, entry, parts)))
         return found
 
     def write(self, model: nn.Module, layers: Iterable[tuple[LayerReport, Any]]) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import Seen
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import weight
-from matrigami.compress._moments import damped, row_losses
+from matrigami.compress._moments import Seen, damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import round_ldl
 from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
@@ -32,6 +32,13 @@ DAMPINGS = (0.01, 0.1, 0.001)
 
 DAMPING = 0.01
 """Of the other methods."""
+
+EVEN = 1.0
+"""Of the moment of the gradients in front of structures, by default: as much of the identity as of
+the moment. They change so much that the gradients of the model as it was say half of the truth."""
+
+DRIFT = 0.5
+"""How far weights make up for the compressed prefix; all the way shrinks the outputs too much."""
 
 UNREACHED = "not reached by the calibration: the simple method"
 """The note on a layer that has seen nothing."""
@@ -85,14 +92,29 @@ def outcome(
     if isinstance(method, str):
         return outcome(fitting(method, "outcome", layer), layer, seen, B, damping)
     W = weight(layer).float()
+    W = W if seen is None else aim(W, seen)
     if isinstance(method, Grid):
         made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
     elif isinstance(method, Structure | tuple):
         recipes = method if isinstance(method, tuple) else (method,)
-        made = _structured(recipes, layer, W, seen, B, _one(damping))
+        made = _structured(recipes, layer, W, seen, B, damping)
     else:
         made = _pruned(method, W, seen, B, _one(damping))
     return made
+
+
+def aim(W: Float[Tensor, "m n"], seen: Seen) -> Float[Tensor, "m n"]:
+    """What the weights should be behind a compressed prefix.
+
+    `min ||W z - V x||^2` over V, of inputs `x` and those of the given model `z`, is solved by
+    `W + W E[(z - x) x.T] A^-1`; a share of the correction is taken. That the rest of `V x` is then
+    a matter of `A` alone is Pythagoras.
+    """
+    if seen.drift is None or not seen.rows:
+        return W
+    drift = W.double() @ (seen.drift / seen.rows)
+    shift = torch.linalg.solve(damped(seen.moments()[0], DAMPING), drift, left=False)
+    return W + DRIFT * shift.to(W)
 
 
 def described(method: Method) -> str:
@@ -182,12 +204,13 @@ def _structured(
     W: Tensor,
     seen: Seen | None,
     B: Tensor | None,
-    damping: float,
+    damping: float | tuple[float, ...] | None,
 ) -> Outcome:
     """Project one matrix onto each structure, with and without the moments; take the nearest."""
     A, holdout = (None, None) if seen is None else seen.moments()
-    judge = torch.eye(W.shape[-1]).double() if holdout is None else holdout
-    left = None if B is None else damped(B, damping)
+    judge = torch.eye(W.shape[-1]).to(W).double() if holdout is None else holdout
+    left = None if B is None else damped(B, EVEN if damping is None else _one(damping))
+    damping = _one(damping)
     plain = [(recipe, project(recipe, W)) for recipe in recipes]
     tried = list(plain)
     if A is not None:

@@ -3,11 +3,61 @@
 Shapes: m = rows, n = columns.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.operators import operator
+
+
+@dataclass
+class Seen:
+    """Second moments of the inputs of a layer.
+
+    Attributes:
+        A: Mean of `x x.T`.
+        holdout: The same of vectors that `A` has not seen.
+        rows: Vectors in `A`.
+        held: Vectors in `holdout`.
+        rejected: Vectors with NaN or infinite entries, which were left out.
+        drift: Sum of `(z - x) x.T` over the vectors in `A`, where the model as it was given has `z`
+            in the place of `x`; None where that is not known.
+    """
+
+    A: Float[Tensor, "n n"]
+    holdout: Float[Tensor, "n n"]
+    rows: int = 0
+    held: int = 0
+    rejected: int = 0
+    drift: Float[Tensor, "n n"] | None = None
+
+    @classmethod
+    def empty(cls, x: Float[Tensor, "N n"]) -> "Seen":
+        """Nothing yet, for vectors of this size."""
+        n = x.shape[-1]
+        zeros = torch.zeros(2, n, n, dtype=torch.float64, device=x.device)
+        return cls(zeros[0], zeros[1])
+
+    def add(self, x: Float[Tensor, "N n"], held: bool, z: Tensor | None = None) -> None:
+        """Count vectors in one of the means, beside those of the model as it was given."""
+        good = x.isfinite().all(-1)
+        if not bool(good.all()):
+            self.rejected += int((~good).sum())
+            x, z = x[good], None if z is None else z[good]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
+        if z is not None and not held:
+            drift = ((z - x).nan_to_num(0, 0, 0).mT @ x).to(self.A)
+            self.drift = drift if self.drift is None else self.drift + drift
+        total = self.holdout if held else self.A
+        total += (x.mT @ x).to(total)
+        self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The two means; without vectors of its own the second is the first."""
+        A = self.A / max(self.rows, 1)
+        return A, self.holdout / self.held if self.held else A
 
 
 def checked_moments(

@@ -103,13 +103,11 @@ def round_ldl(
         lost = plain.sum(-1) / whole
         return Rounding(_like(nearest, W), lost, lost, 0.0, W.shape[:-1].numel())
     options = damping if isinstance(damping, tuple) else (damping,)
-    tried = [
-        _rounded(double, inputs, B, grid, nearest, d, by_activity, refit, kind) for d in options
-    ]
-    losses = [loss(double - value.dense()) for value in tried]
-    best = min(range(len(tried)), key=lambda i: float(losses[i].sum()))
+    tried = _rounded(double, inputs, B, grid, nearest, options, by_activity, refit, kind)
+    losses = loss(double - tried.dense())
+    best = int(losses.flatten(1).sum(-1).argmin())
     worse = _worse(losses[best], plain, B is not None)
-    value = _chosen(worse, nearest, tried[best])
+    value = _chosen(worse, nearest, _each(tried, lambda t: t[best]))
     lost = torch.where(worse, plain, losses[best]).sum(-1) / whole
     return Rounding(_like(value, W), lost, plain.sum(-1) / whole, options[best], int(worse.sum()))
 
@@ -125,14 +123,16 @@ def _rounded(
     B: Tensor | None,
     grid: Grid,
     nearest: QuantizedMatrix,
-    damping: float,
+    dampings: tuple[float, ...],
     by_activity: bool,
     refit: bool,
     kind: torch.dtype,
 ) -> QuantizedMatrix:
-    """Round with one damping."""
-    Ad, Bd = damped(A, damping), None if B is None else damped(B, damping)
-    n, size = W.shape[-1], nearest.group
+    """Round with each damping: a stack, whose steps are taken all at once."""
+    Ad = torch.stack([damped(A, d) for d in dampings])
+    Bd = None if B is None else torch.stack([damped(B, d) for d in dampings])
+    W, n, size = W.expand(len(dampings), *W.shape), W.shape[-1], nearest.group
+    nearest = _each(nearest, lambda t: t.expand(len(dampings), *t.shape))
     zeros = None if nearest.zero is None else spread(nearest.zero, size, n)
     columns = _order(A, by_activity)
     problem = Problem(W, spread(nearest.scale, size, n), zeros, grid.least).columns(columns)
@@ -222,16 +222,18 @@ def by_tiles(problem: Problem, K: Float[Tensor, "*batch m m"], L: Tensor) -> Ten
 def _rounded_tile(
     W: Tensor, steps: Tensor, zeros: Tensor, least: int, shift: Tensor, K: Tensor, L: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Codes and errors of a stack of tiles, anti-diagonal by anti-diagonal."""
-    codes, E = torch.zeros_like(W), torch.zeros_like(W)
-    last = TILE - 1
+    """Codes and errors of a stack of tiles, anti-diagonal by anti-diagonal.
+
+    Every pass does whole tiles and keeps an anti-diagonal: fewer, larger operations.
+    """
+    at = torch.arange(TILE, device=W.device)
+    waves = (at[:, None] + at).flip(0, 1)
+    codes, E, base = torch.zeros_like(W), torch.zeros_like(W), W + shift
     for wave in range(2 * TILE - 1):
-        done = torch.arange(max(0, wave - last), min(wave, last) + 1, device=E.device)
-        at = (..., last - done, last - wave + done)
-        target = W[at] + shift[at] + (K.mT @ E @ L)[at]
-        code = (target / steps[at] + zeros[at]).round_()
-        codes[at] = code.clamp_(least, -1 - least)
-        E[at] = W[at] - (codes[at] - zeros[at]) * steps[at]
+        code = ((base + K.mT @ E @ L) / steps).add_(zeros).round_().clamp_(least, -1 - least)
+        now = waves == wave
+        codes = torch.where(now, code, codes)
+        E = torch.where(now, W - (code - zeros) * steps, E)
     return codes, E
 
 
@@ -259,6 +261,12 @@ def _worse(found: Tensor, plain: Tensor, together: bool) -> Tensor:
     if together:
         found, plain = (t.sum(-1, keepdim=True).expand_as(t) for t in (found, plain))
     return found >= plain
+
+
+def _each(value: QuantizedMatrix, function: Callable[[Tensor], Tensor]) -> QuantizedMatrix:
+    """The same with every tensor exchanged."""
+    zero = None if value.zero is None else function(value.zero)
+    return replace(value, codes=function(value.codes), scale=function(value.scale), zero=zero)
 
 
 def _chosen(first: Tensor, one: QuantizedMatrix, other: QuantizedMatrix) -> QuantizedMatrix:
