@@ -213,6 +213,55 @@ def test_checkpointing_is_seen_once_or_refused():
         LOSS(models[True](x), y).backward()
 
 
+def test_layers_that_a_reentrant_checkpoint_hides_are_named():
+    """The labels drawn at the outputs reach none of them, and no gradient passes through."""
+
+    class Deep(nn.Module):
+        def __init__(self, reentrant: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.reentrant = reentrant
+
+        def forward(self, x):
+            hidden = lambda h: torch.tanh(self.b(torch.tanh(self.a(h))))  # noqa: E731
+            return self.c(checkpoint(hidden, x.requires_grad_(), use_reentrant=self.reentrant))
+
+    x, y = data()
+    model = Deep(True)
+    optimizer = KFAC(model, LOSS)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"of a, which is inside(.|\n)*use_reentrant=False"):
+        LOSS(model(x), y).backward()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    optimizer.zero_grad()
+    model.reentrant = False
+    LOSS(model(x), y).backward()
+    assert optimizer.estimator is not None
+    optimizer.step()
+    assert optimizer.estimator.names == {"a.weight", "b.weight", "c.weight"}
+
+
+def test_a_layer_without_gradients_is_no_checkpoint():
+    """A frozen part under no_grad is called once, and refused by nobody."""
+
+    class Prefix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.a(x)
+            return self.b(x)
+
+    model, (x, y) = Prefix(), data()
+    optimizer = KFAC(model, LOSS)
+    LOSS(model(x), y).backward()
+    optimizer.step()
+    assert optimizer.estimator is not None
+    assert optimizer.estimator.names == {"b.weight"}
+
+
 def test_hooks_leave_with_the_optimizer():
     model, loss = network(), nn.CrossEntropyLoss()
     for _ in range(3):

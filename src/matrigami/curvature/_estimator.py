@@ -146,10 +146,25 @@ class FisherEstimator(ModelWatch):
         return {name: known.pair for name, known in self._found.items()}
 
     def note(self, call: LayerCall, output: Tensor) -> None:
-        """Keep a call that can be differentiated."""
+        """Keep a call that can be differentiated; of others remember which they were."""
         if output.requires_grad:
             call.keep_edge(output)
             self._within.calls.append(call)
+        elif not torch.is_grad_enabled():  # in a reentrant checkpoint, or to no purpose
+            self._hidden.add(call.layer.name)
+
+    def _on_call(
+        self, layer: TapedLayer, module: nn.Module, args: Any, kwargs: Any, output: Tensor
+    ) -> None:
+        """Refuse a hidden call that is made again: its gradient comes too late for other labels."""
+        again = torch._C._current_graph_task_id() >= 0
+        if again and layer.name in self._hidden and output.requires_grad and is_observed():
+            raise ValueError(
+                f"KFAC was asked of {layer.name}, which is inside a reentrant checkpoint.\n"
+                "Nothing is seen of such a layer when labels are drawn.\n"
+                "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        super()._on_call(layer, module, args, kwargs, output)
 
     def passed(self, calls: list[LayerCall], outputs: Any) -> None:
         """After the forward pass: wait for the loss, or for the gradients of the outputs."""

@@ -46,6 +46,7 @@ class ModelWatch(Tape):
         self.clock: int | None = None
         self.rejected = self.seen = 0
         self._within = threading.local()
+        self._hidden: set[str] = set()
         self._ever: set[str] = set()
         self._layers: dict[str, TapedLayer] = {}
         self.extend(wanted)
@@ -129,6 +130,7 @@ class ModelWatch(Tape):
         """Before the forward pass of the model."""
         wanted = self.clock is not None and self.model.training and torch.is_grad_enabled()
         self._within.calls = [] if wanted and is_observed() else None
+        self._hidden.clear()
 
     def _end(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
         """After it."""
