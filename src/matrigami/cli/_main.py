@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from matrigami._missing import what_is_missing
+
 VERBS = {
     "analyze": (
         "matrigami.cli._analyze:analyze",
@@ -78,13 +80,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package == "matrigami":
+            if (error.name or "").partition(".")[0] == "matrigami":
                 raise
-            raise ValueError(
-                f"{ctx.invoked_subcommand} needs {package}, which is not installed: "
-                f"pip install {package}"
-            ) from error
+            raise ValueError(what_is_missing(str(ctx.invoked_subcommand), error)) from error
 
     def format_commands(
         self,

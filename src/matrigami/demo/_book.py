@@ -12,15 +12,13 @@ from typing import Any
 import torch
 
 import matrigami
+from matrigami._missing import what_is_missing
 from matrigami.demo._draw import svg_file
 from matrigami.demo._page import Shown, contents_page, topic_page
 from matrigami.demo._program import ran
 from matrigami.demo._topic import Topic
 from matrigami.demo.topics import TOPICS
 from matrigami.studies import duration, write_atomic
-
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "skfem": "scikit-fem"}
-"""Optional packages that pip knows by another name."""
 
 
 def load_topic(name: str) -> Topic:
@@ -52,11 +50,7 @@ def show(name: str) -> Shown:
     try:
         found = ran(topic)
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        known = DISTRIBUTIONS.get(package, package)
-        raise ValueError(
-            f"{name} needs {known}, which is not installed: pip install {known}"
-        ) from error
+        raise ValueError(what_is_missing(name, error)) from error
     runs = [found]
     if slider := topic.slider:
         key, first = slider.parameter, found[slider.parameter]
