@@ -100,7 +100,7 @@ def _settings() -> str:
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for field in fields(RunConfig):
         if field.default is not MISSING and field.name not in NOTED:
-            meaning = re.search(rf"^ +{field.name}: (.*(?:\n {{8}} .*)*)$", text, re.MULTILINE)
+            meaning = re.search(rf"^ +{field.name}: (.*(?:\n {{8,}}.*)*)$", text, re.MULTILINE)
             default = "–" if field.default is None else f"`{json.dumps(field.default)}`"
             words = " ".join(meaning[1].split()) if meaning else ""
             rows.append(f"| `{field.name}` | {default} | {words} |")

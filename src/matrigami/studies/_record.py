@@ -109,12 +109,13 @@ def write_results(path: Path, records: Sequence[Record]) -> None:
     write_atomic(path, text.getvalue())
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a `results.csv`, numbers as numbers; an empty cell is None.
 
     Raises:
         ValueError: If the file is absent or lacks a column.
     """
+    path = Path(path)
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
     except OSError as error:
