@@ -215,3 +215,19 @@ def test_conv1d_of_transformers_is_replaced():
     replace_(model, FULL)
     assert isinstance(model[0], StructuredLinear)
     torch.testing.assert_close(model(x), expected)
+    to_dense_(model)
+    assert type(model[0]) is pytorch_utils.Conv1D
+    torch.testing.assert_close(model(x), expected)
+    to_dense_(model)
+    assert type(model[0]) is pytorch_utils.Conv1D
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_keywords_and_weights_are_those_of_torch():
+    """A model may call its layers by `input=`, or read the weight of a convolution."""
+    linear, conv = nn.Linear(6, 4), nn.Conv2d(3, 4, 2)
+    x, image = torch.randn(5, 6), torch.randn(2, 3, 5, 5)
+    new, small = stand_in(conv, FULL), stand_in(linear, FULL)
+    assert new(input=image).shape == conv(input=image).shape
+    assert small(input=x).shape == (5, 4)
+    torch.testing.assert_close(nn.functional.conv2d(image, new.weight, new.taps.bias), new(image))

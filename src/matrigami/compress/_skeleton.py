@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._shrink import smaller
 from matrigami.compress._waterfill import LatticeMatrix
-from matrigami.nn import StructuredConv, StructuredLinear, matrix_view, stand_in, swap
+from matrigami.nn import StructuredConv, StructuredLinear, dense_of, matrix_view, stand_in, swap
 from matrigami.operators import Structure
 
 KINDS = {
@@ -100,7 +100,7 @@ def exchanges(
         linear = old.taps if isinstance(old, StructuredConv) else old
         same = isinstance(linear, StructuredLinear) and linear.structure == structure
         if not same and old not in found:
-            found[old] = stand_in(_dense(old), structure)
+            found[old] = stand_in(dense_of(old), structure)
     for name, (m, n) in sizes.items():
         old = named.get(name)
         if type(old) is not nn.Linear or m > old.out_features or n > old.in_features:
@@ -108,13 +108,6 @@ def exchanges(
         bias = None if old.bias is None else old.bias[:m]
         found[old] = smaller(old, old.weight.detach()[:m, :n], bias)
     return found
-
-
-def _dense(layer: nn.Module) -> nn.Module:
-    """A layer of another structure as a dense one."""
-    if isinstance(layer, StructuredConv):
-        return layer.to_conv()
-    return layer.to_linear() if isinstance(layer, StructuredLinear) else layer
 
 
 def _state(

@@ -32,7 +32,7 @@ from matrigami.nn._scaling import (
     sgd_rule,
     spectral_rule,
 )
-from matrigami.nn._stand_in import StructuredConv, stand_in, swap
+from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
 from matrigami.nn._surgery import Exchange, Exchanges, replace_, to_dense_
 from matrigami.nn._taps import linear_use
 from matrigami.nn._uses import Uses, uses
@@ -65,6 +65,7 @@ __all__ = [
     "coordinate_check",
     "coordinate_slope",
     "cost_of",
+    "dense_of",
     "linear_use",
     "matching",
     "matrix_view",

@@ -60,6 +60,8 @@ class StructuredLinear(nn.Module):
     """
 
     bias: Tensor | None
+    stands_for: type[nn.Module] = nn.Linear
+    """The kind of the layer in whose place it is."""
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class StructuredLinear(nn.Module):
         if new.bias is not None:
             new.bias.data.copy_(bias.detach())  # pyright: ignore[reportCallIssue]
             new.bias.requires_grad_(bias.requires_grad)  # pyright: ignore[reportArgumentType]
+        new.stands_for = type(layer)
         return new.train(layer.training)
 
     def load_matrix(self, A: LinearOperator) -> None:

@@ -12,6 +12,7 @@ from matrigami.nn._anatomy import parts
 from matrigami.nn._choice import matrix_view
 from matrigami.nn._linear import StructuredLinear
 from matrigami.nn._taps import patches
+from matrigami.nn._transformers import as_it_was
 from matrigami.operators import LinearOperator, OpenFunction, Structure
 
 HOOKS = (
@@ -130,6 +131,15 @@ def _(
 ) -> StructuredConv:
     taps = StructuredLinear.in_place_of(layer, structure, A)
     return StructuredConv(layer, taps).train(layer.training)
+
+
+def dense_of(layer: nn.Module) -> nn.Module:
+    """The dense layer with the outputs of a structured one; any other layer itself."""
+    if isinstance(layer, StructuredConv):
+        return layer.to_conv()
+    if isinstance(layer, StructuredLinear):
+        return as_it_was(layer.to_linear(), layer.stands_for)
+    return layer
 
 
 def take_hooks(new: nn.Module, old: nn.Module) -> None:

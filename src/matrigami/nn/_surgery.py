@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from matrigami.nn._budget import parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._linear import StructuredLinear, fastest
-from matrigami.nn._stand_in import StructuredConv, stand_in, swap
+from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
 from matrigami.operators import LinearOperator, Structure, cost, operator, project
 
 Structures = Structure | Mapping[str, Structure]
@@ -151,8 +151,7 @@ def replace_(
 def to_dense_(model: nn.Module) -> list[str]:
     """Exchange the structured layers of a model for dense ones with the same outputs, in place.
 
-    Layers that share their tensors share the dense weight. A `Conv1D` of transformers comes back as
-    an `nn.Linear`.
+    Layers that share their tensors share the dense weight. A `Conv1D` of transformers is one again.
 
     Args:
         model: The model.
@@ -174,7 +173,7 @@ def to_dense_(model: nn.Module) -> list[str]:
         if not isinstance(old, StructuredLinear | StructuredConv) or old in inner:
             continue
         linear = old.taps if isinstance(old, StructuredConv) else old
-        new: Any = old.to_conv() if isinstance(old, StructuredConv) else old.to_linear()
+        new: Any = dense_of(old)
         first = next(linear.parameters())
         new.weight = shared.setdefault(id(first), new.weight)
         new.weight.requires_grad_(first.requires_grad)

@@ -1,6 +1,7 @@
 """The parts of layers of `transformers`, which is not imported: they are known by their names."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ from matrigami.operators import transposed_view
 
 PACKAGE = "transformers."
 """Where the classes are."""
+
+
+def as_it_was(linear: nn.Linear, kind: type[nn.Module]) -> nn.Module:
+    """A dense layer as the kind that it was: a `Conv1D` has its weight transposed."""
+    if not (kind.__module__.startswith(PACKAGE) and kind.__name__ == "Conv1D"):
+        return linear
+    new: Any = kind(linear.out_features, linear.in_features)
+    new.weight = nn.Parameter(linear.weight.detach().mT.contiguous())
+    new.bias = nn.Parameter(linear.bias.detach())
+    return new
 
 
 def _is(module: nn.Module, ending: str) -> bool:

@@ -1,0 +1,117 @@
+"""Models of transformers of many kinds: compressed, saved, and loaded again by both libraries."""
+
+import pytest
+import torch
+
+import matrigami as mg
+from matrigami.compress import (
+    Grid,
+    evaluate,
+    quantize_,
+    register_transformers,
+    save_dense,
+    shrink_,
+    structure_,
+)
+from matrigami.nn import to_dense_
+
+transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+IDS = torch.arange(96).view(4, 24) * 7 % 61 + 2
+PATCHES = {k: v for k, v in SIZES.items() if k != "vocab_size"} | {
+    "image_size": 16,
+    "patch_size": 4,
+}
+T5 = {"vocab_size": 64, "d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
+KINDS = {
+    "gpt2": (
+        "AutoModelForCausalLM",
+        lambda: transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
+        {"input_ids": IDS},
+    ),
+    "bert": (
+        "AutoModelForSequenceClassification",
+        lambda: transformers.BertConfig(**SIZES),
+        {"input_ids": IDS, "attention_mask": (torch.arange(24) < 20).long().expand(4, 24)},
+    ),
+    "vit": (
+        "AutoModelForImageClassification",
+        lambda: transformers.ViTConfig(**PATCHES, num_labels=5),
+        {"pixel_values": torch.linspace(-1, 1, 4 * 3 * 256).sin().view(4, 3, 16, 16)},
+    ),
+    "t5": (
+        "AutoModelForSeq2SeqLM",
+        lambda: transformers.T5Config(**T5, decoder_start_token_id=0),
+        {"input_ids": IDS, "decoder_input_ids": IDS[:, :9]},
+    ),
+    "mixtral": (
+        "AutoModelForCausalLM",
+        lambda: transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3),
+        {"input_ids": IDS},
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """The class of transformers, a model, and a batch."""
+    torch.set_default_dtype(torch.float32)
+    name, config, batch = KINDS[request.param]
+    auto = getattr(transformers, name)
+    return auto, auto.from_config(config()).eval(), batch
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model(**batch).logits
+
+
+def test_compressed_models_load_again(kind, tmp_path):
+    auto, model, batch = kind
+    before = logits(model, batch)
+    last = list(mg.nn.chosen(model))[-3:]
+    report = quantize_(model, [batch], Grid(4, 16), ignore=last, two_sided=True)
+    structure_(model, [batch], mg.LowRank(rank=0.5), targets=last)
+    expected = logits(model, batch)
+    assert 0 < (expected - before).norm() < 0.5 * before.norm()
+    assert all(r.rows for r in report.layers)
+    folder = mg.save(model, tmp_path / "small", report.values)
+    register_transformers()
+    assert torch.equal(logits(mg.load(folder), batch), expected)
+    again = auto.from_pretrained(folder)
+    assert type(again) is type(model)
+    assert torch.equal(logits(again, batch), expected)
+    to_dense_(again)
+    plain = auto.from_pretrained(save_dense(again, tmp_path / "plain"))
+    torch.testing.assert_close(logits(plain, batch), expected, atol=1e-4, rtol=1e-4)
+    found = evaluate(plain, model, [batch])
+    assert found.kl < 1e-6
+    assert (found.perplexity == found.perplexity) == model.can_generate()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"targets": "*.o_proj", "heads": 2}], ids=["units", "heads"]
+)
+def test_smaller_models_are_dense_with_sizes_of_their_own(llama, tmp_path, options):
+    model = llama()
+    shrink_(model, [{"input_ids": IDS}], 0.5 if options else 0.25, **options)
+    folder = save_dense(model, tmp_path / "dense")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(again, {"input_ids": IDS}), logits(model, {"input_ids": IDS}))
+    config = again.config
+    sizes = (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads)
+    assert sizes == ((64, 2, 1) if options else (48, 4, 2))
+
+
+def test_sizes_that_no_configuration_tells_are_refused(llama, tmp_path):
+    model = llama()
+    shrink_(model, [{"input_ids": IDS}], 0.25, targets="model.layers.0.mlp.down_proj")
+    with pytest.raises(ValueError, match=r"no configuration of a LlamaForCausalLM(.|\n)*mat.*save"):
+        save_dense(model, tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
