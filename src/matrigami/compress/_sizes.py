@@ -72,6 +72,6 @@ def _shapes(model: nn.Module, change: Mapping[str, int]) -> Shapes | None:
         config: Any = kind.from_dict(model.config.to_dict() | change)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         with torch.device("meta"):
             made = type(model)(config)
-    except Exception:  # noqa: BLE001 - configurations and models refuse in ways of their own
+    except Exception:  # configurations and models refuse in ways of their own
         return None
     return {name: tuple(t.shape) for name, t in made.state_dict().items()}
