@@ -7,15 +7,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 from _pytest.doctest import DoctestItem
-from beartype import BeartypeConf, beartype
 from hypothesis import settings
-from jaxtyping import install_import_hook
-
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
-"""The checker of every annotation in the package; an `int` will do where a `float` is asked for."""
 
 TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
 if TYPECHECK:
+    from beartype import BeartypeConf, beartype
+    from jaxtyping import install_import_hook
+
+    check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
     install_import_hook("matrigami", f"{__name__}.check")
 
 collect_ignore = [] if find_spec("triton") else ["src/matrigami/operators/_fused.py"]
