@@ -119,6 +119,7 @@ def __getattr__(name: str) -> Any:
     homes = {"operators": FUNCTIONS, "compress": FILES}
     home = next((home for home, names in homes.items() if name in names), "structures")
     package = import_module(f"matrigami.{home}")
+    import_module("matrigami.structures")  # a function of the algebra is nothing without its rules
     if name.startswith("_") or name not in package.__all__:
         raise AttributeError(f"module 'matrigami' has no attribute {name!r}")
     globals()[name] = getattr(package, name)

@@ -6,9 +6,10 @@ default.
 Shapes: n = rows = columns, k = right-hand sides.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
+import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
@@ -22,14 +23,18 @@ from matrigami.krylov._symmetry import is_hermitian
 from matrigami.krylov._systems import check_system
 from matrigami.operators import (
     DenseMatrix,
+    DiagonalMatrix,
     Eigh,
     LinearOperator,
+    compose,
     diagonal,
     diagonal_by_entries,
     eigh,
     fits_dense,
+    inverse,
     iterate,
     lstsq,
+    power,
     slogdet,
     solve,
 )
@@ -128,6 +133,17 @@ def _(A: LinearOperator, k: int | None = None) -> Eigh:
             "Give k, the number of largest ones, or use A.dense()."
         )
     return largest_eigenpairs(A, k)
+
+
+@power.register(where=lambda A, p: float(p).is_integer() and is_large(A))
+def _(A: LinearOperator, p: float) -> LinearOperator:
+    """A product, in the structure that holds it."""
+    if p < 0:
+        return power(inverse(A), -p)
+    if p == 0:
+        ones = torch.ones((), dtype=A.dtype, device=A.device)
+        return DiagonalMatrix(ones.expand(A.shape[:-1]))
+    return reduce(compose, [A] * int(p))
 
 
 @diagonal.register(where=is_large)

@@ -74,7 +74,6 @@ from matrigami.operators._functions import (
     Fan,
     cost,
     diagonal,
-    entries,
     fans,
     inverse,
     iterate,
@@ -84,12 +83,13 @@ from matrigami.operators._functions import (
     shift,
     slogdet,
     solve,
-    take_rows,
     trace,
 )
 from matrigami.operators._indexing import (
     diagonal_by_entries,
+    entries,
     raveled,
+    take_rows,
 )
 from matrigami.operators._kernels import (
     is_concrete,

@@ -30,6 +30,7 @@ from matrigami.operators._functions import (
     trace,
 )
 from matrigami.operators._kernels import lu_inverse
+from matrigami.operators._triangular import refuse_zeros
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -280,6 +281,7 @@ def _(A: ProductMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n
 
 @solve.register
 def _(A: ScaledMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    refuse_zeros(A.factor)
     return solve(A.operator, B) / A.factor[..., None, None]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial, reduce
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
@@ -19,10 +20,11 @@ from matrigami.operators._convert import (
     as_given,
     as_scalars,
     as_tensor,
-    in_parts,
     inexact,
+    product,
 )
 from matrigami.operators._dispatch import OpenFunction
+from matrigami.operators._sizes import check_product, check_stacks, check_sum, size_of
 from matrigami.operators._tree import (
     Unflatten,
     expand,
@@ -56,6 +58,13 @@ class LinearOperator(ABC):
             Unflatten(cls),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
         )
+
+    def __post_init__(self) -> None:
+        """Take arrays for tensors."""
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, np.ndarray):
+                object.__setattr__(self, field.name, torch.as_tensor(part))
 
     @property
     @abstractmethod
@@ -127,13 +136,7 @@ class LinearOperator(ABC):
         """`A @ X` as `torch.matmul`: a vector, a (batched) matrix, an array, another operator."""
         if not isinstance(X, Tensor | LinearOperator):
             return as_given(self @ as_tensor(X, self), X)
-        rows = X.shape[-2:][0] if X.shape else None
-        if rows != self.shape[-1]:
-            raise ValueError(
-                f"A @ X: A is {_size(self.shape)}, but X has shape {tuple(X.shape)}.\n"
-                f"The {'first' if len(X.shape) < 2 else 'second last'} axis of X must be "
-                f"{self.shape[-1]}, the columns of this {type(self).__name__}."
-            )
+        check_product(self, X)
         if isinstance(X, LinearOperator):
             return compose(self, X)
         return product(self, X[:, None])[..., 0] if X.ndim == 1 else product(self, X)
@@ -143,7 +146,7 @@ class LinearOperator(ABC):
         Y = as_tensor(X, self)
         if not Y.shape or Y.shape[-1] != self.shape[-2]:
             raise ValueError(
-                f"X @ A: A is {_size(self.shape)}, but X has shape {tuple(Y.shape)}.\n"
+                f"X @ A: A is {size_of(self.shape)}, but X has shape {tuple(Y.shape)}.\n"
                 f"The last axis of X must be {self.shape[-2]}, the rows of this "
                 f"{type(self).__name__}."
             )
@@ -159,11 +162,7 @@ class LinearOperator(ABC):
                 f"A + B: A is a matrix, but B has shape {tuple(other.shape)}.\n"
                 "Write shift(A, c) for A + c I."
             )
-        if self.shape[-2:] != other.shape[-2:]:
-            raise ValueError(
-                f"A + B: A is {_size(self.shape)}, but B is {_size(other.shape)}.\n"
-                "Both matrices must have the same rows and columns."
-            )
+        check_sum(self, other)
         return add(self, other)
 
     def __radd__(self, other: Any) -> "LinearOperator":
@@ -172,7 +171,7 @@ class LinearOperator(ABC):
 
     def __sub__(self, other: Any) -> "LinearOperator":
         """Entrywise difference."""
-        return self + (-other)
+        return self + (-(other if isinstance(other, LinearOperator) else as_tensor(other, self)))
 
     def __rsub__(self, other: Any) -> "LinearOperator":
         """Entrywise difference."""
@@ -191,7 +190,12 @@ class LinearOperator(ABC):
                 f"A / B: B is a {type(divisor).__name__}; only scalars divide.\n"
                 "For a product with the inverse write A @ inverse(B)."
             )
-        return scale(self, 1 / divisor)
+        d = as_scalars(divisor, self)
+        return scale(self, 1 / d.to(torch.promote_types(d.dtype, self.dtype)))
+
+    def __rtruediv__(self, other: Any) -> "LinearOperator":
+        """Refuse: a matrix has an inverse, and no reciprocal."""
+        raise TypeError("c / A: A is a matrix; only scalars divide.\nWrite c * inverse(A).")
 
     def __neg__(self: Value) -> Value:
         """Flip the sign of every entry."""
@@ -219,7 +223,7 @@ class LinearOperator(ABC):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """The dense matrix, for `numpy.asarray(A)`."""
-        return as_array(self.dense()).astype(dtype, copy=False)
+        return np.asarray(as_array(self.dense()), dtype)
 
     def __getitem__(self, index: Any) -> Any:
         """As `A.dense()[index]`: members of a stack are values, rows and entries are tensors."""
@@ -234,18 +238,7 @@ class LinearOperator(ABC):
     def __repr__(self) -> str:
         """Name, size and stored numbers."""
         numbers = sum(t.numel() for t in named_tensors(self).values())
-        return f"{type(self).__name__}({_size(self.shape)}, {numbers} parameters)"
-
-
-def product(A: LinearOperator, X: Tensor) -> Tensor:
-    """`A @ X` of two types: both are promoted, and a real matrix takes complex vectors in parts."""
-    kind = A.dtype
-    if X.dtype == kind:
-        return A.matmat(X)
-    if X.is_complex() and not kind.is_complex:
-        return in_parts(lambda Y: product(A, Y), X)
-    common = torch.promote_types(kind, X.dtype)
-    return (A if kind == common else A.to(common)).matmat(X.to(common))
+        return f"{type(self).__name__}({size_of(self.shape)}, {numbers} parameters)"
 
 
 def require(name: str, A: Any, *, square: bool = False) -> None:
@@ -262,7 +255,7 @@ def require(name: str, A: Any, *, square: bool = False) -> None:
         )
     if square and A.shape[-2] != A.shape[-1]:
         raise ValueError(
-            f"{name}(A): A is a {_size(A.shape[-2:])} {type(A).__name__}; it must be square.\n"
+            f"{name}(A): A is a {size_of(A.shape[-2:])} {type(A).__name__}; it must be square.\n"
             "For a least-squares problem use lstsq(A, B)."
         )
 
@@ -294,10 +287,11 @@ def _scalars(function: OpenFunction, A: Any, numbers: Any, *, square: bool) -> A
     require(function.name, A, square=square)
     if isinstance(numbers, LinearOperator):
         raise TypeError(
-            f"A * B: both are matrices, {_size(A.shape)} and {_size(numbers.shape)}.\n"
+            f"A * B: both are matrices, {size_of(A.shape)} and {size_of(numbers.shape)}.\n"
             "Write A @ B for their product, hadamard(A, B) for the product of their entries."
         )
     numbers = as_scalars(numbers, A)
+    check_stacks(f"{function.name}(A, c)", A.shape[:-2], tuple(numbers.shape))
     if numbers.ndim > len(A.shape) - 2:
         A = expand(A, torch.broadcast_shapes(A.shape[:-2], numbers.shape))
     return function.answer(A, numbers)
@@ -363,12 +357,40 @@ def indexed(A: LinearOperator, index: Any) -> Any:
     raise NotImplementedError
 
 
-@square_question
+def regular(function: OpenFunction, A: Any, *args: Any) -> Any:
+    """Answer for a square value; say so where it is singular.
+
+    Raises:
+        torch.linalg.LinAlgError: If it is.
+    """
+    require(function.name, A, square=True)
+    try:
+        return function.answer(A, *args)
+    except torch.linalg.LinAlgError as error:
+        raise torch.linalg.LinAlgError(
+            f"{function.name}(A): A, a {A!r}, is singular.\n"
+            "It has no inverse.\nUse pinv(A), or shift(A, damping) first."
+        ) from error
+
+
+def _raised(function: OpenFunction, A: Any, p: Any) -> Any:
+    """Answer for a square value and a real exponent."""
+    exponent = p.item() if isinstance(p, Tensor | np.ndarray) and p.ndim == 0 else p
+    if not isinstance(exponent, int | float | np.integer | np.floating):
+        raise TypeError(
+            f"power(A, p): p is a {type(p).__name__}; it must be a real number.\n"
+            "For the exponential of a matrix use exp(A)."
+        )
+    return regular(function, A, exponent)
+
+
+@lambda default: OpenFunction(default, around=_raised)
 def power(A: LinearOperator, p: float) -> LinearOperator:
     """`A^p`: any square `A` for an integer `p`, a positive definite one for a real `p`.
 
     Raises:
         ValueError: If `p` is not an integer and `A` is not Hermitian positive (semi-)definite.
+        torch.linalg.LinAlgError: If `p` is negative and `A` singular.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -377,9 +399,3 @@ def power(A: LinearOperator, p: float) -> LinearOperator:
                 [0.0000, 0.3333]])
     """
     raise NotImplementedError
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    """`(2, 3, 4)` as `2 of 3x4`."""
-    stack = "x".join(map(str, shape[:-2]))
-    return f"{stack + ' of ' if stack else ''}{shape[-2]}x{shape[-1]}"

@@ -14,7 +14,7 @@ from matrigami.operators._base import LinearOperator, add, compose, power, scale
 from matrigami.operators._convert import as_tensor, inexact
 from matrigami.operators._functions import inverse, pinv, shift
 from matrigami.operators._kernels import lu_inverse, matrix_power
-from matrigami.operators._memory import dense
+from matrigami.operators._memory import dense, finite
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,7 +109,7 @@ def _(A: DenseMatrix) -> DenseMatrix:
 
 @pinv.register
 def _(A: LinearOperator) -> DenseMatrix:
-    return DenseMatrix(torch.linalg.pinv(dense(A, "pinv")))
+    return DenseMatrix(torch.linalg.pinv(finite(A, "pinv")))
 
 
 @power.register(where=lambda A, p: float(p).is_integer())

@@ -10,7 +10,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, add, compose, power, scale
-from matrigami.operators._convert import as_tensor
+from matrigami.operators._convert import as_tensor, inexact
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._eigen import (
     Eigh,
@@ -47,7 +47,8 @@ class DiagonalMatrix(LinearOperator):
         """Take any vector of numbers; a compiler builds values of its own stand-ins for them."""
         if isinstance(self.diagonal, torch.fx.Proxy):
             return
-        if not isinstance(self.diagonal, Tensor) or not self.diagonal.ndim:
+        given = isinstance(self.diagonal, Tensor) and inexact(self.diagonal)
+        if not given or not self.diagonal.ndim:
             t = as_tensor(self.diagonal, torch.empty(0))
             object.__setattr__(self, "diagonal", t if t.ndim else t[None])
 
@@ -121,12 +122,15 @@ def _(A: DiagonalMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
 
 @inverse.register
 def _(A: DiagonalMatrix) -> DiagonalMatrix:
+    refuse_zeros(A.diagonal)
     return DiagonalMatrix(1 / A.diagonal)
 
 
 @pinv.register
 def _(A: DiagonalMatrix) -> DiagonalMatrix:
     size = A.diagonal.abs()
+    if not size.numel():
+        return A
     zero = size <= size.amax(-1, keepdim=True) * size.shape[-1] * torch.finfo(A.dtype).eps
     return DiagonalMatrix(torch.where(zero, 0, 1 / torch.where(zero, 1, A.diagonal)))
 
@@ -166,6 +170,8 @@ def _(A: DiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
 
 @power.register
 def _(A: DiagonalMatrix, p: float) -> DiagonalMatrix:
+    if p < 0:
+        refuse_zeros(A.diagonal)
     if float(p).is_integer():
         return DiagonalMatrix(A.diagonal.pow(p))
     return DiagonalMatrix(raised(real_values(A.diagonal, p), p).to(A.dtype))

@@ -63,19 +63,31 @@ class OpenFunction(Generic[P, R]):
         self, default: Callable[P, R], *, around: Callable[..., Any] | None = None
     ) -> None:
         self.default, self.name = default, default.__name__
+        kinds = inspect.signature(default).parameters.values()
+        named = [p for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+        self.least = max(len(named), 1)
         self.around = around
         self.rules: dict[type, list[Rule]] = {}
         update_wrapper(self, default)
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> R:
         """Answer by the first rule that holds, after the checks."""
-        given: tuple[Any, ...] = args
-        if not given:  # trace(A=A)
-            bound = inspect.signature(self.default).bind(**options)
-            given, options = bound.args, bound.kwargs  # pyright: ignore[reportAssignmentType]
+        if len(args) < self.least:  # trace(A=A)
+            return self._bound(args, options)
         if self.around is None:
-            return self.answer(*given, **options)
-        return self.around(self, *given, **options)
+            return self.answer(*args, **options)
+        return self.around(self, *args, **options)
+
+    def _bound(self, args: tuple[Any, ...], options: dict[str, Any]) -> R:
+        """Answer where arguments come by their names."""
+        signature = inspect.signature(self.default)
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError as error:
+            names = ", ".join(signature.parameters)
+            raise TypeError(f"{self.name}({names}): {error}.\nGive it.") from error
+        ask = self.answer if self.around is None else partial(self.around, self)
+        return ask(*bound.args, **bound.kwargs)
 
     def answer(self, *args: Any, **options: Any) -> Any:
         """Answer by the first rule that holds, without the checks."""

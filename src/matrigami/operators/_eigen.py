@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.operators._base import LinearOperator, power, question, square_question
+from matrigami.operators._base import LinearOperator, power, question, require, square_question
 from matrigami.operators._dense import DenseMatrix
+from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete, is_hermitian
 from matrigami.operators._matrix_functions import hermitian_function, power_function
-from matrigami.operators._memory import dense
+from matrigami.operators._memory import dense, finite
 
 
 class Eigh(NamedTuple):
@@ -44,7 +45,7 @@ def eigh(A: LinearOperator, k: int | None = None) -> Eigh:
         values descend in magnitude; without, their order is the structure's own (a Kronecker
         product does not sort).
     """
-    values, vectors = torch.linalg.eigh(dense(A, "eigh"))
+    values, vectors = torch.linalg.eigh(finite(A, "eigh"))
     pairs = Eigh(values, DenseMatrix(vectors))
     return pairs if k is None else largest(pairs, k)
 
@@ -56,8 +57,10 @@ def largest(pairs: Eigh, k: int) -> Eigh:
         ValueError: If there are fewer than `k`.
     """
     n = pairs.values.shape[-1]
-    if not 1 <= k <= n:
-        raise ValueError(f"eigh(A, k={k}): A has {n} eigenvalues.\nk must be between 1 and {n}.")
+    if not isinstance(k, int) or not 1 <= k <= n:
+        raise ValueError(
+            f"eigh(A, k={k!r}): A has {n} eigenvalues.\nk must be a whole number from 1 to {n}."
+        )
     order = pairs.values.abs().argsort(dim=-1, descending=True)[..., :k]
     vectors = columns(pairs.vectors, order)
     return Eigh(pairs.values.take_along_dim(order, -1), DenseMatrix(vectors))
@@ -87,14 +90,14 @@ def svd(A: LinearOperator) -> Svd:
         >>> values, V.shape
         (tensor([2., 0.]), (2, 2))
     """
-    U, values, Vh = torch.linalg.svd(dense(A, "svd"), full_matrices=False)
+    U, values, Vh = torch.linalg.svd(finite(A, "svd"), full_matrices=False)
     return Svd(DenseMatrix(U), values, DenseMatrix(Vh.mH))
 
 
 @question
 def svdvals(A: LinearOperator) -> Float[Tensor, "*batch d"]:
     """Singular values in descending order, `d = min(m, n)` of them."""
-    return torch.linalg.svdvals(dense(A, "svdvals"))
+    return torch.linalg.svdvals(finite(A, "svdvals"))
 
 
 def descending(values: Float[Tensor, "*batch e"], A: LinearOperator) -> Float[Tensor, "*batch d"]:
@@ -103,7 +106,19 @@ def descending(values: Float[Tensor, "*batch e"], A: LinearOperator) -> Float[Te
     return torch.nn.functional.pad(values, (0, min(A.shape[-2:]) - values.shape[-1]))
 
 
-@question
+def _in_range(function: OpenFunction, A: Any, *args: Any, **options: Any) -> Any:
+    """Answer for a value; in double precision where squares of single ones leave its range."""
+    require(function.name, A)
+    found = function.answer(A, *args, **options)
+    if found.dtype == torch.float64 or not is_concrete(found):
+        return found
+    if bool(((found > 0) & found.isfinite()).all()):
+        return found
+    double = torch.complex128 if A.dtype.is_complex else torch.float64
+    return function.answer(A.to(double), *args, **options).to(found.dtype)
+
+
+@lambda default: OpenFunction(default, around=_in_range)
 def norm(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
     """The Frobenius norm, or with `order` the Schatten norm (2 or `inf` is spectral).
 
@@ -126,14 +141,23 @@ def _(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
 
 
 def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Tensor, "*batch"]:
-    """The norm of singular values."""
+    """The norm of singular values.
+
+    Raises:
+        ValueError: If that is none.
+    """
+    if order is not None and not (isinstance(order, int | float) and order >= 1):
+        raise ValueError(
+            f"norm(A, {order!r}): a Schatten norm has an order of 1 or more.\n"
+            "Give 1 (nuclear), 2 or inf (spectral), or none for the Frobenius norm."
+        )
     p = 2 if order is None else torch.inf if order == 2 else order
     return torch.linalg.vector_norm(values, ord=p, dim=-1)
 
 
 @power.register(where=lambda A, p: not float(p).is_integer())
 def _(A: LinearOperator, p: float) -> LinearOperator:
-    D = dense(A, "power")
+    D = finite(A, "power")
     if is_concrete(D) and not is_hermitian(D, 1e-3):
         raise ValueError(
             f"power(A, {p}): A, a {A!r}, does not equal its adjoint.\n"
@@ -148,6 +172,8 @@ def positive(values: Float[Tensor, "*batch n"], p: float) -> Float[Tensor, "*bat
     """Eigenvalues fit for a real power: round-off below zero is cut, anything else is an error."""
     if not is_concrete(values):
         return values.clamp_min(0)
+    if not values.numel():
+        return values
     largest_value = values.detach().abs().amax(-1, keepdim=True)
     floor = -largest_value * values.shape[-1] * torch.finfo(values.dtype).eps * 10
     if (values < floor).any() or (p < 0 and (values <= 0).any()):

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Inexact, Int
+from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._base import (
     LinearOperator,
     question,
+    regular,
     require,
     square_question,
     square_scalar_question,
@@ -25,6 +26,7 @@ from matrigami.operators._convert import as_given, as_tensor, in_parts
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete, lu_slogdet, lu_solve
 from matrigami.operators._memory import dense
+from matrigami.operators._sizes import check_stacks
 from matrigami.operators._tree import named_tensors
 
 
@@ -83,6 +85,7 @@ def _system(
             f"{tuple(X.shape)}.\n"
             f"The {'first' if X.ndim < 2 else 'second last'} axis of B must be {A.shape[-2]}."
         )
+    check_stacks(f"{function.name}(A, B)", A.shape[:-2], tuple(X.shape[:-2]))
     if isinstance(damping, Tensor) or damping != 0:
         A = shift(A, damping)
     columns = X[:, None] if vector else X
@@ -99,12 +102,28 @@ def _iterated(
     preconditioner: Any = None,
 ) -> Tensor:
     """Solve for the difference from a first guess, by iteration."""
+    if tol is not None and not (isinstance(tol, int | float) and tol > 0):
+        raise ValueError(
+            f"solve(A, B, tol={tol!r}): no residual is that small.\nGive a positive number."
+        )
+    if not (
+        preconditioner is None or callable(preconditioner) or hasattr(preconditioner, "matmat")
+    ):
+        raise TypeError(
+            f"solve(A, B, preconditioner=): it is a {type(preconditioner).__name__}.\n"
+            "Give an operator, or a function of a block of vectors."
+        )
     kind = torch.promote_types(A.dtype, B.dtype)
     A, B = A.to(kind), B.to(kind)
     if x0 is None:
         return iterate(A, B, tol, preconditioner)
     guess = as_tensor(x0, A).to(kind)
     guess = guess[:, None] if guess.ndim == 1 else guess
+    if guess.shape != B.shape:
+        raise ValueError(
+            f"solve(A, B, x0=): x0 has shape {tuple(guess.shape)}, but B {tuple(B.shape)}.\n"
+            "Both must have the same."
+        )
     return guess + iterate(A, B - A.matmat(guess), tol, preconditioner)
 
 
@@ -143,6 +162,9 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
             "It has no unique solution.\n"
             "Use lstsq(A, B), or solve(A, B, damping)."
         ) from error
+    except ValueError:
+        _refuse_infinite(function.name, A)
+        raise
     if is_concrete(X) and not X.isfinite().all():
         _refuse_infinite(function.name, A)
     return X
@@ -254,9 +276,13 @@ def shift(A: LinearOperator, amount: Any) -> LinearOperator:
     raise NotImplementedError  # in _algebra.py
 
 
-@square_question
+@lambda default: OpenFunction(default, around=regular)
 def inverse(A: LinearOperator) -> LinearOperator:
-    """The inverse, in the structure of `A` where that holds it, else applied by `solve`."""
+    """The inverse, in the structure of `A` where that holds it, else applied by `solve`.
+
+    Raises:
+        torch.linalg.LinAlgError: If `A` is singular; where it is applied by `solve`, by that.
+    """
     raise NotImplementedError  # in _algebra.py
 
 
@@ -300,33 +326,6 @@ def diagonal(A: LinearOperator) -> Inexact[Tensor, "*batch d"]:
 def trace(A: LinearOperator) -> Inexact[Tensor, "*batch"]:
     """The sum of the diagonal of a square matrix."""
     return diagonal(A).sum(-1)
-
-
-@question
-def entries(
-    A: LinearOperator, rows: Int[Tensor, " e"], columns: Int[Tensor, " e"]
-) -> Inexact[Tensor, "*batch e"]:
-    """The entries `A[rows[i], columns[i]]`, without the others.
-
-    Examples:
-        >>> from matrigami.operators import DenseMatrix
-        >>> entries(DenseMatrix(torch.eye(3)), torch.tensor([0, 1]), torch.tensor([0, 2]))
-        tensor([1., 0.])
-    """
-    raise NotImplementedError  # in _indexing.py
-
-
-@question
-def take_rows(A: LinearOperator, index: Int[Tensor, " e"]) -> Inexact[Tensor, "*batch e n"]:
-    """The rows `A[index]`, as dense numbers: what an embedding with a structured table looks up.
-
-    Examples:
-        >>> from matrigami.operators import DenseMatrix
-        >>> take_rows(DenseMatrix(torch.eye(2)), torch.tensor([1, 1]))
-        tensor([[0., 1.],
-                [0., 1.]])
-    """
-    raise NotImplementedError  # in _indexing.py
 
 
 @question

@@ -11,18 +11,82 @@ from jaxtyping import Inexact, Int
 from torch import Tensor
 
 from matrigami.operators._algebra import CroppedMatrix, ScaledMatrix, SumMatrix, TransposedMatrix
-from matrigami.operators._base import LinearOperator, indexed
+from matrigami.operators._base import LinearOperator, indexed, require
+from matrigami.operators._convert import as_positions
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._diagonal import DiagonalMatrix
-from matrigami.operators._functions import entries, take_rows
+from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._tree import over_stack
 
 CHUNK = 256
 """Unit vectors that are multiplied at a time."""
 
 
+def _at(function: OpenFunction, A: Any, *indices: Any) -> Any:
+    """Answer for positions on the axes, checked where numbers can be looked at."""
+    require(function.name, A)
+    places = [as_positions(i, n, A) for i, n in zip(indices, A.shape[-2:], strict=False)]
+    if any(place.shape != places[0].shape or place.ndim != 1 for place in places):
+        raise ValueError(
+            f"{function.name}(A, ...): indices have shapes {[tuple(p.shape) for p in places]}.\n"
+            "Give vectors of one length."
+        )
+    return function.answer(A, *places)
+
+
+@lambda default: OpenFunction(default, around=_at)
+def entries(
+    A: LinearOperator, rows: Int[Tensor, " e"], columns: Int[Tensor, " e"]
+) -> Inexact[Tensor, "*batch e"]:
+    """The entries `A[rows[i], columns[i]]`, without the others; negative indices from the end.
+
+    Raises:
+        IndexError: If an index is beyond its axis.
+
+    Examples:
+        >>> from matrigami.operators import DenseMatrix
+        >>> entries(DenseMatrix(torch.eye(3)), torch.tensor([0, 1]), torch.tensor([0, 2]))
+        tensor([1., 0.])
+    """
+    found = []
+    for i, j in zip(rows.split(CHUNK), columns.split(CHUNK), strict=True):
+        picked = (A @ _unit_vectors(A, A.shape[-1], j))[
+            ..., i, torch.arange(len(i), device=i.device)
+        ]
+        found.append(picked)
+    return torch.cat(found, -1)
+
+
+@lambda default: OpenFunction(default, around=_at)
+def take_rows(A: LinearOperator, index: Int[Tensor, " e"]) -> Inexact[Tensor, "*batch e n"]:
+    """The rows `A[index]`, as dense numbers: what an embedding with a structured table looks up.
+
+    Raises:
+        IndexError: If an index is beyond its axis.
+
+    Examples:
+        >>> from matrigami.operators import DenseMatrix
+        >>> take_rows(DenseMatrix(torch.eye(2)), torch.tensor([1, 1]))
+        tensor([[0., 1.],
+                [0., 1.]])
+    """
+    parts = [(A.T @ _unit_vectors(A, A.shape[-2], i)).mT for i in index.split(CHUNK)]
+    return torch.cat(parts, -2)
+
+
 @indexed.register
 def _(A: LinearOperator, index: Any) -> Any:
+    try:
+        return _found(A, index)
+    except (IndexError, TypeError) as error:
+        raise type(error)(
+            f"A[index]: {str(error).splitlines()[0]}\n"
+            f"A is a {A!r}; an index is a number, a slice, or a list or tensor of numbers or flags."
+        ) from error
+
+
+def _found(A: LinearOperator, index: Any) -> Any:
+    """Members of a stack as values, rows and entries as tensors."""
     stack = len(A.shape) - 2
     parts = _spelled(index if isinstance(index, tuple) else (index,), A.ndim)
     if all(isinstance(part, slice) and part == slice(None) for part in parts[stack:]):
@@ -35,11 +99,11 @@ def _(A: LinearOperator, index: Any) -> Any:
 def _spelled(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """One part for each axis: `...` and missing ones as full slices."""
     if any(part is None for part in index):
-        raise TypeError("A[index]: None makes an axis, and a matrix has its axes.\nUse A[i, j].")
+        raise TypeError("None makes an axis, and a matrix has its axes.")
     dots = [i for i, part in enumerate(index) if part is Ellipsis]
     missing = ndim - len(index) + len(dots)
     if missing < 0 or len(dots) > 1:
-        raise IndexError(f"A[index]: {len(index)} indices for a value with {ndim} axes.")
+        raise IndexError(f"{len(index)} indices for a value with {ndim} axes.")
     at = dots[0] if dots else len(index)
     return [*index[:at], *[slice(None)] * missing, *index[at + len(dots) :]]
 
@@ -66,26 +130,9 @@ def _shaped(found: Tensor, positions: Tensor, axis: int) -> Tensor:
 
 def _positions(part: Any, size: int, A: LinearOperator) -> Int[Tensor, "..."]:
     """What an index picks, by its positions from zero."""
+    part = list(part) if isinstance(part, range) else part
+    part = torch.as_tensor(part) if isinstance(part, list) and part else part
     return torch.arange(size, device=A.device)[part]
-
-
-@entries.register
-def _(A: LinearOperator, rows: Tensor, columns: Tensor) -> Inexact[Tensor, "*batch e"]:
-    """Columns by products with unit vectors."""
-    found = []
-    for i, j in zip(rows.split(CHUNK), columns.split(CHUNK), strict=True):
-        picked = (A @ _unit_vectors(A, A.shape[-1], j))[
-            ..., i, torch.arange(len(i), device=i.device)
-        ]
-        found.append(picked)
-    return torch.cat(found, -1)
-
-
-@take_rows.register
-def _(A: LinearOperator, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
-    """Rows by products of the transpose with unit vectors."""
-    parts = [(A.T @ _unit_vectors(A, A.shape[-2], i)).mT for i in index.split(CHUNK)]
-    return torch.cat(parts, -2)
 
 
 def _unit_vectors(A: LinearOperator, size: int, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator
+from matrigami.operators._kernels import is_concrete
 
 SMALL = 2**20
 """Entries up to which the free memory is not asked for."""
@@ -74,6 +75,18 @@ def dense(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch m n"]:
             "Estimates and iterations by products alone are in matrigami.krylov."
         )
     return A.dense()
+
+
+def finite(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch m n"]:
+    """`dense(A, name)`, for a factorisation.
+
+    Raises:
+        ValueError: If an entry is not finite, or they do not fit.
+    """
+    D = dense(A, name)
+    if is_concrete(D) and not D.isfinite().all():
+        raise ValueError(f"{name}(A): A, a {A!r}, has NaN or infinite entries.\nIt has no factors.")
+    return D
 
 
 def _available() -> int:

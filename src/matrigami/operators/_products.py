@@ -22,6 +22,7 @@ from matrigami.operators._dense import DenseMatrix, operator
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._eigen import descending, exp, is_frobenius, norm, svdvals
 from matrigami.operators._functions import Cost, cost, diagonal, inverse, shift, slogdet, solve
+from matrigami.operators._memory import dense
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,6 +151,12 @@ def _matrix(name: str, F: Any) -> LinearOperator | Tensor:
     return t if inexact(t) else t.to(torch.get_default_dtype())
 
 
+def _numbers(name: str, F: Any) -> Tensor:
+    """A value or numbers as a tensor with two axes or more."""
+    M = _matrix(name, F)
+    return M.dense() if isinstance(M, LinearOperator) else M
+
+
 def _square_terms(function: OpenFunction, *terms: Any) -> Any:
     """Check that every term is square."""
     for F in terms:
@@ -193,10 +200,19 @@ def kron_sum(*terms: LinearOperator | Tensor) -> LinearOperator:
     raise NotImplementedError  # in matrigami.structures
 
 
-@OpenFunction
+def _vectors(function: OpenFunction, u: Any, v: Any) -> Any:
+    """Check two vectors."""
+    u, v = (as_tensor(x, torch.empty(0)) for x in (u, v))
+    if not (u.ndim and v.ndim):
+        raise TypeError("outer(u, v): one is a number.\nBoth must be vectors, or stacks of them.")
+    kind = torch.promote_types(u.dtype, v.dtype)
+    return function.answer(u.to(kind), v.to(kind))
+
+
+@lambda default: OpenFunction(default, around=_vectors)
 def outer(u: Inexact[Tensor, "*batch m"], v: Inexact[Tensor, "*batch n"]) -> LinearOperator:
     """The outer product `u v.T`, a `LowRankMatrix` of rank 1."""
-    raise TypeError(f"outer(u, v): u is a {type(u).__name__}; both must be tensors.")
+    raise NotImplementedError  # in matrigami.structures
 
 
 def _same_shape(function: OpenFunction, A: Any, B: Any) -> Any:
@@ -219,7 +235,7 @@ def hadamard(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     Raises:
         ValueError: If the shapes differ.
     """
-    return DenseMatrix(A.dense() * B.dense())
+    return DenseMatrix(dense(A, "hadamard") * dense(B, "hadamard"))
 
 
 def khatri_rao(
@@ -232,6 +248,7 @@ def khatri_rao(
         tensor([[ 3.,  8.],
                 [ 5., 12.]])
     """
+    A, B = (_numbers("khatri_rao", F) for F in (A, B))
     if A.shape[-1] != B.shape[-1]:
         raise ValueError(
             f"khatri_rao(A, B): A has {A.shape[-1]} columns, B has {B.shape[-1]}.\n"
@@ -249,6 +266,7 @@ def face_split(
         >>> face_split(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])).dense()
         tensor([[3., 4., 6., 8.]])
     """
+    A, B = (_numbers("face_split", F) for F in (A, B))
     if A.shape[-2] != B.shape[-2]:
         raise ValueError(
             f"face_split(A, B): A has {A.shape[-2]} rows, B has {B.shape[-2]}.\n"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._algebra import cropped
@@ -58,10 +58,16 @@ def _target(
     progress: Progress | None = None,
 ) -> LinearOperator:
     """Project in the Frobenius norm, or in a metric; half precision is computed in single."""
-    if not 0 <= tol < 1 or steps < 1:
+    if not isinstance(recipe, Structure):
+        raise TypeError(
+            f"project(recipe, W): recipe is a {type(recipe).__name__}; it must be a structure.\n"
+            "Give e.g. LowRank(rank=2) and then the matrix."
+        )
+    numbers = isinstance(tol, int | float) and isinstance(steps, int)
+    if not numbers or not 0 <= tol < 1 or steps < 1:
         raise ValueError(
-            f"project(recipe, W, tol={tol}, steps={steps}): tol must be 0 to below 1, steps at "
-            "least 1."
+            f"project(recipe, W, tol={tol!r}, steps={steps!r}): one is out of range.\n"
+            "tol must be a number of 0 to below 1, steps at least 1."
         )
     plain = left is None and right is None
     if isinstance(W, LinearOperator):
@@ -101,7 +107,16 @@ def _check_target(recipe: Structure, W: Tensor) -> None:
 
 
 @lambda default: OpenFunction(default, around=_target)
-def project(recipe: Structure, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
+def project(
+    recipe: Structure,
+    W: Inexact[Tensor, "*batch m n"],
+    *,
+    left: Any = None,
+    right: Any = None,
+    tol: float = TOL,
+    steps: int = ROUNDS,
+    progress: Progress | None = None,
+) -> LinearOperator:
     """The member of a structure nearest to `W`.
 
     Without a metric: nearest in the Frobenius norm; best for Dense, Diagonal, BlockDiagonal,
@@ -210,7 +225,7 @@ def fitted_corner(A: LinearOperator, W: Inexact[Tensor, "*batch m n"]) -> Linear
 
 def least_squares_fit(
     A: Value,
-    W: Float[Tensor, "*batch m n"],
+    W: Inexact[Tensor, "*batch m n"],
     metric: Metric | None = None,
     steps: int = STEPS,
 ) -> Value:
@@ -241,8 +256,7 @@ def least_squares_fit(
 
 def _misfit(A: LinearOperator, W: Tensor, metric: Metric) -> float:
     """The squared error in the metric."""
-    E = W - A.dense()
-    return float(torch.sum(E * metric.apply(E)))
+    return metric.square(W - A.dense())
 
 
 def _step(
@@ -256,7 +270,7 @@ def _step(
 
     value, pull = torch.func.vjp(member, x)  # pyright: ignore[reportAssignmentType]
     r = pull(metric.apply(W - value))[0]
-    damping = damping * float(value.square().mean().sqrt() + 1e-30)
+    damping = damping * float(value.abs().square().mean().sqrt() + 1e-30)
     if sum(t.numel() for t in x) * W.numel() <= DIRECT:
         return _direct(member, x, r, metric, damping)
     d, p, rho = [torch.zeros_like(t) for t in x], r, _dot(r, r)
@@ -286,11 +300,11 @@ def _direct(
     eye = torch.eye(sum(sizes), dtype=x[0].dtype, device=x[0].device)
     basis = [e.reshape(-1, *t.shape) for e, t in zip(eye.split(sizes, 1), x, strict=True)]
     J = torch.vmap(lambda *v: torch.func.jvp(member, (x,), (list(v),))[1])(*basis)
-    G = J.flatten(1) @ metric.apply(J).flatten(1).mT
+    G = J.flatten(1).conj() @ metric.apply(J).flatten(1).mT
     d = torch.linalg.solve_ex(G + damping * eye, torch.cat([t.flatten() for t in r])).result
     return [part.reshape(t.shape) for part, t in zip(d.split(sizes), x, strict=True)]
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    """Inner product of two lists of tensors."""
-    return sum(float(torch.sum(s * t)) for s, t in zip(a, b, strict=True))
+    """Real inner product of two lists of tensors."""
+    return sum(float(torch.sum(s.conj() * t).real) for s, t in zip(a, b, strict=True))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from matrigami.operators._algebra import SumMatrix
 from matrigami.operators._base import LinearOperator, add, conj, power, question, scale
 from matrigami.operators._dense import DenseMatrix, times
 from matrigami.operators._diagonal import DiagonalMatrix
@@ -98,6 +99,11 @@ def _(A: SpectralMatrix) -> bool:
     return not A.values.is_complex()
 
 
+@hermitian.register
+def _(A: SumMatrix) -> bool:
+    return all(map(hermitian, A.terms))
+
+
 def differentiated(A: LinearOperator) -> bool:
     """Whether somebody may ask for a derivative in the tensors of a value."""
     return is_differentiated(*named_tensors(A).values())
@@ -131,6 +137,7 @@ def _(A: SpectralMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... 
 
 @inverse.register
 def _(A: SpectralMatrix) -> SpectralMatrix:
+    refuse_zeros(A.values)
     return SpectralMatrix(1 / A.values, A.vectors)
 
 
@@ -181,6 +188,8 @@ def _(A: SpectralMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
 
 @power.register
 def _(A: SpectralMatrix, p: float) -> SpectralMatrix:
+    if p < 0:
+        refuse_zeros(A.values)
     return SpectralMatrix(raised(A.values, p), A.vectors)
 
 

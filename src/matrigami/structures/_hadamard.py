@@ -217,18 +217,18 @@ def _(A: HadamardMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
 
 
 @project.register
-def _(recipe: Hadamard, W: Float[Tensor, "*batch m n"]) -> HadamardMatrix:
+def _(recipe: Hadamard, W: Inexact[Tensor, "*batch m n"]) -> HadamardMatrix:
     double = torch.promote_types(W.dtype, torch.float64)  # in single another start may win
     flat = [_fit(recipe, D) for D in W.to(double).reshape(-1, *W.shape[-2:])]
     return stacked(flat, tuple(W.shape[:-2])).to(W.dtype)
 
 
-def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
+def _fit(recipe: Hadamard, W: Inexact[Tensor, "m n"]) -> HadamardMatrix:
     """Least squares from the most promising of several starts, which are screened together."""
     m, n = W.shape
     r = resolve_rank(recipe.rank, min(m, n), str(recipe))
-    U1, V1 = truncated_svd(W.abs().sqrt(), r)
-    U2, V2 = truncated_svd(W.abs().sqrt() * W.sign(), r)
+    U1, V1 = truncated_svd(W.abs().sqrt().to(W.dtype), r)
+    U2, V2 = truncated_svd(W.abs().sqrt() * W.sgn(), r)
     generator = torch.Generator(W.device).manual_seed(0)
     starts: list[Any] = [HadamardMatrix(U1, V1.mT, U2, V2.mT)]
     starts += [
@@ -243,7 +243,7 @@ def _fit(recipe: Hadamard, W: Float[Tensor, "m n"]) -> HadamardMatrix:
 
 
 def _screened(
-    starts: list[HadamardMatrix], W: Float[Tensor, "m n"]
+    starts: list[HadamardMatrix], W: Inexact[Tensor, "m n"]
 ) -> tuple[HadamardMatrix, float]:
     """The best after a few sweeps, and its squared error."""
     A = stacked(starts, (len(starts),))
@@ -254,18 +254,18 @@ def _screened(
     return best, float(errors.min())
 
 
-def _converged(A: HadamardMatrix, W: Float[Tensor, "m n"], error: float) -> HadamardMatrix:
+def _converged(A: HadamardMatrix, W: Inexact[Tensor, "m n"], error: float) -> HadamardMatrix:
     """Sweep until nothing is gained; a member is found again to rounding."""
-    floor = torch.finfo(W.dtype).eps ** 2 * float(W.square().sum())
+    floor = torch.finfo(W.dtype).eps ** 2 * float(W.abs().square().sum())
     for _ in range(SWEEPS):
         A = _sweep(A, W)
-        error, before = float((W - A.dense()).square().sum()), error
+        error, before = float((W - A.dense()).abs().square().sum()), error
         if before - error <= STALLED * before or error <= floor:
             break
     return A
 
 
-def _sweep(A: HadamardMatrix, W: Float[Tensor, "m n"]) -> HadamardMatrix:
+def _sweep(A: HadamardMatrix, W: Inexact[Tensor, "m n"]) -> HadamardMatrix:
     """Each tensor in turn at its best, the other three held fixed."""
     U1, V1, U2, V2 = A.U1, A.V1, A.U2, A.V2
     U1 = _best(W, U2 @ V2.mT, V1)
@@ -276,12 +276,14 @@ def _sweep(A: HadamardMatrix, W: Float[Tensor, "m n"]) -> HadamardMatrix:
 
 
 def _best(
-    W: Float[Tensor, "m n"], S: Float[Tensor, "*batch m n"], V: Float[Tensor, "*batch n r"]
-) -> Float[Tensor, "*batch m r"]:
+    W: Inexact[Tensor, "m n"], S: Inexact[Tensor, "*batch m n"], V: Inexact[Tensor, "*batch n r"]
+) -> Inexact[Tensor, "*batch m r"]:
     """The `U` that minimises `||W - (U V.T) o S||`, by the normal equations of each row."""
     r = V.shape[-1]
-    gram = ((S * S) @ _rowwise(V, V)).unflatten(-1, (r, r))
+    gram = ((S.conj() * S) @ _rowwise(V.conj(), V)).unflatten(-1, (r, r))
     size = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    ridge = torch.finfo(W.dtype).eps * (size + torch.finfo(W.dtype).tiny)
+    ridge = torch.finfo(W.dtype).eps * size + torch.finfo(W.dtype).tiny
     eye = torch.eye(r, dtype=W.dtype, device=W.device)
-    return torch.linalg.solve_ex(gram + ridge * eye, ((W * S) @ V)[..., None]).result[..., 0]
+    return torch.linalg.solve_ex(gram + ridge * eye, ((W * S.conj()) @ V.conj())[..., None]).result[
+        ..., 0
+    ]

@@ -206,6 +206,7 @@ def _(A: KroneckerSumMatrix, B: KroneckerSumMatrix) -> KroneckerSumMatrix:
     return KroneckerSumMatrix(*[F + G for F, G in zip(A.terms, B.terms, strict=True)])
 
 
+@hermitian.register
 def _hermitian(A: KroneckerSumMatrix, *_: Any, **__: Any) -> bool:
     """Whether both terms equal their adjoints."""
     return all(map(hermitian, A.terms))
@@ -252,13 +253,17 @@ def _separated(A: KroneckerSumMatrix, B: Tensor) -> Tensor:
 @slogdet.register(where=lambda A: is_big(A) or not differentiated(A))
 def _(A: KroneckerSumMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     """The product of all sums of two eigenvalues; a small one that is differentiated goes by LU."""
-    if _hermitian(A):
-        v1, v2 = (eigh(F).values for F in A.terms)
-    else:
-        v1, v2 = (torch.linalg.eigvals(F.dense()) for F in A.terms)
-    values = (v1[..., :, None] + v2[..., None, :]).flatten(-2, -1)
+    values = _eigenvalues(A)
     sign, log = values.sgn().prod(-1), values.abs().log().sum(-1)
     return (sign if A.dtype.is_complex else sign.real.sgn()).to(A.dtype), log
+
+
+def _eigenvalues(A: LinearOperator) -> Inexact[Tensor, "*batch n"]:
+    """All sums of eigenvalues of the terms, of sums among these too."""
+    if isinstance(A, KroneckerSumMatrix):
+        v1, v2 = map(_eigenvalues, A.terms)
+        return (v1[..., :, None] + v2[..., None, :]).flatten(-2, -1)
+    return eigh(A).values if hermitian(A) else torch.linalg.eigvals(A.dense())
 
 
 @norm.register

@@ -39,12 +39,15 @@ from matrigami.operators import (
     norm,
     outer,
     pinv,
+    power,
     project,
     resolve_rank,
     root_of_squares,
     roots,
     round_to,
     scale,
+    slogdet,
+    solve,
     svd,
     svdvals,
     take_rows,
@@ -189,6 +192,26 @@ def _(A: LowRankMatrix, index: Tensor) -> Inexact[Tensor, "*batch e n"]:
 def _(A: LowRankMatrix) -> Inexact[Tensor, "*batch d"]:
     d = min(A.shape[-2:])
     return (A.U[..., :d, :] * A.V[..., :d, :]).sum(-1)
+
+
+@solve.register(where=lambda A, B: A.U.shape[-1] < A.shape[-1])
+def _(A: LowRankMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    """There is none: the rank is not full."""
+    raise torch.linalg.LinAlgError("the rank is not full")
+
+
+@slogdet.register(where=lambda A: A.U.shape[-1] < A.shape[-1])
+def _(A: LowRankMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
+    """The determinant is zero, and so is its derivative where the rank is lower by two."""
+    zero = torch.zeros(A.shape[:-2], dtype=A.dtype, device=A.device)
+    return zero, zero.abs().log()
+
+
+@power.register(where=lambda A, p: float(p).is_integer() and p > 0)
+def _(A: LowRankMatrix, p: float) -> LowRankMatrix:
+    """`U (V.T U)^(p-1) V.T`."""
+    core = torch.linalg.matrix_power(times(A.V.mT, A.U), int(p) - 1)
+    return LowRankMatrix(times(A.U, core), A.V)
 
 
 @svdvals.register

@@ -211,13 +211,18 @@ def from_scipy(A: Any) -> LinearOperator:
             "A matrix of numbers becomes a value by DenseMatrix(A)."
         )
     if A.format == "dia" and A.shape[0] == A.shape[1] and list(A.offsets) == [0]:
-        return DiagonalMatrix(torch.as_tensor(A.data[0, : A.shape[0]].copy()))
+        return DiagonalMatrix(torch.as_tensor(_inexact(A.data[0, : A.shape[0]]).copy()))
     m, n = A.shape
     rows = csr_array(A)
     rows.sum_duplicates()
-    data = rows.data if np.issubdtype(rows.dtype, np.inexact) else rows.data.astype(float)
+    data = _inexact(rows.data)
     columns, pointers = (torch.as_tensor(t.astype(np.int64)) for t in (rows.indices, rows.indptr))
     return SparseMatrix(torch.as_tensor(data.copy()), columns, pointers, (m, n))
+
+
+def _inexact(data: Any) -> Any:
+    """Whole numbers and flags in double precision."""
+    return data if np.issubdtype(data.dtype, np.inexact) else data.astype(float)
 
 
 def _factorized(A: SparseMatrix) -> Any:
@@ -227,10 +232,11 @@ def _factorized(A: SparseMatrix) -> Any:
         torch.linalg.LinAlgError: If the matrix is singular.
     """
     kept = FACTORS.get(A.entries)
-    if kept is not None and kept[:3] == (A.entries._version, id(A.columns), A.size):
+    parts = [t.detach() for t in (A.entries, A.columns, A.pointers)]
+    if kept is not None and kept[1] == A.size and all(map(torch.equal, kept[0], parts)):
         return kept[-1]
     factors = _factorize(A)
-    FACTORS[A.entries] = (A.entries._version, id(A.columns), A.size, factors)
+    FACTORS[A.entries] = ([parts[0].clone(), *parts[1:]], A.size, factors)
     return factors
 
 

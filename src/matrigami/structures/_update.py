@@ -9,6 +9,7 @@ Shapes: n = rows = columns, r = rank of the update, k = right-hand sides.
 """
 
 from functools import reduce
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -24,17 +25,22 @@ from matrigami.operators import (
     SumMatrix,
     add,
     dense,
+    diagonal,
     differentiated,
     eigh,
     hermitian,
     inverse,
+    is_big,
     is_concrete,
     lu_slogdet,
     lu_solve,
+    norm,
     power,
+    root_of_squares,
     shift,
     slogdet,
     solve,
+    summed,
     times,
 )
 from matrigami.structures._kronecker import KroneckerMatrix
@@ -103,6 +109,31 @@ def _(A: SumMatrix) -> LinearOperator:
     W = solve(base, update.U)
     adjoint = solve(base.T, update.V)
     return inverse(base) - LowRankMatrix(lu_solve(_capacitance(update, W).mT, W.mT).mT, adjoint)
+
+
+def _separable(A: SumMatrix, order: float | None = None) -> bool:
+    """Whether a large sum has at most one term that is neither diagonal nor of low rank."""
+    other = [term for term in A.terms if not isinstance(term, DiagonalMatrix | LowRankMatrix)]
+    return is_big(A, order) and len(other) <= 1
+
+
+@norm.register(where=_separable)
+def _(A: SumMatrix, order: float | None = None) -> Inexact[Tensor, "*batch"]:
+    """`||A||^2` is the sum of the squares of the terms and of twice their inner products."""
+    squares = summed(norm(term).square() for term in A.terms)
+    pairs = summed(_inner(F, G) for F, G in combinations(A.terms, 2))
+    return root_of_squares(squares + 2 * pairs.real)
+
+
+def _inner(F: LinearOperator, G: LinearOperator) -> Tensor:
+    """`tr(F.H G)`, or its conjugate, where one of both is diagonal or of low rank."""
+    F, G = (F, G) if isinstance(F, DiagonalMatrix | LowRankMatrix) else (G, F)
+    if isinstance(F, LowRankMatrix) and isinstance(G, DiagonalMatrix):
+        F, G = G, F
+    if isinstance(F, DiagonalMatrix):
+        return (F.diagonal.conj() * diagonal(G)).sum(-1)
+    U, V = F.U, F.V  # pyright: ignore[reportAttributeAccessIssue]
+    return (U.conj() * (G @ V.conj())).sum((-2, -1))
 
 
 def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:

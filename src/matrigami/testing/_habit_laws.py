@@ -61,7 +61,11 @@ def from_the_left(A: LinearOperator) -> None:
 def arithmetic(A: LinearOperator) -> None:
     """`A / 2`, sums of matrices and of their entries, sums with tensors, `A ** 2`."""
     D = A.dense()
-    expect_matrix(A / 2, D / 2, "A / 2")
+    for half in (2, torch.tensor(2), np.float64(2)):
+        expect_matrix(A / half, D / 2, "A / 2")
+    expect_matrix(A / torch.tensor(3), D / 3, "A / torch.tensor(3)")
+    nothing = (A / 0).dense().isfinite()
+    expect(not bool((nothing & (D != 0)).any()), "A / 0 has finite entries")
     expect_matrix(sum([A, A, A]), 3 * D, "sum([A, A, A])")
     expect_close(A.sum(), D.sum(), "A.sum()")
     for dim in (0, 1, -1, -2):
@@ -80,6 +84,15 @@ def rows_and_entries(A: LinearOperator) -> None:
     i, j = torch.tensor([m - 1, 0, m // 2]), torch.tensor([0, n - 1, n // 2])
     expect_close(entries(A, i, j), D[i, j], "entries")
     expect_close(take_rows(A, i), D[i], "rows")
+    expect_close(entries(A, -1 - i, [-1, 0, 0]), D[-1 - i, [-1, 0, 0]], "entries from the end")
+    expect_close(take_rows(A, np.array([-1, 0])), D[[-1, 0]], "rows of an array of indices")
+    for beyond in ((m, 0), (0, n), (-m - 1, 0)):
+        try:
+            entries(A, *[torch.tensor([place]) for place in beyond])
+        except IndexError as error:
+            expect(len(str(error).splitlines()) == 2, "the message for an index has not two lines")
+        else:
+            expect(False, f"the entry {beyond} is answered")
     for index in ((0, n - 1), (-1,), (i,), (i, j), (0,), (slice(1, None), 0), (i, slice(0, 2))):
         expect_close(A[index], D[index], f"A[{index}]")
     expect_close(A[..., 0], D[..., 0], "A[..., 0]")
@@ -112,9 +125,9 @@ def questions() -> list[tuple[str, Callable[..., Any]]]:
     one = [
         name
         for name, f in found.items()
-        if isinstance(f, OpenFunction) and f.around is diagonal.around
+        if isinstance(f, OpenFunction) and f.around in {diagonal.around, operators.norm.around}
     ]
-    binary = {"add", "compose", "entries", "take_rows"}
+    binary = {"add", "compose", "round_to"}
     return [(name, found[name]) for name in one if name not in binary]
 
 
