@@ -25,13 +25,7 @@ from matrigami.operators._convert import (
 )
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._sizes import check_product, check_stacks, check_sum, size_of
-from matrigami.operators._tree import (
-    Unflatten,
-    expand,
-    flatten,
-    mapped,
-    named_tensors,
-)
+from matrigami.operators._tree import Unflatten, expand, flatten, mapped, named_tensors
 
 P = ParamSpec("P")
 R = TypeVar("R")
