@@ -23,7 +23,10 @@ SHARED = 224 * 1024
 """Bytes of shared memory that a program may take; half of that lets two run side by side."""
 READS = 4
 """Most times that the input may be read: once for each set of output blocks."""
+SUMS = 2**15
+"""Most sums in the registers of a program."""
 WARPS = 8
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 FAILURES = (triton.TritonError, RuntimeError, OSError, CalledProcessError)
 """What a machine may miss: memory on the chip, a C compiler, the headers of Python."""
@@ -52,8 +55,12 @@ def tiles(R: Tensor, L: Tensor) -> list[Tile]:
     """The tiles that fit, those that read the input least often first."""
     (G, rank, I, A, J), i, found = _padded(R, L), R.shape[2], []
     I = max(I, 8 // rank)
+    if R.dtype not in TYPES:
+        return []
     while I >= 1 and triton.cdiv(i, I) <= READS and I * rank >= 8:
         for tokens in (32, 16):
+            if tokens * I * max(G * rank, J) > SUMS:
+                continue
             numbers = G * (rank * I * (A + J) + tokens * (A + rank * I))
             found.append(Tile(tokens, I, numbers * R.element_size()))
         I //= 2
@@ -146,7 +153,7 @@ def _padded(R: Tensor, L: Tensor) -> tuple[int, int, int, int, int]:
     return max(g, 16 // r), r, i, max(a, 16), max(j, 8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])  # else it is compiled anew for odd numbers of tokens
 @no_type_check
 def _product(
     X: tl.tensor,
