@@ -46,6 +46,16 @@ def test_micro_batches_count_by_their_examples(loss):
         assert_close(A, x.mT @ x / 12)
 
 
+def test_a_batch_in_which_nothing_counts_is_left_out():
+    x, y = data()
+    model = network()
+    optimizer = KFAC(model, LOSS)
+    LOSS(model(x), torch.full_like(y, -100))
+    LOSS(model(x), y).backward()
+    optimizer.step()
+    assert_close(factor(optimizer, model[0].weight), x.mT @ x / 12)
+
+
 def test_a_loss_that_sums_adds_its_batches():
     x, y = data()
     loss = nn.CrossEntropyLoss(reduction="sum")

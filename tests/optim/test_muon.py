@@ -123,6 +123,20 @@ def test_factors_of_one_layer_in_groups_of_their_own_move_together():
     assert 0.2 * rates[id(model[0].left)] < change <= rates[id(model[0].left)]
 
 
+def test_a_plan_without_the_bound_knows_the_products():
+    model = nn.Sequential(StructuredLinear(8, 8, LowRank(rank=2)), nn.Linear(8, 2))
+    model[0].U.data *= 100
+    optimizer = Muon(plan(model, "muon"), lr=0.1, weight_decay=0.0, scale=spectral, bound=True)
+    before = model[0].weight.detach().clone()
+    model(torch.ones(3, 8)).square().sum().backward()
+    optimizer.step()
+    assert torch.linalg.matrix_norm(model[0].weight.detach() - before, 2) <= 0.1
+    saved = optimizer.state_dict()
+    assert all("wholes" not in group for group in saved["param_groups"])
+    optimizer.load_state_dict(saved)
+    assert any(optimizer.param_groups[0]["wholes"])
+
+
 def test_a_frozen_factor_counts():
     layer = StructuredLinear(8, 8, LowRank(rank=2), bias=False)
     layer.U.requires_grad_(False).mul_(10)

@@ -231,7 +231,7 @@ class FisherEstimator(ModelWatch):
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         generator = torch.Generator(outputs.device).manual_seed(self._seed())
-        if not outputs.numel() or not bool(f.isfinite().all()):
+        if not outputs.numel() or not counted.divisor or not bool(f.isfinite().all()):
             self._reject(outputs, passes)
             return {}
         places = [None] * len(calls)
@@ -256,7 +256,7 @@ class FisherEstimator(ModelWatch):
             self._within.pulling = False
 
     def _reject(self, outputs: Tensor, passes: list[Forward]) -> None:
-        """Leave out outputs that are not finite, or empty."""
+        """Leave out outputs that are not finite, or empty, or none of which counts."""
         self.passes += 1
         self.rejected += outputs.numel() > 0
         self._waiting = [p for p in self._waiting if p not in passes]

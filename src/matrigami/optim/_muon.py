@@ -25,6 +25,7 @@ from matrigami.nn import Part, Role, anatomy, unread
 from matrigami.optim._kronecker_factors import averaged
 from matrigami.optim._method import Options, State
 from matrigami.optim._optimizer import Source
+from matrigami.optim._options import check_options
 from matrigami.optim._plan import Plan, planned
 from matrigami.optim._polynomials import QUINTIC, Polynomial, fastest_dtype, orthogonalised
 from matrigami.optim._product_bound import ProductBounds
@@ -111,6 +112,7 @@ class Muon(WatchingOptimizer):
         options |= {"adam_betas": adam_betas, "adam_eps": adam_eps, "maximize": maximize}
         options |= {"inputs": inputs, "statistics_every": statistics_every}
         options |= {"decay": decay, "gamma": gamma}
+        check_options("Muon", options)
         self._bounds = ProductBounds()
         if isinstance(source, nn.Module):
             source = planned(source, Muon, options)

@@ -101,7 +101,7 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
             return group | {"params": given}
         i = len(self.param_groups)
         named = [p if isinstance(p, tuple) else (f"{i}.{k}", p) for k, p in enumerate(given)]
-        return group | {"params": named}
+        return group | {"params": named} | ({} if named else {"param_names": []})
 
     @property
     def reads_gradients_only(self) -> bool:
@@ -114,7 +114,10 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         Where matrices have owners, all processes must call it, as checkpoints do; see `_owners.py`.
         """
         state = super().state_dict()
-        groups = [{k: v for k, v in g.items() if _plain(v)} for g in state["param_groups"]]
+        groups = [
+            {k: v for k, v in g.items() if k != "wholes" and _plain(v)}
+            for g in state["param_groups"]
+        ]
         entries = self.exchange.saved(self.param_groups, self.state)
         parameters = [p for group in self.param_groups for p in group["params"]]
         ordered = {i: entries[p] for i, p in enumerate(parameters) if p in entries}

@@ -135,8 +135,7 @@ class Plan:
                 "The plan does not have them.\nMake the plan of the model that owns them."
             )
         rows = [known[p] for p in plain]
-        wholes = {"wholes": [r.whole for r in rows]} if self.options.get("bound") else {}
-        return group | {"views": [r.view for r in rows]} | wholes
+        return group | {"views": [r.view for r in rows], "wholes": [r.whole for r in rows]}
 
     def __repr__(self) -> str:
         """One line for each parameter, the totals, and the learning rate to start with."""

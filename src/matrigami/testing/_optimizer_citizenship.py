@@ -111,6 +111,7 @@ def follows_schedules_and_closures(factory: Factory) -> None:
     if "param_names" in optimizer.param_groups[0]:
         group = {"params": [("late", late)]}
     optimizer.add_param_group(group)
+    optimizer.add_param_group({"params": []})
     late.grad = torch.ones_like(late)
     optimizer.step()
     expect(bool((late != 1).any()), "a parameter that was added later has not moved")
