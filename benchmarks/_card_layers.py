@@ -97,8 +97,7 @@ def _ratio(layer: StructuredLinear, x: Tensor) -> float | None:
     (g, _, r, i, a, _), j = first.shape, second.shape[-3]
     X, R, L = x.detach().mT, first.detach().reshape(g, r, i, a), second.detach()
     L = L.reshape(i, j, g, r)
-    plain = partial(_two_factors._by_two, X, R, L, layout)
-    choice = _fused.chosen(X, R, L, layout, plain)
+    choice = _fused.chosen(X, R, L, layout, lambda: _two_factors.by_two(X, R, L, layout)[0])
     return None if choice.tile is None else choice.ratio
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from matrigami import BlockTensorTrain, Kronecker, Monarch, Structure
 from matrigami.nn import StructuredLinear
-from matrigami.operators import by_equal_blocks, two_factors
+from matrigami.operators import _two_factors, two_factors
 
 LAYOUTS = [(False, False), (True, False), (False, True), (True, True)]
 SHAPES = [(4, 1, 4, 4, 4), (3, 2, 5, 7, 4), (5, 3, 2, 6, 9), (1, 2, 3, 1, 5)]
@@ -79,9 +79,16 @@ def test_gradients_of_many_outputs_at_once():
         torch.testing.assert_close(a, b)
 
 
-def test_kronecker_product_in_blocks():
-    L, R, X = torch.randn(3, 4), torch.randn(5, 2), torch.randn(8, 6)
-    torch.testing.assert_close(by_equal_blocks(X, L, R), torch.kron(L, R) @ X)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_one_kernel_does_not_keep_is_computed_again(layout, monkeypatch):
+    tensors = [t.requires_grad_() for t in factors((3, 2, 2, 2, 3), 4)]
+    kept = torch.autograd.grad(product(*tensors, layout).square().sum(), tensors)
+    monkeypatch.setattr(
+        _two_factors, "_forward", lambda *given: (_two_factors.by_two(*given[:4])[0], None)
+    )
+    again = torch.autograd.grad(product(*tensors, layout).square().sum(), tensors)
+    for a, b in zip(again, kept, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def copies(call, numbers: int) -> int:
@@ -154,8 +161,8 @@ def check_kernel(shape, layout, dtype, device, k=37):
 def why_not() -> str:
     """Why the kernel cannot be interpreted."""
     if find_spec("triton") is None:
-        return "needs Triton, which torch brings for cards only"
-    return "" if np.lib.NumpyVersion(np.__version__) < "2.4.0" else "Triton needs an older NumPy"
+        return "needs Triton, which torch brings for cards only: pip install --no-deps triton"
+    return "" if np.lib.NumpyVersion(np.__version__) < "2.4.0" else "it needs NumPy below 2.4"
 
 
 @pytest.mark.slow

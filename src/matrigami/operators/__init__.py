@@ -161,12 +161,7 @@ from matrigami.operators._triangular import (
     TriangularMatrix,
     refuse_zeros,
 )
-from matrigami.operators._two_factors import (
-    by_equal_blocks,
-    in_equal_blocks,
-    is_written_in_place,
-    two_factors,
-)
+from matrigami.operators._two_factors import is_written_in_place, two_factors
 
 __all__ = [
     "EXAMPLES",
@@ -201,7 +196,6 @@ __all__ = [
     "as_array",
     "as_tensor",
     "block_view",
-    "by_equal_blocks",
     "chained",
     "cholesky",
     "compose",
@@ -232,7 +226,6 @@ __all__ = [
     "hadamard",
     "hermitian",
     "identity",
-    "in_equal_blocks",
     "inverse",
     "is_big",
     "is_concrete",

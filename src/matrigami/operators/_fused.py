@@ -2,8 +2,9 @@
 
 A program keeps the blocks of `R` and `L` for some of the output blocks in shared memory and streams
 tokens past them; what is between the factors never leaves the chip. Products accumulate in float32.
-Imported on a CUDA card with Triton only. `MATRIGAMI_TRITON=0` in the environment turns it off, `=1`
-takes it wherever a tile fits; else it is taken where it is measured to be faster.
+Imported on a CUDA card with Triton only. It is taken where it agrees with two products and is
+measured to be faster; `MATRIGAMI_TRITON=0` in the environment turns it off, `=1` takes the fastest
+tile in any case.
 
 Shapes: g = input blocks, a = their columns, i = output blocks, j = their rows, r = rank of a tile,
 k = tokens; capitals are the next powers of two, which are padded by zeros.
@@ -68,9 +69,9 @@ def tiles(R: Tensor, L: Tensor) -> list[Tile]:
 
 
 def chosen(
-    X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool], plain: Callable[[], object]
+    X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool], two: Callable[[], Tensor]
 ) -> Choice:
-    """The tile to take, if any: measured once for each kind of product."""
+    """The tile to take, if any: checked and measured once for each kind of product."""
     mode = os.environ.get("MATRIGAMI_TRITON")
     if mode == "0" or torch.are_deterministic_algorithms_enabled():
         return Choice(None, 1.0)
@@ -78,27 +79,38 @@ def chosen(
     about = X.device, X.dtype, precision, X.shape[1].bit_length(), X.stride(0) == 1
     key = *about, R.shape, L.shape[1], R.stride(), L.stride(), layout, mode
     if key not in _CHOICES:
-        if torch.cuda.is_current_stream_capturing():  # nothing can be measured
+        capturing = torch.cuda.is_current_stream_capturing()  # then nothing can be measured
+        measured = None if capturing else _measured(X, R, L, layout, two)
+        if measured is None:
             return Choice(None, 1.0)
-        _CHOICES[key] = _measured(X, R, L, layout, plain)
+        _CHOICES[key] = measured
     choice = _CHOICES[key]
     return choice._replace(ratio=0.0) if mode == "1" else choice
 
 
 def _measured(
-    X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool], plain: Callable[[], object]
-) -> Choice:
-    """Every tile against two separate products; a tile that does not build is left out."""
+    X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool], two: Callable[[], Tensor]
+) -> Choice | None:
+    """Every tile against two separate products; one that does not build, or is wrong, is left out.
+
+    None where there is nothing to compare with: zeros, or what is not finite.
+    """
     best, shortest = None, float("inf")
     with torch.no_grad(), torch.cuda.device(X.device):
+        exact = two().float()
+        size = float(torch.linalg.vector_norm(exact))
+        if not 0 < size < float("inf"):
+            return None
+        allowed = 4 * max(torch.finfo(X.dtype).eps, 1e-3) * size
         for tile in tiles(R, L)[:4]:
             try:
+                error = float(torch.linalg.vector_norm(run(X, R, L, layout, tile) - exact))
                 seconds = _seconds(lambda tile=tile: run(X, R, L, layout, tile))
             except FAILURES:
                 continue
-            if seconds < shortest:
+            if error <= allowed and seconds < shortest:
                 best, shortest = tile, seconds
-        return Choice(best, shortest / _seconds(plain) if best else 1.0)
+        return Choice(best, shortest / _seconds(two) if best else 1.0)
 
 
 def _seconds(call: Callable[[], object], calls: int = 5) -> float:

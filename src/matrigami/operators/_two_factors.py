@@ -62,23 +62,6 @@ def two_factors(
     return _forward(X, R, L, layout, 1.0)[0]
 
 
-def in_equal_blocks(X: Tensor, L: Any, R: Any) -> bool:
-    """Whether a card is to multiply by `L (x) R` block by block.
-
-    It shares many products better than one whose sums are as long as there are right-hand sides.
-    """
-    if X.device.type != "cuda" or not (isinstance(L, Tensor) and isinstance(R, Tensor)):
-        return False
-    return L.ndim == R.ndim == 2 and is_written_in_place(X, L, R)
-
-
-def by_equal_blocks(X: Float[Tensor, "n k"], L: Any, R: Any) -> Float[Tensor, "m k"]:
-    """`(L (x) R) X`, as a Monarch matrix whose blocks are all the same."""
-    (m1, n1), (m2, n2) = L.shape, R.shape
-    right, left = R.expand(n1, 1, m2, n2), L[:, :, None].expand(m2, m1, n1, 1)
-    return two_factors(X, right, left, interleaved_rows=True, interleaved_columns=False)
-
-
 class _Product(torch.autograd.Function):
     """The product and its gradients."""
 
@@ -133,10 +116,10 @@ def _forward(
     if X.device.type == "cuda" and _has_triton():
         from matrigami.operators import _fused  # noqa: PLC0415 - needs Triton
 
-        choice = _fused.chosen(X, R, L, layout, lambda: _by_two(X, R, L, layout))
+        choice = _fused.chosen(X, R, L, layout, lambda: by_two(X, R, L, layout)[0])
         if choice.tile is not None and choice.ratio <= share:
             return _fused.run(X, R, L, layout, choice.tile), None
-    return _by_two(X, R, L, layout)
+    return by_two(X, R, L, layout)
 
 
 @cache
@@ -145,7 +128,7 @@ def _has_triton() -> bool:
     return torch.version.cuda is not None and find_spec("triton") is not None
 
 
-def _by_two(
+def by_two(
     X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool]
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "g ri k"]]:
     """Two batched products."""

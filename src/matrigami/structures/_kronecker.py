@@ -27,7 +27,6 @@ from matrigami.operators import (
     SpectralMatrix,
     Structure,
     Svd,
-    by_equal_blocks,
     cholesky,
     compose,
     composed,
@@ -45,7 +44,6 @@ from matrigami.operators import (
     fitted_corner,
     hadamard,
     hermitian,
-    in_equal_blocks,
     inverse,
     kron,
     largest,
@@ -95,19 +93,19 @@ class KroneckerMatrix(LinearOperator):
 
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Multiply along one axis, then the other, the cheaper first; no copies for tensors."""
-        Y = X.unflatten(-2, (self.left.shape[-1], self.right.shape[-1]))
+        n1, n2 = self.left.shape[-1], self.right.shape[-1]
+        Y = X.unflatten(-2, (n1, n2))
         right_first, left_first = _orders(self.left, self.right)
         if right_first <= left_first:
-            if in_equal_blocks(X, self.left, self.right):
-                return by_equal_blocks(X, self.left, self.right)
             return _along_rows(self.left, _along_columns(self.right, Y)).flatten(-3, -2)
         return _along_columns(self.right, _along_rows(self.left, Y)).flatten(-3, -2)
 
     @property
     def T(self) -> "KroneckerMatrix":
         """Transpose each factor."""
-        left, right = (F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right))
-        return KroneckerMatrix(left, right)
+        return KroneckerMatrix(
+            *[F.mT if isinstance(F, Tensor) else F.T for F in (self.left, self.right)]
+        )
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
@@ -137,7 +135,8 @@ class Kronecker(Structure):
         Raises:
             ValueError: If given factors do not multiply to the size of the matrix.
         """
-        return cropped(_nested([empty(*shape) for shape in self._shapes(m, n)]), m, n)
+        blanks = [empty(*shape) for shape in self._shapes(m, n)]
+        return cropped(_nested(blanks), m, n)
 
     def _shapes(self, m: int, n: int) -> list[tuple[int, int]]:
         """The shape of each factor."""
@@ -166,7 +165,8 @@ def _nested(factors: Sequence[Tensor | LinearOperator]) -> KroneckerMatrix:
 
 def _orders(L: Tensor | LinearOperator, R: Tensor | LinearOperator) -> tuple[int, int]:
     """Multiply-adds with the right factor first, and with the left factor first."""
-    (m1, n1), (m2, n2), l, r = L.shape[-2:], R.shape[-2:], _macs(L), _macs(R)
+    (m1, n1), (m2, n2) = L.shape[-2:], R.shape[-2:]
+    l, r = _macs(L), _macs(R)
     return r * n1 + l * m2, l * n2 + r * m1
 
 
