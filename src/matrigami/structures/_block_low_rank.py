@@ -273,12 +273,17 @@ def _(A: CroppedMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n
     return implicit_solve(A, B, _by_tiles)
 
 
-@slogdet.register(where=lambda A: _factorizable(A) and not differentiated(A))
+def _has_log_determinant(A: Any) -> bool:
+    """Whether tiles have it, and its derivative if that is asked for: where they are real."""
+    return _factorizable(A) and not (A.dtype.is_complex and differentiated(A))
+
+
+@slogdet.register(where=_has_log_determinant)
 def _(A: BlockLowRankMatrix) -> tuple[Inexact[Tensor, ""], Inexact[Tensor, ""]]:
     return tiles_slogdet(A, A.shape[-1])
 
 
-@slogdet.register(where=lambda A: _factorizable(A) and not differentiated(A))
+@slogdet.register(where=_has_log_determinant)
 def _(A: CroppedMatrix) -> tuple[Inexact[Tensor, ""], Inexact[Tensor, ""]]:
     return tiles_slogdet(A.padded, A.rows)
 

@@ -253,11 +253,61 @@ def _refined(A: LinearOperator, factors: TileFactors, B: Tensor, size: float) ->
     return found.X if found.converged.all() else None
 
 
+class _LogDeterminant(torch.autograd.Function):
+    """`log |det A|` of real tiles; its derivative is made of the columns of `A^-1`, by tiles."""
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor, A: Any, rows: int) -> tuple[Tensor, Tensor]:
+        """Sign and logarithm."""
+        return _checked_factors(type(A)(left, right, A.link), rows).slogdet()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the tiles."""
+        left, right, A, ctx.rows = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.link = A.link
+        ctx.kind = type(A)
+        ctx.save_for_backward(left, right)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """`A^-T` where the tiles are: for the columns of one row block after the other."""
+        left, right = ctx.saved_tensors
+        A = ctx.kind(left, right, ctx.link)
+        factors = factorized(tiles_of(A, ctx.rows), TIGHT)
+        (h, b, _), s = left.shape, right.shape[-1]
+        link = _regular_link(A) if A.link is None else A.link.on(A.device)
+        V = torch.nn.functional.pad(right.mT.flatten(0, 1), (0, 0, 0, 1))  # (h s + 1) b
+        keep = torch.arange(h * b, device=A.device)[:, None] < ctx.rows
+        eye = torch.eye(h * b, b, dtype=A.dtype, device=A.device)
+        d_left, d_right = [], torch.zeros_like(V)
+        for i in range(h):
+            M = factors.solve(eye.roll(i * b, 0)) * keep * keep[i * b : i * b + b].mT
+            M = M.unflatten(0, (h, b))[(link[i] // s).clamp(max=h - 1)]  # t q p
+            d_left.append(torch.einsum("tqp,tq->pt", M, V[link[i]]))
+            d_right = d_right.index_add(0, link[i], torch.einsum("tqp,pt->tq", M, left[i]))
+        d_right = d_right[:-1].unflatten(0, (h, s)).mT
+        return grad * torch.stack(d_left), grad * d_right, None, None
+
+
 def tiles_slogdet(A: Any, rows: int) -> tuple[Inexact[Tensor, ""], Inexact[Tensor, ""]]:
-    """Sign and logarithm of the determinant.
+    """Sign and logarithm of the determinant; that of real tiles has a derivative.
 
     Raises:
         ValueError: If the factors, which were not pivoted, are not those of the matrix.
+    """
+    if A.dtype.is_complex:
+        return _checked_factors(A, rows).slogdet()
+    return _LogDeterminant.apply(A.left, A.right, A, rows)  # pyright: ignore[reportReturnType]
+
+
+def _checked_factors(A: Any, rows: int) -> TileFactors:
+    """Factors of a determinant.
+
+    Raises:
+        ValueError: If they are not those of the matrix.
     """
     tiles = tiles_of(A, rows)
     factors = factorized(tiles, TIGHT)
@@ -274,4 +324,4 @@ def tiles_slogdet(A: Any, rows: int) -> tuple[Inexact[Tensor, ""], Inexact[Tenso
             "There is no pivoting between tiles, and this matrix needs it (or is singular).\n"
             "If memory allows, use slogdet(DenseMatrix(A.dense()))."
         )
-    return factors.slogdet()
+    return factors

@@ -24,7 +24,7 @@ from matrigami.geometry.particles._chebyshev import (
 from matrigami.geometry.particles._kernels import HOMOGENEOUS, Kernel, interactions, is_singular
 from matrigami.geometry.particles._near import Leaves, gathered_leaves, near_field
 from matrigami.geometry.particles._octree import Octree, decoded, octree, offsets
-from matrigami.operators import LinearOperator, Places
+from matrigami.operators import LinearOperator, Places, is_differentiated
 from matrigami.structures import H2Matrix, PlacedBlocksMatrix
 
 CAP = {1: 64, 2: 64, 3: 64}
@@ -76,19 +76,42 @@ def fast_multipole_matrix(
     rows = gathered_leaves(tree, of_targets=True)
     columns = rows if same else gathered_leaves(tree, of_targets=False)
     near = near_field(tree, rows, targets, sources, entries)
-    far = _far_levels(tree, kernel, entries, tol, sources)
+    partners = [_partners(tree, level) for level in range(1, len(tree.levels) - 1)]
+    spanned = _spanned(kernel, entries, scale, singular)
+    far = _far_levels(tree, partners, kernel, entries, spanned, tol, sources)
     left = _leaf_bases(tree, rows, targets, far)
     right = left if same else _leaf_bases(tree, columns, sources, far)
     up = _transfers(tree, far)
     return H2Matrix(
         near,
         left,
-        tuple([_coupling(tree, level, F) for level, F in enumerate(far, 1)]),
+        tuple([_coupling(p, F) for p, F in zip(partners, far, strict=True)]),
         tuple([tuple([B.T for B in side]) for side in right]),
         tuple([B.T for B in up]),
         up,
         size,
     )
+
+
+def _spanned(kernel: Kernel, entries: Entries, scale: Tensor | float, singular: bool) -> Entries:
+    """The kernel and, where that is asked for, beside it its derivative in the scale.
+
+    Bases of the kernel alone hold three digits of it; of homogeneous kernels it is a multiple.
+    """
+    if not isinstance(scale, Tensor) or not is_differentiated(scale) or kernel in HOMOGENEOUS:
+        return entries
+    at = scale.detach()
+
+    def both(X: Tensor, Y: Tensor) -> Tensor:
+        """Along the rows of the kernel those of `s dK / ds`."""
+
+        def moved(s: Tensor) -> Tensor:
+            """The kernel of a scale."""
+            return interactions(kernel, X, Y, s, singular=singular)
+
+        return torch.cat(torch.func.jvp(moved, (at,), (at,)), -1)
+
+    return both
 
 
 def _parents(tree: Octree, level: int) -> Int[Tensor, " P"]:
@@ -97,9 +120,25 @@ def _parents(tree: Octree, level: int) -> Int[Tensor, " P"]:
 
 
 def _far_levels(
-    tree: Octree, kernel: Kernel, entries: Entries, tol: float, like: Tensor
+    tree: Octree,
+    partners: list[Tensor],
+    kernel: Kernel,
+    entries: Entries,
+    spanned: Entries,
+    tol: float,
+    like: Tensor,
 ) -> list[Far]:
-    """The operators of all levels, from the children of level one to the finest."""
+    """The operators of all levels, from the children of level one to the finest.
+
+    Args:
+        tree: The cells.
+        partners: Of the parents of each level.
+        kernel: The kernel.
+        entries: Of all pairs.
+        spanned: What bases are made for.
+        tol: The relative error.
+        like: A tensor of the type and on the device wanted.
+    """
     d = like.shape[1]
     depths = range(1, len(tree.levels) - 1)
     sizes = [tree.side / 2 ** (level + 1) for level in depths]
@@ -110,25 +149,25 @@ def _far_levels(
         degree = HOMOGENEOUS.get(kernel)
         if degree is not None:
             error = min(e / h**degree for e, h in zip(errors, sizes, strict=True))
-            unit = basis(entries, 1.0, d, len(sizes), error, like)
+            unit = basis(spanned, 1.0, d, len(sizes), error, like)
             bases, factors = [unit.resized(h) for h in sizes], [h ** (degree / 2) for h in sizes]
         else:
             pairs = enumerate(zip(sizes, errors, strict=True), 1)
-            bases = [basis(entries, h, d, level, e, like) for level, (h, e) in pairs]
+            bases = [basis(spanned, h, d, level, e, like) for level, (h, e) in pairs]
             unit, factors = None, [1.0] * len(sizes)
     shared = None if unit is None else _parent_couplings(unit, entries, d)
     return [
-        Far(b, factor, _level_couplings(tree, level, b, entries) if shared is None else shared)
-        for level, (b, factor) in enumerate(zip(bases, factors, strict=True), 1)
+        Far(b, factor, _level_couplings(p, b, entries) if shared is None else shared)
+        for p, b, factor in zip(partners, bases, factors, strict=True)
     ]
 
 
 def _level_couplings(
-    tree: Octree, level: int, b: Basis, entries: Entries
+    partners: Int[Tensor, "D P"], b: Basis, entries: Entries
 ) -> Float[Tensor, "D cr cr"]:
     """Those between the parents of a level; none are computed where no two parents touch."""
-    d = len(tree.corner)
-    if (_partners(tree, level) >= 0).any():
+    d = b.skeleton.shape[1]
+    if (partners >= 0).any():
         return _parent_couplings(b, entries, d)
     width = 2**d * b.U.shape[1]
     return b.U.new_zeros(1, 1, 1).expand(3**d, width, width)
@@ -175,9 +214,8 @@ def _octants(d: int) -> Int[Tensor, "c d"]:
     return decoded(torch.arange(2**d), d)
 
 
-def _coupling(tree: Octree, level: int, far: Far) -> PlacedBlocksMatrix:
+def _coupling(partner: Int[Tensor, "D P"], far: Far) -> PlacedBlocksMatrix:
     """The blocks of the parents of a level, listed by the neighbours that any of them has."""
-    partner = _partners(tree, level)
     chosen, P = (partner >= 0).any(1).nonzero()[:, 0], partner.shape[1]
     partner = partner[chosen]
     here = partner >= 0

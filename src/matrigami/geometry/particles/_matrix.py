@@ -34,9 +34,10 @@ def kernel_matrix(
 ) -> LinearOperator:
     """`A[i, j] = kernel(|targets_i - points_j| / scale)`, without its `m n` entries.
 
-    Differentiable in the points, the targets and the scale; the bases of an H2 matrix are those of
-    the kernel, so that its derivative in the scale has three digits or so. Singular kernels have a
-    zero self term.
+    Differentiable in the points, the targets and the scale; where the scale is differentiated, the
+    bases of an H2 matrix hold the derivative as well as the kernel. Parameters of a function of
+    your own are differentiable, too, in bases of the kernel alone: to three digits in space.
+    Singular kernels have a zero self term.
 
     Args:
         points: The sources, `(n, d)` with `d` from 1 to 3, or `(n,)` on a line; arrays and lists
