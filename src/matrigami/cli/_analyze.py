@@ -125,12 +125,14 @@ def _run(sources: "list[Source]", out: Path, settings: "Settings", json_: bool) 
         return 2
     files = [write_gains(out / "gains.csv", found), *_figures(out, found)]
     if json_:
-        results = [{**_row(a), "findings": a.to_json()["findings"]} for a in found]
+        kept = ("notes", "findings")
+        results = [{**_row(a), **{key: a.to_json()[key] for key in kept}} for a in found]
         answer = {"matrices": results, "refused": refused, "files": [str(f) for f in files]}
         click.echo(json.dumps(answer, indent=1))
     else:
         rows = [_row(a) for a in found]
         echo_table(list(rows[0]), [list(row.values()) for row in rows])
+        click.echo("\n".join(f"{a.name}: {note}" for a in found for note in a.notes))
         click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
     return 1 if refused else 0
 

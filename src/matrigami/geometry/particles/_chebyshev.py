@@ -135,7 +135,7 @@ def basis(entries: Entries, h: float, d: int, levels: int, error: float, like: T
 
 def _shell(
     entries: Entries, X: Float[Tensor, "P d"], Y: Float[Tensor, "n d"], i: int
-) -> Float[Tensor, "P n"]:
+) -> Float[Tensor, "P _"]:
     """The field of what is far on the `i`-th coarser level, whose errors add up over more cells."""
     return entries(X, Y * 2**i) * 2 ** (i * X.shape[1] / 2)
 

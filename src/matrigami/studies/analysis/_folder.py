@@ -113,7 +113,7 @@ def _one(source: Source, out: Path, settings: Settings, clock: "_Remaining") -> 
         clock.skip()
         return Analysis.from_json(known["analysis"])
     check_memory(*source.shape)
-    A, points = source.load()
+    A, points = source.read()
     found = analyze(
         A,
         points=points,
@@ -123,7 +123,8 @@ def _one(source: Source, out: Path, settings: Settings, clock: "_Remaining") -> 
         name=source.name,
         progress=lambda done, total: clock.tell(source.name, done / total),
     )
-    found = replace(found, notes=source.notes)
+    more = () if source.measure is None else (source.measure(),)
+    found = replace(found, notes=(*source.notes, *more))
     write_json(path, {"key": key, "analysis": found.to_json()})
     return found
 

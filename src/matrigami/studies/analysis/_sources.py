@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matrigami.geometry.particles import KERNELS, kernel_matrix
+from matrigami.geometry.particles import KERNELS, error_estimate, kernel_matrix
+from matrigami.geometry.particles._kernels import interactions, is_singular
+from matrigami.geometry.particles._points import check_coincidence, check_scale, checked_points
+from matrigami.operators import cost
 
 LEAST = 16
 """Matrices with fewer rows or columns are left out of a model: they have no structure to find."""
@@ -22,8 +25,8 @@ LEAST = 16
 KINDS = (".npy", ".safetensors", ".mtx", ".mtx.gz")
 """Endings of files that hold matrices."""
 
-Loaded = tuple[Tensor, Tensor | None]
-"""A matrix and the points of its rows and columns, if it has any."""
+Loaded = tuple[Any, Tensor | None]
+"""A matrix, or an array of NumPy or SciPy, and the points of its rows and columns, if any."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Source:
 
     Args:
         name: What it is called; unique in a list.
-        shape: Rows and columns.
-        load: Reads it.
+        shape: Rows and columns, of the leading corner that is wanted.
+        load: Makes it, or what its corner is cut from.
         identity: Of the contents: a finished analysis of it is not repeated.
         notes: What was done to it.
+        measure: Finds out what else there is to say of it, when it is read.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Source:
     load: Callable[[], Loaded]
     identity: str = ""
     notes: tuple[str, ...] = ()
+    measure: Callable[[], str] | None = None
 
     def corner(self, largest: int) -> "Source":
         """The source of the leading corner, where one side is larger; 0 for no limit."""
@@ -50,13 +55,17 @@ class Source:
         if not largest or max(m, n) <= largest:
             return self
         rows, columns = min(m, largest), min(n, largest)
-
-        def load() -> Loaded:
-            A, points = self.load()
-            return A[:rows, :columns], None if points is None else points[:rows]
-
         note = f"leading {rows}x{columns} corner of {m}x{n}"
-        return replace(self, shape=(rows, columns), load=load, notes=(*self.notes, note))
+        return replace(self, shape=(rows, columns), notes=(*self.notes, note))
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        """The entries, and points; of a large sparse matrix no more than the corner is filled."""
+        A, points = self.load()
+        m, n = self.shape
+        A = A[:m, :n]
+        A = A.toarray() if hasattr(A, "toarray") else A
+        A = A if isinstance(A, Tensor) else torch.from_numpy(np.array(A))
+        return A, None if points is None else points[:m]
 
 
 def file_sources(path: Path) -> list[Source]:
@@ -101,14 +110,37 @@ def kernel_source(kernel: str, path: Path, scale: float = 1.0) -> Source:
             f"--kernel {kernel} was asked for.\nKnown kernels: {', '.join(KERNELS)}.\n"
             f"Did you mean {near!r}?"
         )
-    points = torch.as_tensor(_read("points", path, lambda: _points(path))).to(torch.float64)
+    check_scale(scale)
+    read = _read("points", path, lambda: np.asarray(_points(path), dtype=np.float64))
+    points = checked_points(f"--points {path}", read)
+    if is_singular(KERNELS[kernel]):
+        check_coincidence(points)
     name = f"{kernel} of {len(points)} points"
 
-    def load() -> Loaded:
-        return kernel_matrix(points, kernel, scale=scale).dense(), points
+    def measure() -> str:
+        A = kernel_matrix(points, kernel, scale=scale)
+        error = error_estimate(A, points, kernel, scale=scale)
+        kind, numbers = type(A).__name__, cost(A).params
+        return f"kernel_matrix: {kind} of {numbers} numbers, a product has the error {error:.0e}"
 
     identity = f"{kernel} {scale} {_hash(path)}"
-    return Source(name, (len(points), len(points)), load, identity)
+    pairs = _Pairs(points, kernel, scale)
+    shape = (len(points), len(points))
+    return Source(name, shape, lambda: (pairs, points), identity, measure=measure)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """A kernel matrix of which corners are computed."""
+
+    points: Tensor
+    kernel: str
+    scale: float
+
+    def __getitem__(self, corner: tuple[slice, slice]) -> Tensor:
+        """The entries of a corner."""
+        X, Y = (self.points[side] for side in corner)
+        return interactions(KERNELS[self.kernel], X, Y, self.scale)
 
 
 def _points(path: Path) -> np.ndarray:
@@ -122,11 +154,13 @@ def _points(path: Path) -> np.ndarray:
 def _array(path: Path) -> list[Source]:
     """The matrix of a `.npy` file."""
     array = _read("matrix", path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    if array.dtype.kind not in "biufc":
+        raise ValueError(
+            f"The matrix {path} was asked for.\nIt holds no numbers but {array.dtype}.\n"
+            "Save it as float32 or float64."
+        )
 
-    def load() -> Loaded:
-        return torch.from_numpy(np.array(array)), None
-
-    return [_source(path.stem, tuple(array.shape), load, _hash(path))]
+    return [_source(path.stem, tuple(array.shape), lambda: (array, None), _hash(path))]
 
 
 def _market(path: Path) -> list[Source]:
@@ -138,7 +172,7 @@ def _market(path: Path) -> list[Source]:
 
     def load() -> Loaded:
         A: Any = _read("matrix", path, lambda: mmread(path))
-        return torch.from_numpy(A.toarray() if issparse(A) else np.asarray(A)), None
+        return A.tocsr() if issparse(A) else np.asarray(A), None
 
     return [_source(path.name.split(".mtx")[0], (m, n), load, _hash(path))]
 
