@@ -140,6 +140,10 @@ class FisherEstimator(ModelWatch):
         """Drop what was seen since the last call of `take`: its gradients are dropped, too."""
         self._found = {}
 
+    def take(self) -> dict[str, FactorPair]:
+        """The factors since the last call, by parameter name; see `ModelWatch`."""
+        return {name: FactorPair(*pair) for name, pair in super().take().items()}
+
     def collected(self) -> dict[str, FactorPair]:
         """The factors of this process; forward passes that wait are not looked at any more."""
         self._waiting = []
