@@ -40,21 +40,22 @@ DOCUMENTS, DOCUMENT, WINDOWS, WINDOW = 100, 512, 16, 1024
 
 @dataclass(frozen=True)
 class Text:
-    """Sequences to calibrate on, `(N, LENGTH)`, and batches that are held out."""
+    """Sequences to draw `sequences` from, `(N, LENGTH)`, and batches that are held out."""
 
     pool: Tensor
     held: list[dict[str, Tensor]]
+    sequences: int = CALIBRATION
 
     def calibration(self, seed: int) -> list[dict[str, Tensor]]:
         """The draw of a seed, in batches."""
         generator = torch.Generator().manual_seed(seed)
-        at = torch.randperm(len(self.pool), generator=generator)[:CALIBRATION]
+        at = torch.randperm(len(self.pool), generator=generator)[: self.sequences]
         return [{"input_ids": ids} for ids in self.pool[at.to(self.pool.device)].split(BATCH)]
 
     def to(self, device: str) -> "Text":
         """The same on a device."""
         held = [{key: t.to(device) for key, t in batch.items()} for batch in self.held]
-        return Text(self.pool.to(device), held)
+        return Text(self.pool.to(device), held, self.sequences)
 
 
 def read_text(path: Path, tokenizer: Any) -> Text:
@@ -120,24 +121,36 @@ def append(path: Path, row: Row) -> None:
         writer.writerow(asdict(row))
 
 
-def run(folder: Path, text: Path, out: Path, seeds: int, only: str, device: str) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: draws, a choice of ways, the device, and for large models less data."""
+
+    seeds: int
+    only: str
+    device: str
+    sequences: int
+    windows: int
+
+
+def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     """All measurements of one model that are lacking."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     done = {row.key for row in read_rows(out / "results.csv")}
     wanted = [
         (way, seed)
-        for seed in range(seeds)
+        for seed in range(plan.seeds)
         for way in ways(group_of(AutoConfig.from_pretrained(folder).hidden_size))
         if (way.seeded or seed == 0)
-        and re.search(only, f"{way.family} {way.setting} {way.name}")
+        and re.search(plan.only, f"{way.family} {way.setting} {way.name}")
         and (folder.name, way.family, way.setting, way.name, str(seed)) not in done
     ]
     if not wanted:
         return
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    data = read_text(text, AutoTokenizer.from_pretrained(folder)).to(device)
-    note_machine(out, folder.name, device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(plan.device)
+    whole = read_text(text, AutoTokenizer.from_pretrained(folder))
+    data = Text(whole.pool, whole.held[: plan.windows], plan.sequences).to(plan.device)
+    note_machine(out, folder.name, plan.device)
     for i, (way, seed) in enumerate(wanted):
         row = measure(folder.name, model, data, way, seed)
         append(out / "results.csv", row)
@@ -168,14 +181,14 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--seeds", default=3, show_default=True, help="Draws of the calibration.")
 @click.option("--only", default="", help="A regular expression for family, setting and way.")
 @click.option("--device", default="cpu", show_default=True)
-def main(
-    out: Path, models: tuple[tuple[Path, Path], ...], seeds: int, only: str, device: str
-) -> None:
+@click.option("--sequences", default=CALIBRATION, show_default=True, help="Of the calibration.")
+@click.option("--windows", default=WINDOWS, show_default=True, help="Batches that are held out.")
+def main(out: Path, models: tuple[tuple[Path, Path], ...], **options: Any) -> None:
     """Measure what is lacking in OUT/results.csv, and write the page and its figures."""
     one_thread()
     out.mkdir(parents=True, exist_ok=True)
     for folder, text in models:
-        run(folder, text, out, seeds, only, device)
+        run(folder, text, out, Plan(**options))
     write_page(out, read_rows(out / "results.csv"))
 
 
