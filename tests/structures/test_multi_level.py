@@ -13,6 +13,7 @@ from matrigami.structures import (
     parse,
 )
 from matrigami.testing import STRUCTURE_LAWS, check_structure
+from matrigami.testing._structure_laws import projection_is_nearest
 
 
 def drawn(*ranks: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> MultiLevelLowRankMatrix:
@@ -79,3 +80,7 @@ def test_text_names_the_ranks():
 def test_refuses_ranks_that_do_not_fit(ranks):
     with pytest.raises(ValueError, match=r"Give one rank|full rank of this shape"):
         MultiLevelLowRank(ranks=ranks).init(4, 4)
+
+
+def test_three_levels_obey_the_laws_of_projections():
+    check_structure(MultiLevelLowRank(ranks=(1, 1, 1)), [(16, 16)], [projection_is_nearest])

@@ -6,7 +6,24 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from matrigami import DiagonalMatrix, SparseMatrix, from_scipy, identity, norm, slogdet, solve
+from matrigami import (
+    Banded,
+    BandedMatrix,
+    BlockDiagonal,
+    BlockDiagonalMatrix,
+    Circulant,
+    DiagonalMatrix,
+    LowRankMatrix,
+    SparseMatrix,
+    Toeplitz,
+    ToeplitzMatrix,
+    from_scipy,
+    hadamard,
+    identity,
+    norm,
+    slogdet,
+    solve,
+)
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
@@ -56,3 +73,60 @@ def test_a_million_unknowns():
     sign, log = slogdet(A)
     assert sign == (-1) ** n
     assert float(log) == pytest.approx((n + 1) * math.log(root) - math.log(root - 1 / root))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_products_powers_and_elementwise_products_are_sparse_and_right(dtype: torch.dtype):
+    S = small(dtype)
+    B = BandedMatrix(torch.arange(1.0, 6.0, dtype=torch.float64), 1, 0, (3, 3))
+    D, E, K = S.dense(), B.dense().to(dtype), LowRankMatrix(*torch.randn(2, 3, 1, dtype=dtype))
+    for found, wanted in (
+        (S @ S, D @ D),
+        (S.T @ S, D.mT @ D),
+        (S.H @ S, D.mH @ D),
+        (S**3, D @ D @ D),
+        (abs(S), D.abs()),
+        (S + B, D + E),
+        (B - S, E - D),
+        (S @ B, D @ E),
+        (B @ S, E @ D),
+        (hadamard(S, S.T), D * D.mT),
+        (hadamard(K, S), K.dense() * D),
+    ):
+        assert isinstance(found, SparseMatrix)
+        assert_close(found.dense(), wanted)
+    assert_close(S[[2, 0]], D[[2, 0]])
+    assert_close(S[[2, 0], [2, 1]], D[[2, 0], [2, 1]])
+    assert_close(S[:, 1], D[:, 1])
+    assert_close(S.sum(0), D.sum(0))
+
+
+def test_products_of_sparse_matrices_have_derivatives_and_stacks():
+    S, e = small(), torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+
+    def product(e: torch.Tensor) -> torch.Tensor:
+        A = SparseMatrix(e, S.columns, S.pointers, S.size)
+        return (A @ A.T).dense()
+
+    A = SparseMatrix(e, S.columns, S.pointers, S.size).dense()
+    assert_close(product(e), A @ A.mT)
+    assert torch.autograd.gradcheck(product, e)
+    assert torch.autograd.gradgradcheck(product, e)
+
+
+def test_closures_of_diagonal_families():
+    d = DiagonalMatrix(torch.arange(1.0, 7.0))
+    band, blocks = Banded().init(6, 6), BlockDiagonal(blocks=2).init(6, 6)
+    toeplitz, circulant = Toeplitz().init(6, 6), Circulant().init(6, 6)
+    for found, wanted, kind in (
+        (band @ d, band.dense() @ d.dense(), BandedMatrix),
+        (d @ band, d.dense() @ band.dense(), BandedMatrix),
+        (blocks + d, blocks.dense() + d.dense(), BlockDiagonalMatrix),
+        (d - blocks, d.dense() - blocks.dense(), BlockDiagonalMatrix),
+        (blocks @ d, blocks.dense() @ d.dense(), BlockDiagonalMatrix),
+        (d @ blocks, d.dense() @ blocks.dense(), BlockDiagonalMatrix),
+        (toeplitz + circulant, toeplitz.dense() + circulant.dense(), ToeplitzMatrix),
+        (circulant - toeplitz, circulant.dense() - toeplitz.dense(), ToeplitzMatrix),
+    ):
+        assert isinstance(found, kind)
+        assert_close(found.dense(), wanted)

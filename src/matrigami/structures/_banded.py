@@ -138,7 +138,7 @@ class BandedMatrix(LinearOperator):
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
-        i, j = _coordinates(self, self.device)
+        i, j = coordinates(self, self.device)
         zeros = self.band.new_zeros(*self.band.shape[:-1], self.size[0] * self.size[1])
         return zeros.index_add(-1, i * self.size[1] + j, self.band).unflatten(-1, self.size)
 
@@ -162,8 +162,8 @@ def by_rows(A: BandedMatrix) -> Inexact[Tensor, "*batch b m"]:
     return torch.stack(padded, -2)
 
 
-def _coordinates(A: BandedMatrix, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of each entry."""
+def coordinates(A: BandedMatrix, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each entry of the band."""
     rows = [
         torch.arange(start, stop, device=device)
         for _, start, stop in _segments(A.lower, A.upper, A.size)
@@ -214,7 +214,7 @@ def _(A: BandedMatrix) -> tuple[Fan, ...]:
 @contractions.register
 def _(A: BandedMatrix) -> tuple[Contraction, ...]:
     """Every entry meets one number of the input, and is added to one of the output."""
-    (i, j), e = _coordinates(A, torch.device("cpu")), A.band.shape[-1]
+    (i, j), e = coordinates(A, torch.device("cpu")), A.band.shape[-1]
     ones = torch.ones(e, dtype=A.dtype, device=A.device)
     starts = torch.nn.functional.pad(torch.bincount(i, minlength=A.size[0]).cumsum(0), (1, 0))
     index = (j, torch.arange(e + 1), i.argsort(stable=True), starts)
@@ -394,5 +394,5 @@ def _blocks(A: BandedMatrix) -> tuple[Tensor, Tensor, Tensor]:
 @project.register
 def _(recipe: Banded, W: Inexact[Tensor, "*batch m n"]) -> BandedMatrix:
     A = recipe.blank(W.shape[-2], W.shape[-1], W.new_empty)
-    i, j = _coordinates(A, A.device)
+    i, j = coordinates(A, A.device)
     return BandedMatrix(W[..., i, j], A.lower, A.upper, A.size)

@@ -16,10 +16,12 @@ from torch import Tensor
 from matrigami.operators import (
     Contraction,
     DenseMatrix,
+    DiagonalMatrix,
     Eigh,
     Fan,
     LinearOperator,
     Structure,
+    SumMatrix,
     Svd,
     add,
     chained,
@@ -143,6 +145,29 @@ def _(A: BlockDiagonalMatrix, B: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
 @compose.register(where=lambda A, B: A.blocks.shape[-3] == B.blocks.shape[-3])
 def _(A: BlockDiagonalMatrix, B: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
     return BlockDiagonalMatrix(times(A.blocks, B.blocks))
+
+
+@add.register(where=lambda A, B: _square(A))
+def _(A: BlockDiagonalMatrix, B: DiagonalMatrix) -> BlockDiagonalMatrix:
+    d = B.diagonal.unflatten(-1, A.blocks.shape[-3:-1])
+    return BlockDiagonalMatrix(A.blocks + torch.diag_embed(d))
+
+
+@add.register
+def _(A: DiagonalMatrix, B: BlockDiagonalMatrix) -> LinearOperator:
+    return add(B, A) if _square(B) else SumMatrix((A, B))
+
+
+@compose.register
+def _(A: BlockDiagonalMatrix, B: DiagonalMatrix) -> BlockDiagonalMatrix:
+    d = B.diagonal.unflatten(-1, A.blocks.shape[-3::2])
+    return BlockDiagonalMatrix(A.blocks * d[..., None, :])
+
+
+@compose.register
+def _(A: DiagonalMatrix, B: BlockDiagonalMatrix) -> BlockDiagonalMatrix:
+    d = A.diagonal.unflatten(-1, B.blocks.shape[-3:-1])
+    return BlockDiagonalMatrix(d[..., None] * B.blocks)
 
 
 @scale.register

@@ -8,7 +8,9 @@ arXiv:2509.07963).
 Storage and cost per vector: `(m + n) sum_l r_l`. Off-diagonal blocks have low rank, so that `solve`
 and `slogdet` of a large square one are those of HODLR. Projection: level by level the SVDs of what
 the other levels leave, again and again: each is the best for its level and the error never grows
-(block coordinate descent, quasi-best); small matrices are then refined in all levels at once.
+(block coordinate descent, quasi-best); small matrices are then refined in all levels at once, until
+a step decreases the squared error by less than `1e-5`: with three levels and more the valley is
+flat, and many more steps would gain a few thousandths of the error.
 Source: Parshakova, Hastie, Darve and Boyd (2023), arXiv:2310.19214.
 
 Shapes: p = blocks of a level, i x j = size of a block, r = rank, m = rows, n = columns, k =

@@ -92,6 +92,11 @@ class SparseMatrix(LinearOperator):
             place, self.entries, self.size, is_coalesced=True, check_invariants=False
         )
 
+    def __abs__(self) -> "SparseMatrix":
+        """The sizes of the entries."""
+        A = coalesced(self)
+        return SparseMatrix(A.entries.abs(), A.columns, A.pointers, A.size)
+
     def __repr__(self) -> str:
         """Size and stored entries."""
         stack = "x".join(map(str, self.shape[:-2]))
@@ -111,6 +116,11 @@ def assembled(
     counts = torch.bincount(places // max(size[1], 1), minlength=size[0])
     pointers = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     return SparseMatrix(total, places % max(size[1], 1), pointers, size)
+
+
+def coalesced(A: SparseMatrix) -> SparseMatrix:
+    """The same matrix with one entry for each place, in order."""
+    return assembled(A.entries, A.rows, A.columns, A.size)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -185,6 +185,16 @@ def _(A: ToeplitzMatrix, B: ToeplitzMatrix) -> ToeplitzMatrix:
     return ToeplitzMatrix(A.diagonals + B.diagonals, A.rows)
 
 
+@add.register(where=lambda A, B: A.shape[-2:] == B.shape[-2:])
+def _(A: ToeplitzMatrix, B: CirculantMatrix) -> LinearOperator:
+    return add(A, ToeplitzMatrix.of(B.column, B.T.column))
+
+
+@add.register
+def _(A: CirculantMatrix, B: ToeplitzMatrix) -> LinearOperator:
+    return add(B, A)
+
+
 @scale.register
 def _(A: ToeplitzMatrix, factor: Tensor) -> ToeplitzMatrix:
     return ToeplitzMatrix(A.diagonals * factor[..., None], A.rows)
