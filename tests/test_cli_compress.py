@@ -40,6 +40,10 @@ def half():
 def fails():
     raise RuntimeError("no such weights")
 
+def attention():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 5))
+
 def leaves():
     raise SystemExit(0)
 """
@@ -156,6 +160,18 @@ def test_half_precision_frozen_and_names_in_other_scripts(place, capsys):
     made = ("made.py:half", *MODEL[1:], "-o", "kläin/小", "--bits", "8", "--group", "0")
     assert len(out_of(capsys, "quantize", *made)["layers"]) == 4
     assert load_file("kläin/小/matrigami.safetensors")["0.bias"].dtype == torch.bfloat16
+
+
+def test_fused_attention_is_separated_on_demand(place, capsys):
+    made = ("made.py:attention", *MODEL[1:], "--structure", "lowrank(rank=0.5)", "--batch", "32")
+    names = [
+        r["name"] for r in out_of(capsys, "structure", *made, "-o", "a", "--separate")["layers"]
+    ]
+    assert names[1:5] == [f"1.self_attn.{n}" for n in ("query", "key", "value", "out_proj")]
+    data = ("--against", "made.py:attention", "--data", "calib.safetensors", "--sequences", "64")
+    assert 0 < out_of(capsys, "eval", "a", *data)["kl"] < 0.1
+    assert run(["export", "a", "--format", "dense", "-o", "d", "--into", "made.py:attention"]) == 0
+    assert load_file("d/model.safetensors")["1.self_attn.in_proj_weight"].shape == (24, 8)
 
 
 def test_two_processes_do_not_make_one_folder(place, capsys):

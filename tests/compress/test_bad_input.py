@@ -21,6 +21,7 @@ from matrigami.compress import (
     unstructured,
     weight,
 )
+from matrigami.nn import separate_
 
 
 def network(width=12):
@@ -177,6 +178,11 @@ def test_nothing_is_predicted_of_what_is_not_reached():
         allocate(Fused(), data, "0.2x bytes", [Grid(4, None)])
     found = allocate(Fused(), data, "0.2x bytes", [Grid(4, None)], ignore="attention.*")
     assert found.size <= 0.2 * found.dense
+    assert "left as they are, 71 %: attention.in_proj_weight, attention" in str(found.report)
+    model = Fused()
+    separate_(model)
+    report = allocate(model, data, "0.2x bytes", [Grid(4, None)]).report
+    assert [r.rows for r in report.layers] == [36] * 5
 
 
 def test_blocks_with_arguments_of_their_own_are_no_chain():

@@ -115,3 +115,40 @@ def test_sizes_that_no_configuration_tells_are_refused(llama, tmp_path):
     with pytest.raises(ValueError, match=r"no configuration of a LlamaForCausalLM(.|\n)*mat.*save"):
         save_dense(model, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
+
+
+def test_separate_experts_are_saved_as_such(tmp_path):
+    """Every expert is a layer; those that no token reaches are told."""
+    torch.set_default_dtype(torch.float32)
+    config = transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # the last expert is never the best two
+        for layer in model.model.layers:
+            layer.mlp.gate.weight[3] = 0.0
+            layer.mlp.gate.weight[:3] *= 50.0
+    mg.nn.separate_(model)
+    batch = {"input_ids": IDS}
+    structured = structure_(model, [batch], mg.LowRank(rank=0.5), targets="*.experts.0.*")
+    report = quantize_(model, [batch], Grid(4, 16), targets="*.experts.[123].*")
+    assert len(structured.layers) == 4
+    assert len(report.layers) == 12
+    assert sum(r.rows for r in report.layers) > 0
+    expected = logits(model, batch)
+    folder = mg.save(model, tmp_path / "small", report.values)
+    register_transformers()
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for other in (again, mg.load(folder)):
+        assert torch.equal(logits(other, batch), expected)
+        assert len(mg.nn.separated(other)) == 2
+    to_dense_(again)
+    assert not mg.nn.separated(again)
+    plain = save_dense(again, tmp_path / "plain")
+    dense = transformers.AutoModelForCausalLM.from_pretrained(plain)
+    torch.testing.assert_close(logits(dense, batch), expected, atol=1e-4, rtol=1e-4)
+    other = transformers.AutoModelForCausalLM.from_config(
+        transformers.MixtralConfig(**SIZES | {"hidden_size": 48}, num_local_experts=4)
+    )
+    before = list(other.modules())
+    with pytest.raises(ValueError, match="not the one that was saved"):
+        mg.load(folder, into=other)
+    assert list(other.modules()) == before

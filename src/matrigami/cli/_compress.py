@@ -33,6 +33,9 @@ OPTIONS = (
         show_default=True,
         help="Whether the gradients of the outputs count; the outputs are logits then.",
     ),
+    click.option(
+        "--separate", is_flag=True, help="Give fused attention and experts a layer a matrix first."
+    ),
     *EXAMPLES,
     click.option("--plan", is_flag=True, help="Change nothing: show what each choice would cost."),
     click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table."),
@@ -146,6 +149,7 @@ def _run(
     targets: tuple[str, ...],
     ignore: tuple[str, ...],
     two_sided: bool,
+    separate: bool,
     length: int,
     sequences: int,
     batch: int,
@@ -154,6 +158,7 @@ def _run(
 ) -> int:
     """Plan, or compress and save."""
     from matrigami import compress
+    from matrigami.nn import separate_
 
     if out is None and not plan:
         raise click.UsageError("Give -o OUT, or --plan.")
@@ -161,6 +166,8 @@ def _run(
         new_place(out)
     model = str(located(model))
     net = model_of(model, into)
+    if separate:
+        separate_(net)
     data = batches_of(calib, model, length, sequences, batch, net)
     options = {"targets": targets or None, "ignore": ignore, "progress": _progress()}
     if plan or out is None:
@@ -251,12 +258,15 @@ def _progress() -> Callable[[int, int, str], None]:
     """A line with the layer that is done, and the time that is left."""
     from matrigami.studies._progress import duration
 
-    line, start = ProgressLine(seconds=5.0), time.monotonic()
+    line, start = ProgressLine(seconds=5.0), [0.0]
 
     def report(done: int, total: int, name: str) -> None:
-        """So many layers."""
-        left = (time.monotonic() - start) * (total - done) / done
-        line.show(f"{done}/{total} layers · eta {duration(left)} · {name}", done=done == total)
+        """So many layers; the first one has waited for the gradients of all."""
+        if done == 1:
+            start[0] = time.monotonic()
+        seconds = (time.monotonic() - start[0]) * (total - done) / max(done - 1, 1)
+        left = f"eta {duration(seconds)} · " if done > 1 else ""
+        line.show(f"{done}/{total} layers · {left}{name}", done=done == total)
         if done == total:
             line.end()
 

@@ -230,12 +230,14 @@ def _filled(model: "nn.Module", path: Path) -> "nn.Module":
 def transformers() -> Any:
     """The package, which is an extra."""
     try:
-        return importlib.import_module("transformers")
+        library = importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         raise ValueError(
             "A model or tokenizer of transformers was asked for.\nThe package is not installed.\n"
             "Install it: pip install transformers."
         ) from error
+    library.utils.logging.disable_progress_bar()
+    return library
 
 
 def new_place(out: Path) -> None:
@@ -321,7 +323,7 @@ def _tokens(path: Path, model: str, length: int, sequences: int) -> "Tensor":
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     words = length - len(first)
     text = path.read_text()[: 40 * length * sequences]  # more than enough, and no whole library
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     rows = [first + ids[i : i + words] for i in range(0, len(ids) - words + 1, words)]
     if not rows:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from matrigami.compress._calibration import block_by_block, output_moments
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
-from matrigami.compress._layers import set_weight, weight
+from matrigami.compress._layers import set_weight, untouched, weight
 from matrigami.compress._methods import (
     Method,
     Progress,
@@ -225,7 +225,7 @@ def _compressed(
         book = Journal(journal, fingerprint(model, data, told, two_sided, damping))
     gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
     done = {} if book is None else book.finished()
-    report = Report()
+    report = Report(left=untouched(model, layers))
 
     def compress(seen: Mapping[str, Seen | None]) -> None:
         """Compress the layers that were just seen."""

@@ -5,6 +5,7 @@ What a layer is, its anatomy says; here it is read.
 Shapes: m = outputs, n = inputs, N = vectors (tokens, positions).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def set_weight(module: nn.Module, W: Float[Tensor, "m n"]) -> None:
     """Overwrite the weights of a layer, in their own type."""
     old: Any = module.weight
     old.copy_(_view(module).merge(W[None]))
+
+
+def untouched(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Shares of all numbers of the model that are in matrices of no chosen layer, by name."""
+    own = {id(layer.weight) for layer in layers.values()}
+    every = dict(model.named_parameters())
+    whole = sum(p.numel() for p in every.values())
+    return {n: p.numel() / whole for n, p in every.items() if p.ndim > 1 and id(p) not in own}
 
 
 def rows(module: nn.Module, x: Tensor) -> Float[Tensor, "N n"]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from matrigami.compress._methods import Method, Outcome, described
 
+SHOWN = 4
+"""Names of matrices that are printed where they were not touched."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -50,10 +53,17 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What was done with a model, layer by layer; `values` holds the compressed matrices."""
+    """What was done with a model, layer by layer.
+
+    Attributes:
+        layers: One entry for each.
+        values: The compressed matrices, by the names of the layers.
+        left: Matrices that were not touched, each with its share of all numbers of the model.
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The layers as a JSON list."""
@@ -73,4 +83,9 @@ class Report:
             f"{r.note}"
             for r in self.layers
         ]
+        if self.left:
+            names = sorted(self.left, key=self.left.__getitem__, reverse=True)
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            share = 100 * sum(self.left.values())
+            lines.append(f"left as they are, {share:.0f} %: {', '.join(names[:SHOWN])}{more}")
         return "\n".join(line.rstrip() for line in lines)

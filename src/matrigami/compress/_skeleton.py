@@ -1,6 +1,7 @@
 """The model that tensors of a file go into: all of them, or it stays as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._shrink import smaller
 from matrigami.compress._waterfill import LatticeMatrix
-from matrigami.nn import StructuredConv, StructuredLinear, dense_of, matrix_view, stand_in, swap
+from matrigami.nn import (
+    StructuredConv,
+    StructuredLinear,
+    dense_of,
+    matrix_view,
+    separate_,
+    separated,
+    stand_in,
+    swap,
+)
 from matrigami.operators import Structure
 
 KINDS = {
@@ -78,6 +88,20 @@ def from_config(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
             f"load({folder}): transformers has no model {config.architectures}.\nGive into=."
         )
     return kind(config).eval()
+
+
+@contextmanager
+def apart(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """The fused modules of these names separated; as they were if something fails."""
+    wanted = set(names) - set(separated(model))
+    old = {n: module for n, module in model.named_modules() if n in wanted}
+    try:
+        if wanted:
+            separate_(model, sorted(wanted))
+        yield
+    except BaseException:
+        swap(model, {model.get_submodule(name): module for name, module in old.items()})
+        raise
 
 
 def exchanges(

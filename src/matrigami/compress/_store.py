@@ -30,10 +30,10 @@ from matrigami.compress._folder import OURS, configuration, new_folder, own_tens
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._shrink import Shrunk
-from matrigami.compress._skeleton import exchanges, filled, from_config
+from matrigami.compress._skeleton import apart, exchanges, filled, from_config
 from matrigami.compress._transformers import config_of
 from matrigami.compress._waterfill import LatticeMatrix
-from matrigami.nn import StructuredConv, StructuredLinear
+from matrigami.nn import StructuredConv, StructuredLinear, separated
 
 MANIFEST = "matrigami.json"
 """The file that describes the tensors."""
@@ -81,6 +81,7 @@ def save(
     manifest = {
         "format": "matrigami",
         "version": VERSION,
+        "separated": separated(model),
         "structures": _structures(model),
         "sizes": {n: list(v) for n, v in (values or {}).items() if isinstance(v, Shrunk)},
         "tensors": told,
@@ -117,8 +118,9 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     structures = {name: recipe_from_json(told) for name, told in manifest["structures"].items()}
     values = _values(manifest, tensors)
     kinds = {name: told.get("dtype", "") for name, told in manifest["tensors"].items()}
-    exchanged = exchanges(model, structures, manifest.get("sizes", {}), str(folder))
-    return filled(model, exchanged, tensors, values, kinds, manifest["tied"], str(folder))
+    with apart(model, manifest.get("separated", [])):
+        exchanged = exchanges(model, structures, manifest.get("sizes", {}), str(folder))
+        return filled(model, exchanged, tensors, values, kinds, manifest["tied"], str(folder))
 
 
 def quantized_values(folder: str | Path) -> dict[str, QuantizedMatrix]:

@@ -19,12 +19,12 @@ from matrigami.compress._folder import OURS, sha256
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._skeleton import KINDS, exchanges
 from matrigami.compress._waterfill import LatticeMatrix
-from matrigami.nn import matrix_view, swap
+from matrigami.nn import matrix_view, separate_, swap
 
 METHOD = "matrigami"
 """The name of the method in `config.json`."""
 
-SHARED = ("version", "structures", "sizes", "tensors", "sha256")
+SHARED = ("version", "separated", "structures", "sizes", "tensors", "sha256")
 """What `config.json` has of the description of a folder."""
 
 
@@ -160,6 +160,8 @@ def prepared(model: nn.Module, told: Mapping[str, Any], path: Path) -> None:
     """
     if told["sha256"] != sha256(path):
         raise ValueError(f"{path}: it is not the file that was written: its hash differs.")
+    if names := told.get("separated"):
+        separate_(model, names)
     structures = {name: recipe_from_json(found) for name, found in told["structures"].items()}
     swap(model, exchanges(model, structures, told["sizes"], str(path)))
     named = dict(model.named_modules())

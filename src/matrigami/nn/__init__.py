@@ -32,6 +32,7 @@ from matrigami.nn._scaling import (
     sgd_rule,
     spectral_rule,
 )
+from matrigami.nn._separate import SeparateAttention, SeparateExperts, separate_, separated
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
 from matrigami.nn._surgery import Exchange, Exchanges, replace_, to_dense_
 from matrigami.nn._taps import linear_use
@@ -51,6 +52,8 @@ __all__ = [
     "Routing",
     "RoutingLosses",
     "Rule",
+    "SeparateAttention",
+    "SeparateExperts",
     "StructuredConv",
     "StructuredLinear",
     "StructuredMoE",
@@ -77,6 +80,8 @@ __all__ = [
     "routing_loss",
     "runs_as",
     "scale_and_shift",
+    "separate_",
+    "separated",
     "sgd_rule",
     "spectral_rule",
     "stand_in",

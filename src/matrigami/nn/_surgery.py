@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matrigami.nn._budget import parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._linear import StructuredLinear, fastest
+from matrigami.nn._separate import fuse_
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
 from matrigami.operators import LinearOperator, Structure, cost, operator, project
 
@@ -151,7 +152,8 @@ def replace_(
 def to_dense_(model: nn.Module) -> list[str]:
     """Exchange the structured layers of a model for dense ones with the same outputs, in place.
 
-    Layers that share their tensors share the dense weight. A `Conv1D` of transformers is one again.
+    Layers that share their tensors share the dense weight. A `Conv1D` of transformers is one again,
+    and what `separate_` has made is fused.
 
     Args:
         model: The model.
@@ -182,6 +184,7 @@ def to_dense_(model: nn.Module) -> list[str]:
         exchanged[old] = new.train(old.training)
         names.append(name)
     swap(model, exchanged)
+    fuse_(model)
     return names
 
 
