@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import matrigami as mg
-from matrigami.nn import StructuredMoE, param_groups, routing_loss
+from matrigami.nn import StructuredLinear, StructuredMoE, param_groups, routing_loss
 from matrigami.operators import cost
 from matrigami.structures import EXAMPLES, BlockTensorTrain, LowRank, Monarch
 
@@ -228,6 +228,29 @@ def test_zero_init_starts_at_zero():
 def test_refuses_what_is_no_mixture(numbers):
     with pytest.raises(ValueError, match="This is no mixture"):
         StructuredMoE(4, 4, LowRank(rank=1), *numbers)
+
+
+@pytest.mark.parametrize("grown", [1.0, 50.0])
+def test_each_expert_has_a_cap_of_its_own(grown):
+    """As the layers of the experts, each with `rms_cap`, mixed by hand."""
+    moe = layer_of("btt", bias=False, rms_cap=True)
+    with torch.no_grad():
+        for name in moe.factor_names:
+            moe.get_parameter(name)[1] *= grown
+            moe.get_parameter(f"gain_{name}").copy_(torch.rand(moe.experts))
+    x, expected = torch.randn(5, 12), 0.0
+    routing = moe.route(x)
+    weights = torch.zeros_like(routing.logits).scatter(1, routing.experts, routing.weights)
+    for e in range(moe.experts):
+        kind = {"bias": False, "rms_cap": True}
+        one = StructuredLinear(12, moe.out_features, moe.structure, **kind)
+        for name, p in one.named_parameters():
+            p.data.copy_(moe.get_parameter(name)[e])
+        expected = expected + weights[:, [e]] * one(x)
+    torch.testing.assert_close(moe(x), expected)
+    assert moe.gains() == [f"gain_{name}" for name in moe.factor_names]
+    groups = param_groups(moe, lr=1e-2)
+    assert sum(len(group["params"]) for group in groups) == len(list(moe.parameters()))
 
 
 def test_refuses_other_inputs_and_losses_before_a_call():

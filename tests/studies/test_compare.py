@@ -193,7 +193,7 @@ def trained(out, plan_, **options):
 def test_a_folder_of_another_study_asks_for_grow(tmp_path, monkeypatch):
     from matrigami.studies import _run
 
-    monkeypatch.setattr(_run, "_supervise", lambda *_: None)  # nothing is trained
+    monkeypatch.setattr(_run, "supervise", lambda *_: None)  # nothing is trained
     trained(tmp_path, plan())
     with pytest.raises(ValueError, match="holds 'a', 2 of whose 2 runs") as caught:
         trained(tmp_path, plan("b", lr=1e-2))

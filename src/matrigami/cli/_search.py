@@ -6,7 +6,11 @@ from pathlib import Path
 import click
 
 from matrigami.cli._data import data_dir_option
-from matrigami.cli._device import check_device, device_option
+from matrigami.cli._device import (
+    checked_workers,
+    device_option,
+    launcher_option,
+)
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 
@@ -28,6 +32,7 @@ from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
     "on an accelerator 64]",
 )
 @device_option
+@launcher_option
 @data_dir_option
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def search(
@@ -36,6 +41,7 @@ def search(
     workers: int | None,
     together: int | None,
     device: str,
+    launcher: str,
     data_dir: Path | None,
     json_: bool,
 ) -> int:
@@ -53,7 +59,7 @@ def search(
     from matrigami.studies.search import load_search, run_search, search_page, taxonomy
 
     asked = load_search(spec)
-    check_device(device)
+    workers = checked_workers(workers, launcher, device)
     line = ProgressLine()
     records = run_search(
         asked,
@@ -62,6 +68,7 @@ def search(
         threads=1,
         together=together or (8 if device == "cpu" else None),
         device=device,
+        launcher=launcher,
         data_dir=data_dir,
         report=lambda size, now: line.show(f"size {size} of {len(asked.macs)}: {now.line()}"),
     )

@@ -8,7 +8,11 @@ import click
 
 from matrigami.cli._compare import FOLDER, compare
 from matrigami.cli._data import data_dir_option
-from matrigami.cli._device import check_device, device_option
+from matrigami.cli._device import (
+    checked_workers,
+    device_option,
+    launcher_option,
+)
 from matrigami.cli._outcome import echo_fit, echo_plan, present
 from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
@@ -63,6 +67,7 @@ study.add_command(search)
     "1; on an accelerator 64]",
 )
 @device_option
+@launcher_option
 @data_dir_option
 @click.option("--only", metavar="STRUCTURE", help="Only the runs of one structure.")
 @click.option("--grow", is_flag=True, help="Keep the runs of another study that the folder holds.")
@@ -78,6 +83,7 @@ def run(
     threads: int | None,
     together: int | None,
     device: str,
+    launcher: str,
     data_dir: Path | None,
     only: str | None,
     grow: bool,
@@ -101,11 +107,8 @@ def run(
     if dry_run:
         echo_plan(part, json_)
         return 0
-    if out is None:
-        raise click.UsageError(
-            "--out is missing: the folder that the study is written to. Or give --dry-run."
-        )
-    check_device(device)
+    out = _given(out)
+    workers = checked_workers(workers, launcher, device)
     line = ProgressLine()
     outcome = run_study(
         plan,
@@ -115,6 +118,7 @@ def run(
         threads=threads,
         together=together,
         device=device,
+        launcher=launcher,
         data_dir=data_dir,
         grow=grow,
         report=lambda now: line.show(
@@ -263,6 +267,15 @@ def presets() -> int:
 
 
 study.add_command(compare)
+
+
+def _given(out: Path | None) -> Path:
+    """The folder."""
+    if out is None:
+        raise click.UsageError(
+            "--out is missing: the folder that the study is written to. Or give --dry-run."
+        )
+    return out
 
 
 def _load(spec: Path | None, preset: str | None) -> "Study":

@@ -21,7 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.nn._anatomy import Part, Parts, Role, Use, Whole, parts
+from matrigami.nn._factored import Factored
 from matrigami.nn._layers import weight_part
+from matrigami.nn._linear import why_unseen
 from matrigami.nn._mixture import GATE_SCALE, Mixture
 from matrigami.nn._taps import batched, constant_use, core_use, linear_use
 from matrigami.operators import (
@@ -30,15 +32,13 @@ from matrigami.operators import (
     Structure,
     contractions,
     cost,
-    draw,
-    fans,
     named_tensors,
     stacked_view,
     with_tensors,
 )
 
 
-class StructuredMoE(Mixture):
+class StructuredMoE(Mixture, Factored):
     """`y = sum_e w_e(x) A_e x + b`: a few of many members of a structure for each input vector.
 
     It takes the place of a linear layer. Its parameters are the tensors of the structure with the
@@ -54,6 +54,7 @@ class StructuredMoE(Mixture):
         active: How many multiply each vector.
         bias: Add a learnable vector, zero at the start.
         zero_init: Start with `A = 0`, as in `StructuredLinear`.
+        rms_cap: As in `StructuredLinear`, for each expert on its own.
         device: Where the parameters are.
         dtype: Their type.
         generator: Source of the random numbers.
@@ -82,6 +83,7 @@ class StructuredMoE(Mixture):
         *,
         bias: bool = True,
         zero_init: bool = False,
+        rms_cap: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
@@ -91,37 +93,25 @@ class StructuredMoE(Mixture):
             raise ValueError(
                 f"StructuredMoE({in_features}, {out_features}): both sizes must be at least 1."
             )
-        self.out_features, self.structure, self.zero_init = out_features, structure, zero_init
+        self.out_features, self.structure = out_features, structure
+        self.zero_init, self.rms_cap = zero_init, rms_cap
         empty = partial(torch.empty, dtype=dtype, device=device)
-        one = structure.blank(out_features, in_features, partial(empty, device="meta"))
-        self.fans, self._template = fans(one), one
-        self.factor_names = tuple(named_tensors(one))
-        for name, t in named_tensors(one).items():
-            self.register_parameter(name, nn.Parameter(empty(experts, *t.shape)))
+        self.hold(structure.blank(out_features, in_features, empty), (experts,))
         self.gate = nn.Parameter(empty(experts, in_features))
         self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the experts and the gate again; needed after `to_empty`."""
+        super().reset_parameters(generator)
         with torch.no_grad():
-            drawn = named_tensors(draw(self.matrix(), generator))
-            for (name, t), fan in zip(drawn.items(), self.fans, strict=True):
-                zero = self.zero_init and fan.last
-                self.get_parameter(name).copy_(torch.zeros_like(t) if zero else t)
             scale = (GATE_SCALE / self.in_features) ** 0.5
             self.gate.normal_(0.0, scale, generator=generator)
-            if self.bias is not None:
-                self.bias.zero_()
 
     @property
     def gate_weight(self) -> Float[Tensor, "E n"]:
         """What makes the logits of a vector."""
         return self.gate
-
-    def matrix(self) -> LinearOperator:
-        """All experts as one stack `(E, m, n)`, sharing storage and gradients."""
-        return with_tensors(self._template, self._stored())
 
     def cost(self) -> Cost:
         """All parameters and bytes, and the multiply-adds of the active experts and the gate."""
@@ -153,12 +143,8 @@ class StructuredMoE(Mixture):
 
     def _members(self) -> Iterator[LinearOperator]:
         """Each expert."""
-        for tensors in zip(*[t.unbind(0) for t in self._stored()], strict=True):
+        for tensors in zip(*[t.unbind(0) for t in self.tensors()], strict=True):
             yield with_tensors(self._template, iter(tensors))
-
-    def _stored(self) -> Iterator[Tensor]:
-        """The parameters of the experts."""
-        return iter([getattr(self, name) for name in self.factor_names])
 
     def extra_repr(self) -> str:
         """Sizes, structure and experts."""
@@ -180,14 +166,14 @@ def _(layer: StructuredMoE) -> Parts:
     stack = contractions(_stack(layer))
     found: Parts = {}
     for i, (name, part) in enumerate(zip(layer.factor_names, stack, strict=True)):
-        view, ordered = part.matrix.view, part.matrix.row_major or part.matrix.column_major
+        view, why = part.matrix.view, why_unseen(layer, part)
         found[name] = Part(
             Role.CORE,
             view if view.two_sided else None,
             layer.fans[i],
             Whole(*sizes, factors),
-            partial(_core_tap, layer, i) if ordered else None,
-            refused="" if ordered else "with a core whose axes are neither row- nor column-major",
+            None if why else partial(_core_tap, layer, i),
+            refused=why,
             features=1,
         )
     gate = weight_part(
@@ -197,6 +183,7 @@ def _(layer: StructuredMoE) -> Parts:
         whole=Whole(layer.in_features, layer.experts, growth=(1, 0)),
         features=1,
     )
+    found |= {name: Part(Role.GAIN) for name in layer.gains()}
     return found | {"gate": gate, "bias": Part(Role.BIAS, tap=constant_use, features=1)}
 
 

@@ -1,6 +1,5 @@
 """One linear layer for every structure."""
 
-from collections.abc import Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,27 +11,24 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from matrigami.nn._anatomy import Part, Parts, Role, Tap, Use, Whole, parts
 from matrigami.nn._choice import matrix_view
+from matrigami.nn._factored import Factored
 from matrigami.nn._taps import batched, constant_use, core_use
 from matrigami.operators import (
     Contraction,
     Cost,
-    Fan,
     LinearOperator,
     Structure,
     contractions,
     cost,
-    draw,
-    fans,
     named_tensors,
     project,
-    with_tensors,
 )
 
 Versions = list[tuple[Tensor, int]]
 """Each tensor of a weight, and the number of writes to it."""
 
 
-class StructuredLinear(nn.Module):
+class StructuredLinear(Factored):
     """`y = A x + b` with `A` a member of a structure; its parameters are the tensors of the value.
 
     Args:
@@ -84,7 +80,8 @@ class StructuredLinear(nn.Module):
         self.in_features, self.out_features, self.structure = in_features, out_features, structure
         self.rms_cap, self.zero_init = rms_cap, zero_init
         empty = partial(torch.empty, dtype=dtype, device=device)
-        self._hold(structure.blank(out_features, in_features, empty))
+        self._materialized: tuple[int, Tensor, Versions] | None = None
+        self.hold(structure.blank(out_features, in_features, empty))
         self.register_parameter("bias", nn.Parameter(empty(out_features)) if bias else None)
         self.reset_parameters(generator)
 
@@ -160,7 +157,7 @@ class StructuredLinear(nn.Module):
             else:
                 self.get_parameter(name).data.copy_(t)
             if self.rms_cap:  # a gain that undoes the cap
-                self.get_parameter(f"gain_{name}").data.copy_(_excess(t, fan))
+                self.get_parameter(f"gain_{name}").data.copy_(self.excess(t, fan))
         self._materialized = None
 
     @property
@@ -170,20 +167,8 @@ class StructuredLinear(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weight again, as the constructor does; needed after `to_empty`."""
-        with torch.no_grad():
-            drawn = draw(with_tensors(self._template, self._stored()), generator)
-            for (name, t), fan in zip(named_tensors(drawn).items(), self.fans, strict=True):
-                p = self.get_parameter(name)
-                p.copy_(torch.zeros_like(t) if self.zero_init and fan.last else t)
-                if self.rms_cap:
-                    self.get_parameter(f"gain_{name}").fill_(1.0)
-            if self.bias is not None:
-                self.bias.zero_()
+        super().reset_parameters(generator)
         self._materialized = None
-
-    def matrix(self) -> LinearOperator:
-        """The weight as a value, sharing storage (and gradients) with the parameters."""
-        return with_tensors(self._template, self._tensors())
 
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same output."""
@@ -272,30 +257,9 @@ class StructuredLinear(nn.Module):
         sizes = f"{self.in_features}, {self.out_features}"
         return f"{sizes}, {self.structure}, bias={self.bias is not None}"
 
-    def _hold(self, value: LinearOperator) -> None:
-        """Register the tensors of a value, and keep its layout."""
-        tensors = named_tensors(value)
-        self.factor_names, self.fans = tuple(tensors), fans(value)
-        self._template = with_tensors(value, iter([t.to("meta") for t in tensors.values()]))
-        self._materialized: tuple[int, Tensor, Versions] | None = None
-        for name, t in tensors.items():
-            self.register_parameter(name, nn.Parameter(t))
-            if self.rms_cap:
-                self.register_parameter(f"gain_{name}", nn.Parameter(t.new_ones(())))
-
-    def _stored(self) -> Iterator[Tensor]:
-        """The parameters of the weight."""
-        return iter([getattr(self, name) for name in self.factor_names])
-
-    def _tensors(self) -> Iterator[Tensor]:
-        """The parameters of the weight, capped if asked."""
-        for name, t, fan in zip(self.factor_names, self._stored(), self.fans, strict=True):
-            yield t * getattr(self, f"gain_{name}") / _excess(t, fan) if self.rms_cap else t
-
     def _versions(self) -> Versions:
         """Which tensors the weight is made of now, and how often each was written to."""
-        gains = [f"gain_{name}" for name in self.factor_names] if self.rms_cap else []
-        tensors = [getattr(self, name) for name in (*self.factor_names, *gains)]
+        tensors = [getattr(self, name) for name in (*self.factor_names, *self.gains())]
         return [(t, -1 if t.is_inference() else t._version) for t in tensors]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -316,17 +280,17 @@ def _(layer: StructuredLinear) -> Parts:
     sizes = (layer.in_features, layer.out_features, len(layer.factor_names))
     whole, found = Whole(*sizes, product=product), Parts()
     for i, part in enumerate(contractions(layer._template)):
-        view, why = part.matrix.view, _why_unseen(layer, part)
+        view, why = part.matrix.view, why_unseen(layer, part)
         tap = None if why else _core_tap(layer, i)
         blocks = view if view.two_sided else None
         found[layer.factor_names[i]] = Part(
             Role.CORE, blocks, layer.fans[i], whole, tap, refused=why, features=1
         )
-    found |= {f"gain_{name}": Part(Role.GAIN) for name in layer.factor_names if layer.rms_cap}
+    found |= {name: Part(Role.GAIN) for name in layer.gains()}
     return found | {"bias": Part(Role.BIAS, tap=constant_use, features=1)}
 
 
-def _why_unseen(layer: StructuredLinear, part: Contraction) -> str:
+def why_unseen(layer: Factored, part: Contraction) -> str:
     """Why the inputs and gradients of a core cannot be read."""
     if layer.rms_cap:
         return "with rms_cap"
@@ -351,11 +315,6 @@ def _same(old: Versions, new: Versions) -> bool:
     """Whether these are the same tensors, with nothing written to them in between."""
     pairs = zip(old, new, strict=True)
     return all(t is s and version == now for (t, version), (s, now) in pairs)
-
-
-def _excess(t: Tensor, fan: Fan) -> Tensor:
-    """How far the root mean square of a factor is above its initial value, at least 1."""
-    return (torch.sqrt(t.square().mean() + 1e-16) / fan.std).clamp_min(1.0)
 
 
 def fastest(product: Any, repeats: int, device: torch.device) -> float:

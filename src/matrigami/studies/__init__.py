@@ -32,6 +32,7 @@ from matrigami.studies._record import (
 from matrigami.studies._run import (
     Outcome,
     StudyPlan,
+    default_workers,
     load_plan,
     plan_study,
     run_states,
@@ -145,6 +146,7 @@ __all__ = [
     "compare_studies",
     "conclusions",
     "counted_macs",
+    "default_workers",
     "duration",
     "environment",
     "file_hash",

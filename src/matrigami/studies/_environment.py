@@ -15,7 +15,7 @@ import torch
 from matrigami import __version__
 
 
-def environment(device: str, workers: int, threads: int) -> dict[str, Any]:
+def environment(device: str, workers: int | None, threads: int) -> dict[str, Any]:
     """Versions, machine and command line."""
     packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
     return {

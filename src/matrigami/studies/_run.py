@@ -1,18 +1,17 @@
 """Running a study: worker processes that share the runs through the file system."""
 
-import multiprocessing
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from matrigami.studies._config import RunConfig
 from matrigami.studies._earlier import earlier
 from matrigami.studies._environment import environment
+from matrigami.studies._launch import Place, supervise
+from matrigami.studies._launchers import is_here, launcher_of
 from matrigami.studies._lock import hold, is_held
 from matrigami.studies._progress import OVERHEAD_MACS, Clock, Snapshot, best_of
 from matrigami.studies._record import Record, damaged, read_json, write_json, write_results
@@ -21,17 +20,13 @@ from matrigami.studies._size import RunSize, check_data, check_memory, run_size,
 from matrigami.studies._spec import Study
 from matrigami.studies._together import data
 from matrigami.studies._worker import (
-    ATTEMPTS,
     FINISHED,
     Job,
-    main,
     read_status,
     run_folder,
     write_status,
 )
 from matrigami.studies.tasks import Shape
-
-_POLL_SECONDS = 0.5
 
 ON_ACCELERATOR = 64
 """Runs that a process trains side by side on an accelerator, which small networks do not fill."""
@@ -106,26 +101,29 @@ def run_study(
     device: str = "cpu",
     data_dir: Path | None = None,
     grow: bool = False,
+    launcher: str = "processes",
     report: Callable[[Snapshot], None] = lambda _: None,
 ) -> Outcome:
     """Train what a study lacks, and write `results.csv`.
 
-    Runs that ended are not repeated, also those of which the folder has no more than their row in
-    `results.csv`; interrupted ones go on from their last checkpoint; several calls on the same
-    folder share the work.
+    Runs that ended are not repeated, be it that the folder has only their rows in `results.csv`;
+    interrupted ones go on from their last checkpoint; several calls on a folder share the work.
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second SIGINT kills them.
 
     Args:
         plan: From `plan_study`.
         out: Folder of the study; made if absent.
         part: The runs of the plan to train now; all by default.
-        workers: Number of processes; by default one for each core (an accelerator: 1).
-        threads: Threads of each process; by default the cores shared out.
+        workers: Number of processes; by default one for each core (an accelerator: 1). Of jobs of
+            Slurm, by default 1; of tasks of Ray at a time, by default as many as there are.
+        threads: Threads of each process; by default the cores shared out (elsewhere: 1).
         together: Runs of one task that a process trains side by side; by default 1 (an accelerator:
             64), so that their seconds are those of a run alone.
         device: Where to train.
         data_dir: Folder of the data sets.
         grow: Keep the runs of another study that the folder holds, beside those of the plan.
+        launcher: Where workers run: `processes` of this machine, `slurm` or `ray`, with options
+            such as `slurm(timeout_min=600)`.
         report: Called twice a second with the state.
 
     Returns:
@@ -133,26 +131,33 @@ def run_study(
 
     Raises:
         ValueError: If a number is out of range, data are missing, the folder holds runs of another
-            study and `grow` is false, or it cannot be written.
+            study and `grow` is false, it cannot be written, or the cluster is not there.
     """
-    workers, threads = _shares(workers, threads, device)
+    workers, threads = _shares(workers, threads, device, here=is_here(launcher))
     together = _together(together, device)
-    part = part or plan
-    plan = grown(plan, out, grow)
-    for config in part.configs:
-        check_memory(config, plan.sizes[config.id], device)
+    part, plan = part or plan, grown(plan, out, grow)
     known = earlier(out, plan.sizes)
-    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
+    _check(part, out, known, device, data_dir)
+    where = launcher_of(launcher, Place(out, threads, device))
     prepare(plan, out, known)
     write_json(out / "env.json", environment(device, workers, threads))
     job = Job(out, part.configs, data_dir, device, threads, together)
     clock = Clock(part.work, _fractions(part, out), time.monotonic())
     with stop_signals() as asked:
-        _supervise(job, workers, asked, lambda: report(snapshot(part, out, clock)))
+        supervise(job, where, workers, asked, lambda: report(snapshot(part, out, clock)))
     outcome = collect(part, out, interrupted=asked.is_set())
     outcome = replace(outcome, records=collect(plan, out).records)
     write_results(out / "results.csv", outcome.records)
     return outcome
+
+
+def _check(
+    part: StudyPlan, out: Path, known: Mapping[str, Record], device: str, data_dir: Path | None
+) -> None:
+    """Refuse what would not fit into memory, and missing data of runs that are to be trained."""
+    for config in part.configs:
+        check_memory(config, part.sizes[config.id], device)
+    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
 
 
 def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
@@ -287,11 +292,15 @@ def run_states(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     return states
 
 
-def _shares(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
-    """Processes, and threads of each."""
-    cores = default_workers()
+def _shares(
+    workers: int | None, threads: int | None, device: str, *, here: bool
+) -> tuple[int | None, int]:
+    """Processes, and threads of each; elsewhere the launcher says how many workers there are."""
     for name, value in (("workers", workers), ("threads", threads)):
         _at_least_one(name, value)
+    if not here:
+        return workers, threads or 1
+    cores = default_workers()
     if workers is None:
         workers = 1 if device != "cpu" else max(1, cores // (threads or 1))
     return workers, threads or max(1, cores // workers)
@@ -309,51 +318,6 @@ def _at_least_one(name: str, value: int | None) -> None:
         raise ValueError(
             f"A study with {name} = {value} was asked for.\nThis is out of range.\nGive at least 1."
         )
-
-
-def _supervise(job: Job, workers: int, asked: threading.Event, report: Callable[[], None]) -> None:
-    """Keep `workers` processes at work until all have ended; replace one that dies."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-
-    def start() -> BaseProcess:
-        process = context.Process(target=main, args=(job, stop, os.getpid()))
-        process.start()
-        return process
-
-    pending = sum(not _ended(read_status(job.out, config)) for config in job.configs)
-    alive = [start() for _ in range(min(workers, pending))]
-    try:
-        while alive:
-            time.sleep(_POLL_SECONDS)
-            if asked.is_set():
-                stop.set()
-            dead = [process for process in alive if not process.is_alive()]
-            lost = [
-                config for process in dead if process.exitcode for config in _bury(job, process)
-            ]
-            alive = [process for process in alive if process.is_alive()] + [
-                start() for _ in lost if not stop.is_set()
-            ]
-            report()
-    finally:
-        for process in alive:
-            process.kill()
-
-
-def _bury(job: Job, process: BaseProcess) -> Iterator[RunConfig]:
-    """The run that a process left behind: queued again, or given up after some attempts."""
-    for config in job.configs:
-        state = read_status(job.out, config)
-        if state["status"] != "running" or state.get("pid") != process.pid:
-            continue
-        attempts = int(state.get("attempts", 0)) + 1
-        if attempts < ATTEMPTS:
-            write_status(job.out, config, "queued", fraction=state["fraction"], attempts=attempts)
-        else:
-            cause = f"its process ended with code {process.exitcode} (-9 is often lack of memory)"
-            write_status(job.out, config, "crashed", fraction=1.0, cause=cause)
-        yield config
 
 
 def _requeue(out: Path, config: RunConfig) -> None:

@@ -38,6 +38,9 @@ UNFINISHED = ("queued", "running", "interrupted")
 ATTEMPTS = 2
 """How often a run may take its worker down with it (out of memory, a crash below Python)."""
 
+STOP = "stop"
+"""A file in the folder of a study: workers of other machines write their checkpoints and end."""
+
 _STATUS_SECONDS = 1.0
 
 
@@ -209,3 +212,17 @@ def main(job: Job, stop_event: Any, parent: int) -> None:
     for number in STOPPING:
         signal.signal(number, ask)
     work(job, lambda: asked or stop_event.is_set() or os.getppid() != parent)
+
+
+def asked_by_file(out: Path) -> Callable[[], bool]:
+    """Whether the file `STOP` is in a folder, looked for once a second."""
+    seen, last = False, 0.0
+
+    def asked() -> bool:
+        nonlocal seen, last
+        if not seen and time.monotonic() - last >= _STATUS_SECONDS:
+            last = time.monotonic()
+            seen = (out / STOP).exists()
+        return seen
+
+    return asked

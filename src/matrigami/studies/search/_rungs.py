@@ -38,6 +38,7 @@ def run_search(
     together: int | None = None,
     device: str = "cpu",
     data_dir: Path | None = None,
+    launcher: str = "processes",
     report: Callable[[int, Snapshot], None] = lambda _size, _now: None,
 ) -> list[Record] | None:
     """Train what a search lacks, size by size, and write `results.csv`.
@@ -50,6 +51,7 @@ def run_search(
         together: As in `run_study`.
         device: As in `run_study`.
         data_dir: As in `run_study`.
+        launcher: As in `run_study`.
         report: Called with the number of the size, from 1, and its state.
 
     Returns:
@@ -69,6 +71,7 @@ def run_search(
             together=together,
             device=device,
             data_dir=data_dir,
+            launcher=launcher,
             report=lambda now, size=i + 1: report(size, now),
         )
         if outcome.interrupted or outcome.left:

@@ -1,0 +1,77 @@
+"""The launchers by name: where the workers of a study run."""
+
+import ast
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from matrigami.structures._parsing import parse_call
+from matrigami.studies._launch import Launcher, Place, Processes
+from matrigami.studies._launch_ray import Ray
+from matrigami.studies._launch_slurm import Slurm
+
+LAUNCHERS: dict[str, Callable[..., Launcher]] = {
+    "processes": Processes,
+    "slurm": Slurm,
+    "ray": Ray,
+}
+"""Called with a `Place` and the options of the text."""
+
+
+def launcher_of(text: str, place: Place) -> Launcher:
+    """The launcher that a text names, such as `processes` or `slurm(timeout_min=600)`.
+
+    Raises:
+        ValueError: If there is none of this name, an option is unknown, a package is missing, or
+            the cluster is not there.
+    """
+    name, options = _parsed(text)
+    try:
+        return LAUNCHERS[name](place, **options)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Launcher {name!r} was asked for.\nThe package {error.name!r} is not installed.\n"
+            f"pip install 'matrigami[{name}]'"
+        ) from error
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Launcher {text!r} was asked for.\nIt does not take these options: {reason}.\n"
+            "The page of studies tells them."
+        ) from error
+
+
+def is_here(text: str) -> bool:
+    """Whether the workers of a launcher are on this machine.
+
+    Raises:
+        ValueError: If there is none of this name.
+
+    Examples:
+        >>> is_here("processes"), is_here("ray(address=auto)")
+        (True, False)
+    """
+    return _parsed(text)[0] == "processes"
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options."""
+    refusal = (
+        f"Launcher {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
+        f"Write one of {', '.join(LAUNCHERS)}; or, with options, slurm(timeout_min=600)."
+    )
+    name, args, options = parse_call(text, refusal, _value)
+    if args:
+        raise ValueError(refusal)
+    if name not in LAUNCHERS:
+        near = difflib.get_close_matches(name, LAUNCHERS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Launcher {name!r} was asked for.\nKnown are {', '.join(LAUNCHERS)}.\n"
+            f"Did you mean {near!r}?"
+        )
+    return name, options
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal, or a bare word."""
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
