@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from matrigami.operators import averaged_gram, mirrored
 from matrigami.optim import (
     CANS,
     POLAR_EXPRESS,
@@ -21,7 +22,6 @@ from matrigami.optim import (
     measured_root,
     newton_root,
 )
-from matrigami.optim._bases import averaged_gram, symmetric
 from matrigami.optim._polynomials import fastest_dtype, orthogonalised
 
 EXACT = {"lr": 1.0, "weight_decay": 0.0}
@@ -166,7 +166,7 @@ def test_orthogonalisation_is_batched_and_commutes_with_transposition():
 def test_half_of_a_symmetric_product_is_all_of_it(m: int):
     G, L = torch.randn(2, m, 7), torch.randn(2, m, m)
     L = L + L.mT
-    got = symmetric(averaged_gram(L, G, 0.9, 0.1))
+    got = mirrored(averaged_gram(L, G, 0.9, 0.1))
     torch.testing.assert_close(got, 0.9 * L + 0.1 * G @ G.mT)
 
 

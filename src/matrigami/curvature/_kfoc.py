@@ -25,11 +25,11 @@ from matrigami.curvature._blocks import Key
 from matrigami.curvature._factors import MomentCache, plain
 from matrigami.curvature._kfac import assembled, second_moments
 from matrigami.curvature._matrix import CurvatureMatrix
-from matrigami.curvature._moments import gram, side_forms, side_moment
+from matrigami.curvature._moments import side_forms, side_moment
 from matrigami.curvature._objective import Batch, Loss
 from matrigami.curvature._passes import Labels, Repeated, Setting, passes
 from matrigami.nn import Use
-from matrigami.operators import LinearOperator, named_tensors, norm, scale, trace
+from matrigami.operators import LinearOperator, gram, named_tensors, norm, scale, trace
 from matrigami.structures import KroneckerMatrix
 
 Data = Iterable[dict[Key, list[Use]]]

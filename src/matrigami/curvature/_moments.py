@@ -13,30 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.nn import OneHot, Use
-from matrigami.operators import DenseMatrix, LinearOperator, diagonal
+from matrigami.operators import DenseMatrix, LinearOperator, diagonal, gram
 from matrigami.structures import DiagonalMatrix
-
-PANEL = 128
-"""Least columns of a Gram matrix that are made together; its other triangle is a copy."""
 
 ENTRIES = 2**24
 """Entries of the gradients of single examples that are held at once."""
-
-
-def gram(X: Float[Tensor, "b T d"]) -> Float[Tensor, "b d d"]:
-    """`X.T X`, equal to its transpose in every bit; of a large one only a triangle is computed."""
-    T, d = X.shape[-2:]
-    if d < 2 * PANEL or d > 4 * T:
-        return symmetric(X.mT @ X)
-    width = max(PANEL, -(-d // 8))
-    G = X.new_empty(*X.shape[:-2], d, d)
-    for first in range(0, d, width):
-        own, rest = slice(first, first + width), slice(first + width, d)
-        rows = X[..., own].mT @ X[..., first:]
-        G[..., own, own] = symmetric(rows[..., :width])
-        G[..., own, rest] = rows[..., width:]
-        G[..., rest, own] = rows[..., width:].mT
-    return G
 
 
 def symmetric(M: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:

@@ -85,6 +85,7 @@ from matrigami.operators._functions import (
     solve,
     trace,
 )
+from matrigami.operators._gram import averaged_gram, gram, mirrored
 from matrigami.operators._indexing import (
     diagonal_by_entries,
     entries,
@@ -195,6 +196,7 @@ __all__ = [
     "add",
     "as_array",
     "as_tensor",
+    "averaged_gram",
     "block_view",
     "chained",
     "cholesky",
@@ -223,6 +225,7 @@ __all__ = [
     "fits_dense",
     "fitted_corner",
     "free_memory",
+    "gram",
     "hadamard",
     "hermitian",
     "identity",
@@ -245,6 +248,7 @@ __all__ = [
     "lu_solve",
     "mapped",
     "metric_project",
+    "mirrored",
     "multiplied",
     "named_tensors",
     "norm",

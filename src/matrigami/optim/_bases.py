@@ -1,4 +1,4 @@
-"""Second moments, two-sided products, and eigenvector bases that follow a slowly changing moment.
+"""Two-sided products, and eigenvector bases that follow a slowly changing moment.
 
 One step of orthogonal iteration, `Q <- qr(L Q)`, instead of an eigendecomposition, as in SOAP (Vyas
 et al. 2024, arXiv:2409.11321). A refresh is a transaction: a basis that is not orthogonal or not
@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-STRIPE = 128
-"""Rows of a stripe of a symmetric product."""
+from matrigami.operators import averaged_gram
+
+LARGE = 128
+"""Rows from which stacks are transposed one by one."""
 
 
 class Refresh(NamedTuple):
@@ -84,7 +86,7 @@ def sorted_rows(X: Float[Tensor, "b m n"], order: Int64[Tensor, "b m"]) -> Float
 
 def row_major(X: Float[Tensor, "b m n"]) -> Float[Tensor, "b m n"]:
     """Contiguous. Torch transposes a matrix by blocks, two to three times faster than a stack."""
-    if X.is_contiguous() or X.device.type != "cpu" or X.shape[-1] < STRIPE:
+    if X.is_contiguous() or X.device.type != "cpu" or X.shape[-1] < LARGE:
         return X.contiguous()
     out = torch.empty(X.shape, dtype=X.dtype, device=X.device)
     for mine, matrix in zip(out, X, strict=True):
@@ -107,46 +109,8 @@ def _cholesky_q(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
     that squaring them loses little. Where they are not, the result is not orthogonal.
     """
     X = X / torch.linalg.vector_norm(X, dim=-2, keepdim=True)
-    C = torch.linalg.cholesky_ex(averaged_gram(torch.zeros_like(X), X.mT, 0.0, 1.0)).L
+    C = torch.linalg.cholesky_ex(averaged_gram(None, X.mT)).L
     return torch.linalg.solve_triangular(C.mT, X, upper=True, left=False)
-
-
-def averaged_gram(
-    L: Float[Tensor, "b m m"],
-    G: Float[Tensor, "b m n"],
-    kept: float,
-    added: float,
-    H: Float[Tensor, "b m n"] | None = None,
-) -> Float[Tensor, "b m m"]:
-    """`kept L + added G G'` (or `G H'`, if that is symmetric), right on and below the diagonal.
-
-    On a processor it is made in stripes of rows up to the diagonal, half of the work (at m = n =
-    1024 measured as 0.55 of the whole product); what is above stays as it was.
-
-    Examples:
-        >>> L = averaged_gram(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), 1, 1)
-        >>> symmetric(L)[0]
-        tensor([[5., 2.],
-                [2., 1.]])
-    """
-    m, H = G.shape[-2], G if H is None else H
-    if L.device.type != "cpu" or m < 2 * STRIPE:  # a launch costs more than the work it saves
-        return torch.baddbmm(L, G, H.mT, beta=kept, alpha=added)
-    L = L.clone()
-    for i in range(0, m, STRIPE):
-        j = i + STRIPE
-        L[:, i:j, :j].baddbmm_(G[:, i:j], H[:, :j].mT, beta=kept, alpha=added)
-    return L
-
-
-def symmetric(L: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
-    """The whole of a symmetric matrix of which the lower triangle is right."""
-    S = L.clone()
-    for i in range(0, L.shape[-1], STRIPE):
-        j = i + STRIPE
-        S[:, i:j, j:] = L[:, j:, i:j].mT
-        S[:, i:j, i:j] = L[:, i:j, i:j].tril() + L[:, i:j, i:j].tril(-1).mT
-    return S
 
 
 def two_sided(

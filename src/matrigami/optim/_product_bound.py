@@ -82,7 +82,9 @@ class ProductBounds:
                 part = local(t.detach())
                 move = known[t].direction if t in known else torch.zeros_like(part)
                 norms += [norm_at_most(view.split(exchange.whole(t, x))) for x in (part, move)]
-        sizes = iter(torch.stack(norms).tolist() if norms else [])  # one wait for the device
+        device = norms[0].device if norms else None
+        moved = [x.to(device, torch.float64) for x in norms]
+        sizes = iter(torch.stack(moved).tolist() if moved else [])  # one wait for the device
         for layer in layers:
             pairs = [(next(sizes), next(sizes)) for _ in layer.tensors]
             for t, share in _shares(layer, pairs).items():

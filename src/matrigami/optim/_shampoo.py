@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.operators import BlockView
+from matrigami.operators import BlockView, averaged_gram, mirrored
 from matrigami.optim._adam import over
-from matrigami.optim._bases import averaged_gram, items, symmetric, two_sided, with_items
+from matrigami.optim._bases import items, two_sided, with_items
 from matrigami.optim._grafting import ADAM_SIZE, SGD_SIZE, Graft
 from matrigami.optim._method import Options, State
 from matrigami.optim._optimizer import MatrixOptimizer, Source
@@ -225,7 +225,7 @@ def _refreshed(state: State, names: tuple[str, str], where: list[int], options: 
     """New powers of some items, where they are finite and shrink no direction below zero."""
     moment, power = names
     b2, old = options["betas"][1], items(state[power], where)
-    L = symmetric(items(state[moment], where))
+    L = mirrored(items(state[moment], where))
     if b2 < 1:
         L = L / (1 - b2 ** (over(items(state["step"], where), L) + 1))
     new = powered(L, options)

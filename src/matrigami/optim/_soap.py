@@ -18,15 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami.operators import averaged_gram, mirrored
 from matrigami.optim._adam import over
 from matrigami.optim._bases import (
-    averaged_gram,
     eigenbasis,
     items,
     refreshed,
     row_major,
     sorted_rows,
-    symmetric,
     two_sided,
     with_items,
 )
@@ -199,7 +198,7 @@ def _turned(state: State, names: tuple[str, str], where: list[int], options: Opt
     """Refresh the bases of the rows of some items, and turn the moments with them."""
     moment, basis = names
     old, M, V = (items(state[name], where) for name in (basis, "M", "V"))
-    new, order, sound = refreshed(symmetric(items(state[moment], where)), old)
+    new, order, sound = refreshed(mirrored(items(state[moment], where)), old)
     turned = {basis: new, "M": _rotated(M, old, new)}
     if options["rotate_second_moment"]:
         turned["V"] = (old.mT @ new).square().mT @ V
