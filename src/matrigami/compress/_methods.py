@@ -9,7 +9,7 @@ Shapes: m = outputs, n = inputs of a layer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -123,11 +123,24 @@ def described(method: Method) -> str:
     Examples:
         >>> from matrigami.compress import unstructured
         >>> described(Grid(4)), described(unstructured(0.5))
-        ('Grid(bits=4, group=128, symmetric=True, fitted=False)', 'unstructured(0.5)')
+        ('Grid(4)', 'unstructured(0.5)')
     """
     if isinstance(method, tuple):
-        return " | ".join(map(str, method))
-    return str(method) if isinstance(method, Grid | Structure | str) else method.__name__
+        return " | ".join(map(described, method))
+    if isinstance(method, Grid | Structure):
+        return _without_defaults(method)
+    return method if isinstance(method, str) else method.__name__
+
+
+def _without_defaults(recipe: Any) -> str:
+    """A call that makes it, the bits of a grid by their place."""
+    given = [(f.name, getattr(recipe, f.name)) for f in fields(recipe)]
+    told = [
+        f"{value}" if key == "bits" else f"{key}={value!r}"
+        for key, value in given
+        if key == "bits" or value != recipe.__dataclass_fields__[key].default
+    ]
+    return f"{type(recipe).__name__}({', '.join(told)})"
 
 
 def fitting(method: Method, name: str, layer: nn.Module) -> Method:
