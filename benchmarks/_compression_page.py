@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import exp, log
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,15 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
     drawn = [_point(*group) for group in groups if group[0][1] in FAMILIES]
     figure = Path("fig") / f"{model}.png"
     plot_sizes(drawn, out / figure, title=f"{model}: divergence from the dense model, held out")
-    seeds = len({row.seed for row in rows})
+    seeds = set(map(attrgetter("seed"), rows))
     yield (
         f"### {model}, perplexity {rows[0].dense_perplexity:.4f}\n\n"
-        f"Means over {seeds} calibration draws, and the least and largest of them."
+        f"Means over {len(seeds)} calibration draws, and the least and largest of them."
     )
     yield f"![Nats a token against bytes, {model}]({figure.as_posix()})"
     yield table(HEAD, [_line(*group) for group in groups if group[0][1] != "budget"])
-    if budgets := [row for row in rows if row.family == "budget"]:
-        yield table(BUDGET, [_budget(row) for row in budgets])
+    if budgets := [_budget(row) for row in rows if row.family == "budget"]:
+        yield table(BUDGET, budgets)
 
 
 HEAD = ("", "way", "bytes", "MACs", "perplexity", "nats a token", "agreement", "s")

@@ -70,10 +70,8 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
     """GPTQ with static groups in the order of activity, as published: three Cholesky factors."""
     value = grid.round(W)
     n = W.shape[1]
-    steps, zero = (
-        t.repeat_interleave(value.group, 1)[:, :n]
-        for t in (value.scale, value.zero)  # pyright: ignore[reportOptionalMemberAccess]
-    )
+    tables: tuple[Any, Any] = (value.scale, value.zero)  # this grid is asymmetric
+    steps, zero = (t.repeat_interleave(value.group, 1)[:, :n] for t in tables)
     order = H.diagonal().argsort(descending=True)
     W, steps, zero, H = W[:, order].clone(), steps[:, order], zero[:, order], H[order][:, order]
     H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
@@ -167,7 +165,7 @@ def removal(layer: Layer) -> str:
 
 def digits() -> tuple[Tensor, Tensor, Tensor]:
     """Training images and labels, and images held out."""
-    data = load_digits()
+    data: Any = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(data.data, dtype=torch.float32)[order] / 16
     y = torch.tensor(data.target)[order]
@@ -191,28 +189,34 @@ def trained(x: Tensor, y: Tensor, seed: int) -> nn.Sequential:
 
 def network() -> str:
     """KL of rounded networks."""
-    x, y, held = digits()
     rows = []
     for bits in (3, 2):
-        grid, logs = Grid(bits, None, symmetric=False), [[], [], []]
-        for seed in SEEDS:
-            net = trained(x, y, seed)
-            before = net(held).log_softmax(-1).detach()
-            state = {name: t.clone() for name, t in net.state_dict().items()}
-            for i, two_sided in enumerate((None, False, True)):
-                net.load_state_dict(state)
-                if two_sided is None:
-                    for layer in (net[0], net[2]):
-                        layer.weight.data.copy_(grid.round(layer.weight.data).dense())
-                else:
-                    quantize_(net, list(x.split(128)), grid, two_sided=two_sided)
-                after = net(held).log_softmax(-1).detach()
-                kl = (before.exp() * (before - after)).sum(-1).mean()
-                logs[i].append(float(kl.log()))
+        grid = Grid(bits, None, symmetric=False)
+        logs = zip(*(_log_kls(grid, seed) for seed in SEEDS), strict=True)
         kls = [math.exp(sum(log) / len(log)) for log in logs]
         told = [*(f"{kl:.2e}" for kl in kls), f"{kls[2] / kls[1]:.2f}", "" if bits == 3 else 0.35]
         rows.append([f"{bits} bits", *told])
     return table(["", "nearest", "inputs alone", "both moments", "both / inputs", "aim"], rows)
+
+
+def _log_kls(grid: Grid, seed: int) -> list[float]:
+    """Log divergence of a network that is rounded to the nearest, by one moment and by both."""
+    x, y, held = digits()
+    net = trained(x, y, seed)
+    before = net(held).log_softmax(-1).detach()
+    state = {name: t.clone() for name, t in net.state_dict().items()}
+    logs = []
+    for two_sided in (None, False, True):
+        net.load_state_dict(state)
+        if two_sided is None:
+            for weight in (net.get_parameter("0.weight"), net.get_parameter("2.weight")):
+                weight.data.copy_(grid.round(weight.data).dense())
+        else:
+            quantize_(net, list(x.split(128)), grid, two_sided=two_sided)
+        after = net(held).log_softmax(-1).detach()
+        kl = (before.exp() * (before - after)).sum(-1).mean()
+        logs.append(float(kl.log()))
+    return logs
 
 
 @click.command()

@@ -131,6 +131,15 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float((x * y).sum(-1).mean())
 
 
+def _whole_models(train: tuple[Tensor, ...]) -> list[nn.Module]:
+    """A model from each start, trained on all examples."""
+    models = [network(seed) for seed in range(STARTS)]
+    whole = trained([network(seed) for seed in range(STARTS)], torch.ones(STARTS, TRAIN), *train)
+    for i, model in enumerate(models):
+        model.load_state_dict({name: t[i] for name, t in whole.items()})
+    return models
+
+
 @click.command()
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 def main(out: Path) -> None:
@@ -148,10 +157,7 @@ def main(out: Path) -> None:
         runs.append(query_losses(at, *queries))
         print(f"start {seed}: mean query loss {float(runs[-1].mean()):.3f}", flush=True)
     losses = torch.stack(runs).mean(0)
-    whole = trained([network(seed) for seed in range(STARTS)], torch.ones(STARTS, TRAIN), *train)
-    models = [network(seed) for seed in range(STARTS)]
-    for i, model in enumerate(models):
-        model.load_state_dict({name: t[i] for name, t in whole.items()})
+    models = _whole_models(train)
     half = STARTS // 2
     ends = [torch.stack(some).mean(0).mT for some in (runs[:half], runs[half:])]
     rows = []

@@ -58,19 +58,29 @@ class Text:
         return Text(self.pool.to(device), held, self.sequences)
 
 
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a text alone."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _windows(text: str, tokenizer: Any) -> Text:
+    """One long text: windows of the beginning are held out, the second half is to calibrate on."""
+    ids = torch.tensor(_ids(text, tokenizer))
+    held = ids[: WINDOWS * WINDOW].view(WINDOWS, WINDOW)
+    pool = ids[len(ids) // 2 :]
+    pool = pool[: len(pool) // LENGTH * LENGTH].view(-1, LENGTH)
+    return Text(pool, [{"input_ids": row} for row in held.split(1)])
+
+
 def read_text(path: Path, tokenizer: Any) -> Text:
     """Calibration and held-out sequences of a text."""
     raw = path.read_bytes()
     text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode()
     if "<|endoftext|>" not in text:
-        ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-        held = ids[: WINDOWS * WINDOW].view(WINDOWS, WINDOW)
-        pool = ids[len(ids) // 2 :]
-        pool = pool[: len(pool) // LENGTH * LENGTH].view(-1, LENGTH)
-        return Text(pool, [{"input_ids": row} for row in held.split(1)])
-    documents = [d.strip() for d in text.split("<|endoftext|>")[:-1]]  # the last one may be cut
+        return _windows(text, tokenizer)
+    documents = map(str.strip, text.split("<|endoftext|>")[:-1])  # the last one may be cut
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [first + tokenizer(d, add_special_tokens=False)["input_ids"] for d in documents if d]
+    rows = [first + _ids(d, tokenizer) for d in documents if d]
     front = [row[:LENGTH] for row in rows[: -2 * DOCUMENTS] if len(row) >= LENGTH]
     held = sorted((row[:DOCUMENT] for row in rows[-DOCUMENTS:]), key=len)
     parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]

@@ -97,7 +97,10 @@ class Curve:
                 if before is None:
                     return point[0], point[1]
                 a = (math.log(before[2]) - math.log(loss)) / math.log(before[2] / point[2])
-                return tuple(x + a * (y - x) for x, y in zip(before[:2], point[:2], strict=True))
+                steps, seconds = (
+                    x + a * (y - x) for x, y in zip(before[:2], point[:2], strict=True)
+                )
+                return steps, seconds
             before = point
         return None
 
@@ -251,6 +254,14 @@ class _Show:
             print(now.line(), file=sys.stderr, flush=True)
 
 
+def _write_environment(files: Sequence[Path]) -> None:
+    """Where the curves of the page were made: the last of the files that are there."""
+    for path in filter(Path.exists, files):
+        PAGE.mkdir(parents=True, exist_ok=True)
+        found = json.loads(path.read_text("utf-8")) | {"command": COMMAND}
+        write_atomic(PAGE / "env.json", json.dumps(found, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, or write the page."""
     parser = argparse.ArgumentParser(
@@ -268,12 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_study(plan, out, workers=1, threads=1, data_dir=folder, report=_Show())
     found = [c for d in options.only for c in curves(d, options.out / d)]
     if options.write:
-        for dataset in options.only:
-            if (options.out / dataset / "env.json").exists():
-                PAGE.mkdir(parents=True, exist_ok=True)
-                found_in = json.loads((options.out / dataset / "env.json").read_text("utf-8"))
-                found_in["command"] = COMMAND
-                write_atomic(PAGE / "env.json", json.dumps(found_in, indent=1) + "\n")
+        _write_environment([options.out / dataset / "env.json" for dataset in options.only])
         write(found, COMMAND)
     print("\n\n".join(table(best(found), d) for d in options.only))
     return 0

@@ -58,28 +58,43 @@ def agreement(ours: list[str], theirs: list[str]) -> tuple[int, int]:
     return sum(theirs.index(a) < theirs.index(b) for a, b in pairs), len(pairs)
 
 
+def _published_at(macs: float, curves: dict[str, Any]) -> dict[str, float]:
+    """The published errors at some multiply-adds, in ascending order."""
+    found = {name: at(points, macs) for name, points in curves.items()}
+    known = [(error, name) for name, error in found.items() if error is not None]
+    return {name: error for error, name in sorted(known, key=lambda pair: pair[0])}
+
+
+def _line(
+    row: dict[str, Any],
+    data: dict[str, Any],
+    records: list[dict[str, Any]],
+    curves: dict[str, Any],
+    theirs: dict[str, float],
+) -> str:
+    """One structure: ours beside the published numbers, which are in ascending order."""
+    name = NAMES[row["structure"].split("(")[0]]
+    law = data["structures"][row["structure"]]
+    test = next(r for r in data["ranking"]["test_error"] if r["structure"] == row["structure"])
+    return (
+        f"| {row['rank']} {row['letters'] or ''} | `{row['structure']}` "
+        f"| {_interval(row)} | {_interval(test)} {test['letters']} "
+        f"| {_law(law['train_error'])} | {_slope(curves[name], records, row['structure'])} "
+        f"| {_law(law['test_error'])} "
+        f"| {law['train_error']['sizes']} | {_seeds(law['train_error'])} "
+        f"| {[*theirs].index(name) + 1 if name in theirs else '–'} "
+        f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
+    )
+
+
 def page(fit: dict[str, Any], env: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """The page of a study: its fits, its environment, its rows of `results.csv`."""
     data = fit["datasets"]["cifar100"]
     macs = data["compute"]["train_error"]["macs"]
     curves = published_curves()
-    found = {name: at(points, macs) for name, points in curves.items()}
-    theirs = {name: error for name, error in found.items() if error is not None}
-    order = sorted(theirs, key=lambda name: theirs[name])
-    lines = []
-    for row in data["ranking"]["train_error"]:
-        name = NAMES[row["structure"].split("(")[0]]
-        law = data["structures"][row["structure"]]
-        test = next(r for r in data["ranking"]["test_error"] if r["structure"] == row["structure"])
-        lines.append(
-            f"| {row['rank']} {row['letters'] or ''} | `{row['structure']}` "
-            f"| {_interval(row)} | {_interval(test)} {test['letters']} "
-            f"| {_law(law['train_error'])} | {_slope(curves[name], records, row['structure'])} "
-            f"| {_law(law['test_error'])} "
-            f"| {law['train_error']['sizes']} | {_seeds(law['train_error'])} "
-            f"| {order.index(name) + 1 if name in order else '–'} "
-            f"| {f'{theirs[name]:.1f}' if theirs.get(name) else '–'} |"
-        )
+    theirs = _published_at(macs, curves)
+    order = list(theirs)
+    lines = [_line(row, data, records, curves, theirs) for row in data["ranking"]["train_error"]]
     ours = [NAMES[r["structure"].split("(")[0]] for r in data["ranking"]["train_error"]]
     same, pairs = agreement(ours, order)
     return PAGE.format(

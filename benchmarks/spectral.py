@@ -13,12 +13,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -129,26 +130,26 @@ def runs() -> Iterator[Run]:
 
 def summary(found: Sequence[Run]) -> str:
     """For each structure the rates without a spike, and what they reach."""
-    body = []
-    for name in dict.fromkeys(run.name for run in found):
-        mine = [run for run in found if run.name == name]
-        calm = [r for r in RATES if not any(run.spikes for run in mine if run.rate == r)]
-        up_to = next((r for r in reversed(RATES) if all(s in calm for s in RATES if s <= r)), None)
-        reached = {r: _mean([run.final for run in mine if run.rate == r]) for r in RATES}
-        best = min(RATES, key=lambda r: reached[r])
-        body.append(
-            (
-                name,
-                "none" if up_to is None else f"{up_to:g}",
-                f"{best:g}",
-                f"{reached[best]:.2g}",
-                f"{max(run.final for run in mine if run.rate == best):.2g}",
-                " ".join(f"{sum(r.spikes > 0 for r in mine if r.rate == s)}" for s in RATES),
-            )
-        )
+    names = dict.fromkeys(run.name for run in found)
+    body = [(name, *_reached([run for run in found if run.name == name])) for name in names]
     rates = " ".join(f"{r:g}" for r in RATES)
     head = ("layers", "no spike up to", "best rate", "its train loss", "worst seed")
     return table((*head, f"seeds with a spike, at {rates}"), body)
+
+
+def _reached(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Of one structure."""
+    finals = {r: [run.final for run in runs if run.rate == r] for r in RATES}
+    spiky = {r: sum(run.spikes > 0 for run in runs if run.rate == r) for r in RATES}
+    calm = [*takewhile(lambda r: not spiky[r], RATES)]
+    best = min(RATES, key=lambda r: _mean(finals[r]))
+    return (
+        f"{calm[-1]:g}" if calm else "none",
+        f"{best:g}",
+        f"{_mean(finals[best]):.2g}",
+        f"{max(finals[best]):.2g}",
+        " ".join(map(str, spiky.values())),
+    )
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -164,29 +165,25 @@ def figure(found: Sequence[Run]) -> Figure:
     for ax, name in zip(drawn.subplots(1, len(STRUCTURES), sharey=True), STRUCTURES, strict=True):
         for bound, color in ((False, "C3"), (True, "C0")):
             mine = [r for r in found if r.structure == name and r.bound == bound]
-            if not mine:
-                continue
-            ends = [[r.final for r in mine if r.rate == s] for s in RATES]
-            ax.loglog(RATES, [_mean(e) for e in ends], color=color, lw=1)
-            for calm in (True, False):
-                those = [r for r in mine if (r.spikes == 0) == calm]
-                face = color if calm else "white"
-                label = ("bound" if bound else "plain") + ("" if calm else ", spikes")
-                ax.plot(
-                    [r.rate for r in those],
-                    [r.final for r in those],
-                    "o",
-                    ms=4,
-                    mec=color,
-                    mfc=face,
-                    label=label,
-                )
+            if mine:
+                _draw(ax, mine, color, "bound" if bound else "plain")
         ax.set_title(name, fontsize=10)
         ax.set_xlabel("learning rate")
         ax.grid(alpha=0.3, which="both", lw=0.5)
         ax.legend(fontsize=7)
     drawn.axes[0].set_ylabel("train loss at the end")
     return drawn
+
+
+def _draw(ax: Axes, runs: Sequence[Run], color: str, label: str) -> None:
+    """The mean at each rate, and all runs."""
+    ends = [[r.final for r in runs if r.rate == s] for s in RATES]
+    ax.loglog(RATES, list(map(_mean, ends)), color=color, lw=1)
+    for calm in (True, False):
+        those = [(r.rate, r.final) for r in runs if (r.spikes == 0) == calm]
+        look: dict[str, Any] = {"ms": 4, "mec": color, "mfc": color if calm else "white"}
+        rates, finals = zip(*those, strict=True) if those else ((), ())
+        ax.plot(rates, finals, "o", label=label + ("" if calm else ", spikes"), **look)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

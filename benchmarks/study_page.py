@@ -9,6 +9,7 @@ copies the results, fits and draws them anew and writes `README.md` beside them,
 import json
 import shutil
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,23 @@ def page(
     lines += ["Written before the run: [expected.md](expected.md).", "", "## In words", ""]
     lines += [f"* {sentence}" for sentence in conclusions(records, fit)]
     for title, header, rows, notes in fit_tables(fit):
-        columns = [header.index(column) for column in SHOWN]
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            _table(list(SHOWN), [[r[i] for i in columns] for r in rows]),
-        ]
-        lines += ["", *notes]
+        shown = itemgetter(*[header.index(column) for column in SHOWN])
+        lines += ["", f"## {title}", "", _table(list(SHOWN), list(map(shown, rows))), "", *notes]
     lines += ["", "## Seconds beside multiply-adds", "", _seconds(records), ""]
     lines += ["## How it was made", ""]
+    lines += [
+        "```sh",
+        f"matrigami study run --preset {name} --out runs/{name} --workers 1 --threads 1",
+        f"python -m benchmarks.study_page runs/{name} docs/results/{name}",
+        "```",
+        "",
+        _made(planned, env, records),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _made(planned: int, env: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    """How many runs, on which machines, for how long."""
     missing = planned - len(records)
     stopped = f" {missing} of the {planned} runs of the preset were not trained." if missing else ""
     own = timed(records)
@@ -53,19 +61,10 @@ def page(
     others = Counter(str(r.get("machine")) for r in records if r not in own)
     elsewhere = "".join(f" and {n} on {name}, without seconds" for name, n in others.items())
     versions = ", ".join(f"{key} {value}" for key, value in env["versions"].items())
-    made = (
+    return (
         f"{len(own)} runs, {cpu / 60:.0f} minutes of processor time, 1 thread of a processor "
         f"that also did other work{elsewhere}; {versions}.{stopped}"
     )
-    lines += [
-        "```sh",
-        f"matrigami study run --preset {name} --out runs/{name} --workers 1 --threads 1",
-        f"python -m benchmarks.study_page runs/{name} docs/results/{name}",
-        "```",
-        "",
-        made,
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

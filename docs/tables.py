@@ -67,11 +67,15 @@ def _rules() -> str:
     kinds["sparse"] = structures.SparseMatrix
     rows = ["| structure | always | under a condition |", "|---|---|---|"]
     for name, kind in kinds.items():
-        rules = {q: getattr(operators, q).rules.get(kind, ()) for q in QUESTIONS}
-        always = [q for q in QUESTIONS if any(rule.where is None for rule in rules[q])]
-        sometimes = [q for q in QUESTIONS if rules[q] and q not in always]
-        rows.append(f"| {name} | {_codes(always)} | {_codes(sometimes)} |")
+        rows.append(f"| {name} | {' | '.join(map(_codes, _ruled(kind)))} |")
     return "\n".join(rows)
+
+
+def _ruled(kind: type) -> tuple[list[str], list[str]]:
+    """The functions for which a structure has a rule, always and under a condition."""
+    rules = {q: getattr(operators, q).rules.get(kind, ()) for q in QUESTIONS}
+    always = [q for q in QUESTIONS if any(rule.where is None for rule in rules[q])]
+    return always, [q for q in QUESTIONS if rules[q] and q not in always]
 
 
 def _codes(names: list[str]) -> str:

@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ context.set_forkserver_preload(
 )
 
 
+def _is_late(process: BaseProcess) -> bool:
+    """Wait for a rank; whether it had to be ended."""
+    process.join(100)
+    late = process.is_alive()
+    if late:
+        process.kill()
+        process.join()
+    return late
+
+
 def on_ranks(count: int, folder: Path, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function of a module on some ranks; raise with the tracebacks of those that fail."""
     folder = folder / f"{function.__name__}-{count}-{len(list(folder.iterdir()))}"
@@ -38,12 +49,7 @@ def on_ranks(count: int, folder: Path, function: Callable[..., None], *arguments
     ]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(100)
-    late = [r for r, process in enumerate(ranks) if process.is_alive()]
-    for r in late:
-        ranks[r].kill()
-        ranks[r].join()
+    late = [r for r, process in enumerate(ranks) if _is_late(process)]
     told = "\n".join(path.read_text() for path in sorted(folder.glob("rank*")))
     codes = [process.exitcode for process in ranks]
     assert codes == [0] * count, f"late: {late}, exit codes: {codes}\n{told}"

@@ -120,7 +120,7 @@ def test_one_topic_prints_and_writes(tmp_path, capsys):
 
 
 def test_the_book_links_its_pages_and_needs_no_network(tmp_path):
-    made, missing = write_book(tmp_path, lambda _: None, FEW)
+    made, missing = write_book(tmp_path, lambda *_: None, FEW)
     assert [shown.name for shown in made] == list(FEW)
     assert missing == {}
     for path in tmp_path.glob("*.html"):
@@ -149,7 +149,7 @@ def test_a_missing_package_is_one_line_and_does_not_stop_the_book(tmp_path, monk
         return ran(topic, **changes)
 
     monkeypatch.setattr(_book, "ran", without)
-    made, missing = write_book(tmp_path, lambda _: None, FEW)
+    made, missing = write_book(tmp_path, lambda *_: None, FEW)
     assert [shown.name for shown in made] == ["finite-differences", "monarch"]
     assert missing == {
         "low-rank": "low-rank needs scikit-learn, which is not installed: pip install scikit-learn"
@@ -159,7 +159,7 @@ def test_a_missing_package_is_one_line_and_does_not_stop_the_book(tmp_path, monk
 
 @pytest.mark.slow
 def test_the_whole_book(tmp_path):
-    made, missing = write_book(tmp_path, lambda _: None)
+    made, missing = write_book(tmp_path, lambda *_: None)
     assert [shown.name for shown in made] == list(TOPICS)
     assert missing == {}
     for path in tmp_path.glob("*.html"):

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
 from graphlib import TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "matrigami"
 FILES = sorted(
-    [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("benchmarks/*.py")]
+    path
+    for pattern in ("src/**/*.py", "tests/**/*.py", "benchmarks/**/*.py", "docs/*.py")
+    for path in ROOT.glob(pattern)
 )
 VAGUE = {
     "utils",
@@ -61,6 +65,51 @@ def test_functions_are_short(path: Path):
             assert node.end_lineno - node.lineno < 60, (
                 f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
             )
+
+
+DECISIONS = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.match_case)
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """What a function has in it, without the functions and classes that it defines."""
+    for child in ast.iter_child_nodes(function):
+        if not isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield child
+            yield from own_nodes(child)
+
+
+def complexity(function: ast.AST) -> int:
+    """One, and one for each branch, loop and handler, those of comprehensions included."""
+    nodes = list(own_nodes(function))
+    loops = [node for node in nodes if isinstance(node, ast.comprehension)]
+    branches = sum(isinstance(node, DECISIONS) for node in nodes)
+    return 1 + branches + sum(1 + len(loop.ifs) for loop in loops)
+
+
+def test_complexity_counts_each_way_through_a_function():
+    text = """
+def f(xs):
+    for x in [x for x in xs if x if x > 1]:
+        if x and x or x:
+            try:
+                y = 1 if x else 2
+            except ValueError:
+                pass
+        elif x:
+            match x:
+                case 1: pass
+                case 2: pass
+    def g(): return [x for x in xs]
+"""
+    assert complexity(ast.parse(text).body[0]) == 1 + 4 + 1 + 1 + 1 + 2
+
+
+@each_file
+def test_functions_decide_in_few_places(path: Path):
+    """Tests are read from the top to the bottom, and may repeat and choose as it needs."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("test_"):
+            assert complexity(node) <= 8, f"{node.name} has a complexity of {complexity(node)}"
 
 
 def depth(node: ast.AST, level: int = 0) -> int:
@@ -146,21 +195,43 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path, modules: set[str]) -> set[str]:
-    """The modules of the library that one imports, at its top or inside of a function."""
+def imported(text: str, package: str, modules: Collection[str]) -> set[str]:
+    """The modules of the library that one imports, at its top or inside of a function.
+
+    A name that is no module is from the package itself, also beside names that are.
+    """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inner & modules or {node.module} & modules
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names} & modules
-    return found
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            inner = [f"{origin}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else origin for name in inner}
+    return found & set(modules)
+
+
+def test_all_ways_to_import_are_seen():
+    text = """
+import p.a, p.b as b
+from p import c, name
+from p.d import *
+from . import e
+from .f import name
+def late():
+    from p.g import name
+"""
+    modules = {"p", *(f"p.{letter}" for letter in "abcdefg")}
+    assert imported(text, "p", modules) == modules
+    assert imported("from .. import q", "p.d", {"p", "p.q"}) == {"p.q"}
 
 
 def test_no_modules_import_each_other():
     paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
-    graph = {name: imported(path, set(paths)) for name, path in paths.items()}
+    graph = {
+        name: imported(path.read_text(), module_name(path.parent / "__init__.py"), paths)
+        for name, path in paths.items()
+    }
     assert len(list(TopologicalSorter(graph).static_order())) == len(paths)  # or CycleError
 
 

@@ -127,7 +127,7 @@ def test_groups_with_transferred_rates_get_their_views():
     model(torch.ones(3, 8)).square().sum().backward()
     optimizer.step()
     assert optimizer.state[model[0].left]["P"].shape == (4, 2, 2)
-    with pytest.raises(ValueError, match="The plan does not have them"):
+    with pytest.raises(ValueError, match="are not in the plan"):
         plan(model).groups([{"params": [nn.Parameter(torch.ones(2))]}])
 
 
@@ -156,7 +156,7 @@ def test_states_and_parameters_of_another_kind_are_refused():
     other.step()
     with pytest.raises(ValueError, match="another optimiser"):
         SOAP(model.parameters()).load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="complex parameter"):
+    with pytest.raises(ValueError, match=r"Muon: a parameter of shape \(2, 2\) is complex"):
         Muon([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex128))])
 
 

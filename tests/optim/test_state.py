@@ -123,7 +123,7 @@ def test_a_state_that_does_not_fit_changes_nothing(name, damage):
     before, wrong = (copy.deepcopy(optimizer.state_dict()) for _ in range(2))
     damage(wrong["state"][0])
     wrong["param_groups"][0]["lr"] = 5.0
-    with pytest.raises(ValueError, match=r"load_state_dict was given a state of parameter 0"):
+    with pytest.raises(ValueError, match=r"the entry of parameter 0 does not fit"):
         optimizer.load_state_dict(wrong)
     after = optimizer.state_dict()
     assert after["param_groups"] == before["param_groups"]
@@ -135,13 +135,13 @@ def test_states_of_other_methods_and_models():
     soap = SOAP(model)
     train(model, soap, 1)
     saved = soap.state_dict()
-    with pytest.raises(ValueError, match="comes from another optimiser"):
+    with pytest.raises(ValueError, match="it is that of another optimiser"):
         Shampoo(model).load_state_dict(saved)
     small = SOAP(nn.Linear(6, 5))
-    with pytest.raises(ValueError, match=r"given groups of \[2, 4\] parameters"):
+    with pytest.raises(ValueError, match=r"its groups have \[2, 4\] parameters"):
         small.load_state_dict(saved)
     renamed = nn.Sequential(*[nn.Identity(), *network()])
-    with pytest.raises(ValueError, match="state of other parameters"):
+    with pytest.raises(ValueError, match="it is that of other parameters"):
         SOAP(renamed).load_state_dict(saved)
 
 

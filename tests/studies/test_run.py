@@ -26,7 +26,7 @@ from matrigami.studies import (
 )
 from matrigami.studies._environment import machine
 from matrigami.studies._lock import hold, is_held
-from matrigami.studies._progress import Clock, best_of, duration
+from matrigami.studies._progress import Clock, best_of
 from matrigami.studies._run import collect, prepare, snapshot
 from matrigami.studies._worker import Job, read_status, run_folder, work, write_status
 
@@ -308,7 +308,6 @@ def test_the_best_run_of_each_data_set_is_named():
     assert best_of(runs) == "dense 30.0 %@6.0e5 MACs"
     assert best_of([*runs, good | {"dataset": "b"}]).count("30.0") == 2
     assert best_of([good | {"dataset": "a", "train_error": None}]) == ""
-    assert [duration(s) for s in (5, 300, 1e4)] == ["5 s", "5 min", "2.8 h"]
 
 
 def test_results_survive_a_round_trip(tmp_path):

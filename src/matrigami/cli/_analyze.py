@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
+from matrigami.cli._terminal import ProgressLine, command_line, echo_table, echo_written, say
 
 if TYPE_CHECKING:
     from matrigami.studies import Analysis, Settings, Source
@@ -111,7 +111,7 @@ def _run(sources: "list[Source]", out: Path, settings: "Settings", json_: bool) 
     """The analyses, their figures and report."""
     from matrigami.studies import analyze_all, write_gains
 
-    line = ProgressLine()
+    line = ProgressLine(quiet=json_)
     try:
         found, refused = analyze_all(sources, out, settings, report=line.show)
     except KeyboardInterrupt:
@@ -121,20 +121,27 @@ def _run(sources: "list[Source]", out: Path, settings: "Settings", json_: bool) 
     line.end()
     for name, reason in refused.items():
         say(f"matrigami: {name}: {reason}")
-    if not found:
-        return 2
-    files = [write_gains(out / "gains.csv", found), *_figures(out, found)]
+    if found:
+        files = [write_gains(out / "gains.csv", found), *_figures(out, found)]
+        _tell(found, refused, files, json_)
+        return 1 if refused else 0
+    return 2
+
+
+def _tell(
+    found: "list[Analysis]", refused: "dict[str, str]", files: "list[Path]", json_: bool
+) -> None:
+    """The findings, as a table or as JSON."""
     if json_:
         kept = ("notes", "findings")
         results = [{**_row(a), **{key: a.to_json()[key] for key in kept}} for a in found]
-        answer = {"matrices": results, "refused": refused, "files": [str(f) for f in files]}
+        answer = {"matrices": results, "refused": refused, "files": list(map(str, files))}
         click.echo(json.dumps(answer, indent=1))
     else:
         rows = [_row(a) for a in found]
         echo_table(list(rows[0]), [list(row.values()) for row in rows])
         click.echo("\n".join(f"{a.name}: {note}" for a in found for note in a.notes))
-        click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
-    return 1 if refused else 0
+        echo_written(files)
 
 
 def _row(found: "Analysis") -> dict[str, str]:

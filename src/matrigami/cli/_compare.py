@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from matrigami.cli._terminal import command_line, echo_table
+from matrigami.cli._terminal import command_line, echo_tables, echo_written
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -48,10 +48,7 @@ def compare(first: Path, second: Path, out: Path | None, json_: bool) -> int:
         click.echo(json.dumps({**found, "files": list(map(str, paths))}, indent=1))
         return 0
     tables = [(*each, []) for each in same_structures(fit, both.names)]
-    for title, header, rows, notes in [*tables, *fit_tables(fit)]:
-        click.echo(f"\n{title}")
-        echo_table(header, rows)
-        click.echo("".join(f"  {note}\n" for note in notes), nl=False)
+    echo_tables([*tables, *fit_tables(fit)])
     if paths:
-        click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
+        echo_written(paths)
     return 0

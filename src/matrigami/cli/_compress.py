@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,7 +168,7 @@ def _run(
     if separate:
         separate_(net)
     data = batches_of(calib, model, length, sequences, batch, net)
-    options = {"targets": targets or None, "ignore": ignore, "progress": _progress()}
+    options = {"targets": targets or None, "ignore": ignore, "progress": _progress(json_)}
     if plan or out is None:
         found = compress.plan(net, data, choices, two_sided=two_sided, **options)
         click.echo(found.to_json() if json_ else str(found))
@@ -254,19 +253,13 @@ def _told(report: "Report", out: Path, json_: bool) -> None:
     click.echo(f"\nWritten: {out} ({size} bytes)")
 
 
-def _progress() -> Callable[[int, int, str], None]:
-    """A line with the layer that is done, and the time that is left."""
-    from matrigami.studies._progress import duration
-
-    line, start = ProgressLine(seconds=5.0), [0.0]
+def _progress(quiet: bool) -> Callable[[int, int, str], None]:
+    """A line with the layer that is done."""
+    line = ProgressLine(seconds=5.0, quiet=quiet)
 
     def report(done: int, total: int, name: str) -> None:
         """So many layers; the first one has waited for the gradients of all."""
-        if done == 1:
-            start[0] = time.monotonic()
-        seconds = (time.monotonic() - start[0]) * (total - done) / max(done - 1, 1)
-        left = f"eta {duration(seconds)} · " if done > 1 else ""
-        line.show(f"{done}/{total} layers · {left}{name}", done=done == total)
+        line.show(f"{done}/{total} layers · {name}", share=done / total, done=done == total)
         if done == total:
             line.end()
 

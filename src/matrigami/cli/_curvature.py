@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from matrigami.cli._data import data_dir_option
 from matrigami.cli._model import function_of, made_by
-from matrigami.cli._terminal import echo_table, say
+from matrigami.cli._terminal import ProgressLine, echo_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -212,16 +211,14 @@ def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """A line on stderr every few seconds, with the time left."""
-    start = last = time.monotonic()
+    """A line with the columns that are done, and the time left."""
+    line = ProgressLine(SECONDS)
 
     def report(done: int, total: int) -> None:
         """So many columns of exact blocks."""
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= SECONDS and done < total:
-            last = now
-            left = (now - start) * (total - done) / done
-            say(f"exact blocks: {done} of {total} columns, about {left:.0f} s left")
+        text = f"exact blocks: {done} of {total} columns"
+        line.show(text, share=done / total, done=done == total)
+        if done == total:
+            line.end()
 
     return report

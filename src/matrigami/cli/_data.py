@@ -1,10 +1,11 @@
 """`matrigami data`: fetch the data sets of the studies."""
 
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+
+from matrigami.cli._terminal import ProgressLine
 
 data_dir_option = click.option(
     "--data-dir",
@@ -49,27 +50,24 @@ def get(name: str, to: Path | None, at_hand: Path | None) -> None:
     """
     from matrigami.studies.tasks._download import get_dataset
 
+    line = ProgressLine(seconds=10.0)
     try:
-        paths = get_dataset(name, to, at_hand=at_hand, tell=ProgressLine())
+        paths = get_dataset(name, to, at_hand=at_hand, tell=_tell(line))
     except OSError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        line.end()
     for path in paths:
         click.echo(str(path))
 
 
-class ProgressLine:
-    """How far a download is, on stderr: rewritten on a terminal, else a line every ten seconds."""
+def _tell(line: ProgressLine) -> Callable[[str, int, int | None], None]:
+    """Writes how far a download is."""
 
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.due = 0.0
+    def tell(name: str, have: int, total: int | None) -> None:
+        """So many bytes of a file."""
+        size = f" of {total / 1e6:.1f} MB, {100 * have // total} %" if total else " MB"
+        share = have / total if total else None
+        line.show(f"{name}: {have / 1e6:.1f}{size}", share=share, done=have == total)
 
-    def __call__(self, name: str, have: int, total: int | None) -> None:
-        """Tell, if it is time to, or at the end."""
-        now, ended = time.monotonic(), have == total
-        if now < self.due and not ended:
-            return
-        self.due = now + (0.2 if self.terminal else 10.0)
-        share = f" of {total / 1e6:.1f} MB, {100 * have // total} %" if total else " MB"
-        line = f"{name}: {have / 1e6:.1f}{share}"
-        click.echo(f"\r{line}" if self.terminal else line, err=True, nl=ended or not self.terminal)
+    return tell

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from matrigami.cli._terminal import ProgressLine, echo_table, say
+from matrigami.cli._terminal import ProgressLine, echo_table, echo_written, say
 
 if TYPE_CHECKING:
     from matrigami.demo import Shown
@@ -65,7 +65,7 @@ def _one(name: str, out: Path, json_: bool) -> int:
         click.echo(json.dumps(answer, indent=1, ensure_ascii=False))
         return 0
     _echo(shown)
-    click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in files))
+    echo_written(files)
     return 0
 
 
@@ -83,8 +83,8 @@ def _book(out: Path, json_: bool) -> int:
     """All topics as pages that link to each other."""
     from matrigami.demo import as_json, write_book
 
-    line = ProgressLine(seconds=10.0)
-    made, missing = write_book(out, line.show)
+    line = ProgressLine(seconds=10.0, quiet=json_)
+    made, missing = write_book(out, lambda text, share: line.show(text, share=share))
     line.end()
     for reason in missing.values():
         say(f"matrigami: {reason}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._terminal import command_line, echo_table, say
+from matrigami.cli._terminal import command_line, echo_table, echo_tables, echo_written, say
 
 if TYPE_CHECKING:
     from matrigami.studies import Outcome, StudyPlan
@@ -44,7 +44,7 @@ def present(out: Path, outcome: "Outcome", json_: bool) -> int:
         stacked = sum(bool(r.get("stacked")) for r in records)
         if stacked:
             click.echo(f"\n{stacked} of {len(records)} runs were trained as one batch with others.")
-        click.echo("\nWritten:\n" + "\n".join(f"  {path}" for path in paths))
+        echo_written(paths)
         if figures:
             click.echo(
                 f"\nNext: open {out / 'report.html'}, or compare with published points:\n"
@@ -99,7 +99,4 @@ def echo_fit(result: dict[str, Any]) -> None:
     """The laws and the ranking of each dataset."""
     from matrigami.studies import fit_tables
 
-    for title, header, rows, notes in fit_tables(result):
-        click.echo(f"\n{title}")
-        echo_table(header, rows)
-        click.echo("".join(f"  {note}\n" for note in notes), nl=False)
+    echo_tables(fit_tables(result))

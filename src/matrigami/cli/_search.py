@@ -60,7 +60,7 @@ def search(
 
     asked = load_search(spec)
     workers = checked_workers(workers, launcher, device)
-    line = ProgressLine()
+    line = ProgressLine(quiet=json_)
     records = run_search(
         asked,
         out,

@@ -109,7 +109,7 @@ def run(
         return 0
     out = _given(out)
     workers = checked_workers(workers, launcher, device)
-    line = ProgressLine()
+    line = ProgressLine(quiet=json_)
     outcome = run_study(
         plan,
         out,

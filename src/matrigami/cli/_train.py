@@ -1,7 +1,6 @@
 """`matrigami train`: one model, one optimiser, one folder."""
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +93,7 @@ def _train(config: "RunConfig", out: Path, json_: bool, options: Mapping[str, An
     """The run, its progress and its end."""
     from matrigami.studies import Interrupted, train_single
 
-    line = ProgressLine(seconds=5.0)
+    line = ProgressLine(seconds=5.0, quiet=json_)
     leads = options["team"].leads
     try:
         record = train_single(config, out, progress=_progress(line), **options)
@@ -110,24 +109,17 @@ def _train(config: "RunConfig", out: Path, json_: bool, options: Mapping[str, An
 
 
 def _progress(line: ProgressLine) -> Callable[[float, Mapping[str, Any]], None]:
-    """Writes the state with the time left, measured since the start of this process."""
-    from matrigami.studies import duration
-
-    begun: list[tuple[float, float]] = []
+    """Writes the state."""
 
     def show(fraction: float, info: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        begun.append((fraction, now)) if not begun else None
-        done, passed = fraction - begun[0][0], now - begun[0][1]
+        """Epoch and errors so far."""
         parts = [
             f"epoch {min(info['epoch'], info['epochs'])}/{info['epochs']}",
             f"train loss {info['train_loss']:.3f}",
         ]
         if info["test_error"] is not None:
             parts.append(f"test error {info['test_error']:.1f} %")
-        if done > 0 and fraction < 1:
-            parts.append(f"eta {duration((1 - fraction) * passed / done)}")
-        line.show(" · ".join(parts), done=fraction >= 1)
+        line.show(" · ".join(parts), share=fraction, done=fraction >= 1)
 
     return show
 

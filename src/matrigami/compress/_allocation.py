@@ -7,7 +7,7 @@ one is kept.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,15 +133,7 @@ def knapsack(table: CompressionPlan, size: Any, limit: float, budget: str) -> li
     Raises:
         ValueError: If the smallest options are too large together.
     """
-    layers = [
-        [o for o in options if o.predicted == o.predicted] for options in table.options.values()
-    ]
-    if unknown := [name for name, o in zip(table.options, layers, strict=True) if not o]:
-        raise ValueError(
-            f"allocate(budget={budget!r}): nothing can be predicted of {', '.join(unknown)}: no "
-            "method fits, or the calibration does not reach it (fused attention calls no layer of "
-            "its own).\nLeave it by ignore=, or give other methods."
-        )
+    layers = _predicted(table, budget)
     least = sum(min(map(size, options)) for options in layers)
     if not least <= limit:
         raise ValueError(
@@ -156,11 +148,37 @@ def knapsack(table: CompressionPlan, size: Any, limit: float, budget: str) -> li
         best = np.min(costs, 0)
     if not np.isfinite(best[bins]):  # only by rounding up: the smallest of each
         return [min(options, key=size) for options in layers]
-    found, at = [], bins
+    return _traced(layers, taken, lambda option: int(np.ceil(size(option) * bins / limit)))
+
+
+def _traced(
+    layers: list[list[Option]], taken: list[Any], steps: Callable[[Option], int]
+) -> list[Option]:
+    """The options that lead to the best end, from the last layer to the first."""
+    found, at = [], -1
     for options, choice in zip(reversed(layers), reversed(taken), strict=True):
         found.append(options[choice[at]])
-        at -= int(np.ceil(size(found[-1]) * bins / limit))
+        at -= steps(found[-1])
     return found[::-1]
+
+
+def _predicted(table: CompressionPlan, budget: str) -> list[list[Option]]:
+    """The options of each layer whose loss is known.
+
+    Raises:
+        ValueError: If a layer has none.
+    """
+    known = {
+        name: [o for o in options if o.predicted == o.predicted]
+        for name, options in table.options.items()
+    }
+    if unknown := [name for name, options in known.items() if not options]:
+        raise ValueError(
+            f"allocate(budget={budget!r}): nothing can be predicted of {', '.join(unknown)}: no "
+            "method fits, or the calibration does not reach it (fused attention calls no layer of "
+            "its own).\nLeave it by ignore=, or give other methods."
+        )
+    return list(known.values())
 
 
 def _shifted(best: Any, size: float) -> Any:

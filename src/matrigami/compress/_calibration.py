@@ -46,9 +46,9 @@ def block_by_block(
     with at_rest(model):
         order = _order(model, layers, data[0])
         blocks = _chain(model, order, data[0])
-        inside = [name for name in order if _inside(name, blocks)]
-        start = order.index(inside[0]) if inside else len(order)
-        given = [_caught(model, blocks[0], batch) for batch in data if inside]
+        inside = {name: layers[name] for name in order if _inside(name, blocks)}
+        start = order.index(next(iter(inside))) if inside else len(order)
+        given = _all_caught(model, blocks[0], data) if inside else []
 
         def alone(names: list[str]) -> None:
             """Each layer by itself, everything run again."""
@@ -59,11 +59,15 @@ def block_by_block(
 
         alone(order[:start])
         if inside:
-            calls = [_caught(model, blocks[0], batch) for batch in data]
-            own = {name: layers[name] for name in inside}
-            _along(model, blocks, own, given, calls, compress, done)
+            calls = _all_caught(model, blocks[0], data)
+            _along(model, blocks, inside, given, calls, compress, done)
         alone([name for name in order[start:] if name not in inside])
-        compress({name: None for name in layers if name not in order})
+        compress(_unreached(layers, order))
+
+
+def _unreached(layers: Mapping[str, nn.Module], order: list[str]) -> dict[str, None]:
+    """The layers that no batch reaches, without moments."""
+    return {name: None for name in layers if name not in order}
 
 
 @torch.no_grad()
@@ -316,6 +320,11 @@ def _same(a: Any, b: Any) -> bool:
 
 class _Stop(Exception):  # noqa: N818 - not an error
     """The rest of a forward pass is not needed."""
+
+
+def _all_caught(model: nn.Module, block: str, data: list[Any]) -> list[Call]:
+    """The arguments with which a block is called, for each batch."""
+    return [_caught(model, block, batch) for batch in data]
 
 
 def _caught(model: nn.Module, block: str, batch: Any) -> Call:

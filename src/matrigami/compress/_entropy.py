@@ -78,12 +78,8 @@ def restored(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LatticeM
         ValueError: If the extra is not installed, or lengths or the hash differ.
     """
     ans, categorical = _library("restored")
+    _check_lengths(told, tensors)
     (m, n), rows = told["matrix"], tensors["row_sizes"]
-    lengths = {"rows": m, "columns": n, "row_sizes": m, "column_sizes": n}
-    lengths["tables"] = sum(width for _, _, width in told["classes"])
-    for key, length in lengths.items():
-        if tensors[key].shape != (length,):
-            raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}, not ({length},).")
     found = list(_classes(rows.numpy(), tensors["column_sizes"].numpy()))
     if [kind for kind, _ in found] != [kind for kind, _, _ in told["classes"]]:
         raise ValueError("the classes are not those of the sizes of rows and columns.")
@@ -99,6 +95,16 @@ def restored(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LatticeM
     if not coder.is_empty() or _hash(codes) != told["sha256"]:
         raise ValueError("the codes are not those that were written: their hash differs.")
     return LatticeMatrix(torch.from_numpy(codes), tensors["rows"], tensors["columns"])
+
+
+def _check_lengths(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors whose lengths are not those of the description."""
+    m, n = told["matrix"]
+    lengths = {"rows": m, "columns": n, "row_sizes": m, "column_sizes": n}
+    lengths["tables"] = sum(width for _, _, width in told["classes"])
+    for key, length in lengths.items():
+        if tensors[key].shape != (length,):
+            raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}, not ({length},).")
 
 
 def _library(name: str) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from matrigami._words import columns
 from matrigami.compress._calibration import observed, output_moments
 from matrigami.compress._drivers import batches_of
 from matrigami.compress._layers import weight
@@ -80,16 +81,7 @@ class CompressionPlan:
             rows.append(
                 [o.layer, o.method, f"{o.predicted:.2e}", loss, f"{o.nbytes:.0f}", str(o.macs)]
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        left = [True, True, False, False, False, False]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if to_left else cell.rjust(w)
-                for cell, w, to_left in zip(row, widths, left, strict=True)
-            )
-            for row in rows
-        ]
-        return "\n".join([*lines, *self.misfits])
+        return "\n".join([*columns(rows, [False] * 2 + [True] * 4), *self.misfits])
 
 
 def plan(

@@ -144,8 +144,13 @@ def _group(
     units = consumer.in_features if heads is None else heads
     if consumer.in_features % units:
         return None
-    beside = [n for n in every if n.rpartition(".")[0] == parent and n != name]
-    fitting = [n for n in reversed(beside) if _makes(every[n], consumer.in_features, units, heads)]
+    fitting = [
+        other
+        for other, layer in reversed(every.items())
+        if other.rpartition(".")[0] == parent
+        and other != name
+        and _makes(layer, consumer.in_features, units, heads)
+    ]
     sizes = range(1, len(fitting) + 1) if heads is None else [len(fitting)]
     for count in sizes:
         for producers in combinations(fitting, count):

@@ -42,17 +42,19 @@ def resized(model: nn.Module) -> dict[str, Any]:
     )
 
 
+def _differing(there: Shapes, here: Shapes) -> Iterator[tuple[int, int]]:
+    """The sizes of axes that differ, with those that they have here."""
+    for name, shape in there.items():
+        pairs = zip(shape, here.get(name, ()), strict=False)
+        yield from (pair for pair in pairs if pair[0] != pair[1])
+
+
 def _changes(
     config: Mapping[str, Any], there: Shapes | None, here: Shapes
 ) -> Iterator[dict[str, int]]:
     """Changes of a few numbers, by the ratios of the sizes that differ; the first is none."""
     yield {}
-    sizes = {
-        pair
-        for name, shape in (there or {}).items()
-        for pair in zip(shape, here.get(name, ()), strict=False)
-        if pair[0] != pair[1]
-    }
+    sizes = set(_differing(there or {}, here))
     numbers = {k: v for k, v in config.items() if type(v) is int and v > 0}
     found = {
         (key, value * new // old)

@@ -170,6 +170,14 @@ def _check_names(
             raise ValueError(_other(where, f"{name} is {sizes}"))
     if any(t.is_meta for t in own.values()):
         raise ValueError(_other(where, "it is on the meta device, where nothing can be stored"))
+    _check_tied(model, state, tied, where)
+
+
+def _check_tied(
+    model: nn.Module, state: Mapping[str, Tensor], tied: Mapping[str, str], where: str
+) -> None:
+    """Whether tensors that are one in the file are alike in the model, and others are not one."""
+    own = model.state_dict()
     strange = [name for name, first in tied.items() if first not in state]
     if strange or any(own[a].shape != own[b].shape for a, b in tied.items() if b in own):
         raise ValueError(_other(where, f"{', '.join(strange) or 'a tied tensor'} does not fit"))

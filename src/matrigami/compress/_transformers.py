@@ -166,16 +166,20 @@ def prepared(model: nn.Module, told: Mapping[str, Any], path: Path) -> None:
     swap(model, exchanges(model, structures, told["sizes"], str(path)))
     named = dict(model.named_modules())
     with safe_open(path, framework="pt") as file:
-        shapes = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         encoded = {}
         for name in told["tensors"]:
-            keys = [key for key in shapes if key.rpartition(".")[0] == name]
-            parts = {key.rpartition(".")[2]: _blank(file.get_tensor(key)) for key in keys}
+            parts = _parts_of(file, name)
             layer = named.get(name.removesuffix(".weight"))
             if layer is None or not name.endswith(".weight"):
                 raise ValueError(f"{path}: the model has no layer with a tensor {name}.")
             encoded[layer] = EncodedLayer(layer, parts)
     swap(model, encoded)
+
+
+def _parts_of(file: Any, name: str) -> dict[str, Tensor]:
+    """The shapes and types of what an encoded tensor is made of."""
+    keys = [key for key in file.keys() if key.rpartition(".")[0] == name]  # noqa: SIM118
+    return {key.rpartition(".")[2]: _blank(file.get_tensor(key)) for key in keys}
 
 
 def _blank(t: Tensor) -> Tensor:

@@ -125,13 +125,18 @@ def joined(parts: list[Use]) -> list[Use]:
     if not rest or not alike:
         return parts
     inputs = torch.cat([use.inputs for use in parts], 2)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    rows = None
-    if any(use.rows is not None for use in parts):
-        rows = sum(input_rows(use.inputs) if use.rows is None else use.rows for use in parts)
+    rows = _rows_of_all(parts)
     if first.gradients is None:
         return [first._replace(inputs=inputs, rows=rows)]
     gradients = torch.cat([use.gradients for use in parts], 3)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return [Use(inputs, gradients, first.transposed, rows)]
+
+
+def _rows_of_all(parts: list[Use]) -> int | None:
+    """How many inputs of several uses count; None: all."""
+    if all(use.rows is None for use in parts):
+        return None
+    return sum(input_rows(use.inputs) if use.rows is None else use.rows for use in parts)
 
 
 def are_finite(blocks: Blocks) -> bool:

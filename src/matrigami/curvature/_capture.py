@@ -7,7 +7,7 @@ gradients, backward passes of any training loop.
 Shapes: b = blocks, N = examples, i = inputs, o = outputs of a block.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -239,11 +239,15 @@ class Capture(Tape):
         if not are_finite(found):
             self.rejected[layer.name] = self.rejected.get(layer.name, 0) + 1
             return
-        for key in found:
-            if self._counted_by.setdefault(key, layer) is layer:  # of tied layers, the first
-                self._examples[key] = self._examples.get(key, 0) + N
+        self._count_examples(layer, found, N)
         weight = N * N if self._terms is None else self._weight(N)
         self._sums.add(found, weight, self._cache)
+
+    def _count_examples(self, layer: TapedLayer, keys: Iterable[Key], number: int) -> None:
+        """Add examples to those of some blocks; of tied layers only the first counts."""
+        for key in keys:
+            if self._counted_by.setdefault(key, layer) is layer:
+                self._examples[key] = self._examples.get(key, 0) + number
 
     def _weight(self, examples: int) -> float:
         """From gradients of the loss of a batch to those of its terms, times their share."""

@@ -10,6 +10,7 @@ differentiated enters. Nothing changes in the training loop.
 Shapes: N = examples, b = blocks, i = inputs and o = outputs of a block.
 """
 
+import itertools
 import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,11 @@ class Forward:
 
     outputs: Tensor | None
     calls: list[LayerCall]
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a gradient came back to one of the calls."""
+        return any(call.g is not None for call in self.calls)
 
 
 class Running(NamedTuple):
@@ -231,7 +237,7 @@ class FisherEstimator(ModelWatch):
         self, outputs: Tensor, counted: Terms, passes: list[Forward]
     ) -> dict[str, Running]:
         """The factors of those forward passes that some outputs come from."""
-        calls = [call for passed in passes for call in passed.calls]
+        calls = list(itertools.chain.from_iterable(passed.calls for passed in passes))
         f = outputs.detach()
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         generator = torch.Generator(outputs.device).manual_seed(self._seed())
@@ -243,7 +249,7 @@ class FisherEstimator(ModelWatch):
         with self._pulling():
             rows = rows_that_count(outputs, calls, places, counted)
             pull_back(outputs, calls, (drawn * self.labels**-0.5).to(outputs.dtype))
-        used = [p for p in passes if any(c.g is not None for c in p.calls)]
+        used = [p for p in passes if p.has_gradients]
         if not used:
             return {}
         self._waiting = [p for p in self._waiting if p not in used]

@@ -3,6 +3,7 @@
 Shapes: b = blocks, i = inputs, o = outputs of a block.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -140,13 +141,19 @@ class SecondMoments:
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Add up the sums of all processes, in place; a tensor that several share, once."""
-        kinds = (self._factors[key] for key in sorted(self._factors))  # in one order for all
-        every = [known[kind] for known in kinds for kind in sorted(known, key=str)]
+        every = list(self._in_one_order())
         sums = [M for F in every for M in (F.A, F.B) if M is not None]
-        for t in {id(t): t for M in sums for t in named_tensors(M).values()}.values():
+        tensors = itertools.chain.from_iterable(named_tensors(M).values() for M in sums)
+        for t in {id(t): t for t in tensors}.values():
             dist.all_reduce(t, group=group)
         for F in every:
             F.rows = total(F.rows, _known(F.A).device, group)
+
+    def _in_one_order(self) -> Iterator[Factors]:
+        """All sums, in the order that they have on every process."""
+        for key in sorted(self._factors):
+            known = self._factors[key]
+            yield from (known[kind] for kind in sorted(known, key=str))
 
 
 def total(count: float, device: torch.device, group: dist.ProcessGroup | None = None) -> float:

@@ -15,6 +15,7 @@ Shapes: p = parameters that have a posterior, k = samples, N = examples, C = out
 """
 
 import difflib
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -234,16 +235,14 @@ def _restricted(F: LinearOperator, only: str) -> CurvatureMatrix:
             f"laplace(only={only!r}): F is a {type(F).__name__}, which has no blocks.\n"
             "Freeze the other parameters before F is made."
         )
-    kept = [i for i, names in enumerate(F.names) if all(fnmatch(n, only) for n in names)]
+    every = zip(F.blocks, F.names, F.shapes, strict=True)
+    kept = [block for block in every if all(fnmatch(name, only) for name in block[1])]
     if not kept:
         near = difflib.get_close_matches(only, F.order, 3, 0.0)
         raise ValueError(
             f"laplace(only={only!r}): no block fits.\nThe nearest names: {', '.join(near)}."
         )
-    chosen = {name for i in kept for name in F.names[i]}
-    return CurvatureMatrix(
-        tuple(F.blocks[i] for i in kept),
-        tuple(F.names[i] for i in kept),
-        tuple(F.shapes[i] for i in kept),
-        tuple(name for name in F.order if name in chosen),
-    )
+    blocks, names, shapes = zip(*kept, strict=True)
+    chosen = set(itertools.chain.from_iterable(names))
+    order = tuple(name for name in F.order if name in chosen)
+    return CurvatureMatrix(blocks, names, shapes, order)

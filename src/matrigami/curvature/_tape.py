@@ -9,6 +9,7 @@ Shapes: N = examples of a batch.
 
 import inspect
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -226,11 +227,7 @@ def find_layers(
     """
     canonical = {id(p): name for name, p in model.named_parameters()}
     chosen = set(canonical) if wanted is None else set(map(id, wanted))
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for p in module.parameters(recurse=False):
-            owners[id(p)] = owners.get(id(p), 0) + 1
-    found = []
+    owners, found = _owner_counts(model), []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         names = {
@@ -238,13 +235,24 @@ def find_layers(
         }
         if not names:
             continue
-        known = parts(module)
-        if unread := [key for key in names if key not in known or not known[key].is_seen]:
-            raise TypeError(refusal("curvature", name, module, unread))
+        known = _seen_parts(name, module, names)
         private = all(owners[id(p)] == 1 for p in own.values())
         whole = joint and private and len(names) == len(own)
         found.append(TapedLayer(module, name, names, whole, _features(known)))
     return found
+
+
+def _owner_counts(model: nn.Module) -> Counter[int]:
+    """How many modules have each parameter, by its identity."""
+    return Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+
+
+def _seen_parts(name: str, module: nn.Module, wanted: Collection[str]) -> Parts:
+    """The parts of a layer, unless it has a rule that sees what some parameters take part in."""
+    known = parts(module)
+    if unread := [key for key in wanted if key not in known or not known[key].is_seen]:
+        raise TypeError(refusal("curvature", name, module, unread))
+    return known
 
 
 def _features(known: Parts) -> int | None:

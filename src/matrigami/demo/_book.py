@@ -18,7 +18,7 @@ from matrigami.demo._page import Shown, contents_page, topic_page
 from matrigami.demo._program import ran
 from matrigami.demo._topic import Topic
 from matrigami.demo.topics import TOPICS
-from matrigami.studies import duration, write_atomic
+from matrigami.studies import write_atomic
 
 
 def load_topic(name: str) -> Topic:
@@ -74,23 +74,21 @@ def write_topic(shown: Shown, folder: Path, names: Sequence[str] = ()) -> list[P
 
 
 def write_book(
-    folder: Path, report: Callable[[str], None], names: Sequence[str] = tuple(TOPICS)
+    folder: Path, report: Callable[[str, float], None], names: Sequence[str] = tuple(TOPICS)
 ) -> tuple[list[Shown], dict[str, str]]:
     """Make the whole book; a topic whose package is missing is left out.
 
     Args:
         folder: Of all pages and `index.html`.
-        report: Is told how far it is.
+        report: Is told what is made, and the finished part of the book.
         names: The topics, in order.
 
     Returns:
         What was made, and for each topic that was not the reason.
     """
-    start, made, missing = time.perf_counter(), [], {}
+    made, missing = [], {}
     for i, name in enumerate(names):
-        spent = time.perf_counter() - start
-        left = f", about {duration(spent * (len(names) - i) / i)} left" if i else ""
-        report(f"{i + 1} of {len(names)}: {TOPICS[name][0]}{left}")
+        report(f"{i + 1} of {len(names)}: {TOPICS[name][0]}", i / len(names))
         try:
             made.append(show(name))
         except ValueError as error:

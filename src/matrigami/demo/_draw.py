@@ -6,6 +6,7 @@ A drawing is a `Panel`, so that a page can lay panels beside each other, or belo
 
 import base64
 import html
+import itertools
 import math
 import struct
 import zlib
@@ -159,16 +160,18 @@ def curves(
         dots: Points without lines between them.
     """
     kept = {name: _kept(*line, log) for name, line in lines.items()}
-    axes = Axes([p for line in kept.values() for p in line] + ([mark] if mark else []), log)
+    points = list(itertools.chain.from_iterable(kept.values()))
+    axes = Axes(points + ([mark] if mark else []), log)
     body = [axes.frame(title, x, y)]
-    for points, color in zip(kept.values(), COLORS * 3, strict=False):
-        body.append(_dots(axes, points, color) if dots else _line(axes, points, color))
+    draw = _dots if dots else _line
+    for line, color in zip(kept.values(), COLORS * 3, strict=False):
+        body.append(draw(axes, line, color))
     if mark:
         u, v = axes.place(mark)
         body.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="5" fill="{COLORS[3]}"/>')
-    places = [[axes.place(p) for p in line] for line in kept.values()]
-    body.append(_legend(list(kept), [p for line in places for p in _along(line)]))
-    shown = ", ".join(name for name in kept if name)
+    along = (_along([axes.place(p) for p in line]) for line in kept.values())
+    body.append(_legend(list(kept), list(itertools.chain.from_iterable(along))))
+    shown = ", ".join(filter(None, kept))
     return Panel("".join(body), f"{title}: {y} against {x}. {shown}".strip(". "))
 
 
@@ -278,7 +281,7 @@ class Axes:
 def _decades(low: float, high: float) -> list[float]:
     """Powers of ten, not more than about five; within one decade 1, 2 and 5 times these."""
     every = max(1, math.ceil((high - low) / 5))
-    whole = [k for k in range(math.ceil(low), math.floor(high) + 1) if k % every == 0]
+    whole = range(every * math.ceil(low / every), math.floor(high) + 1, every)
     if len(whole) > 1:
         return [10.0**k for k in whole]
     near = range(math.floor(low), math.ceil(high) + 1)

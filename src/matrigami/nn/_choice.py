@@ -5,7 +5,7 @@ Everything that changes layers in place (surgery, compression) reads this, and i
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -39,6 +39,29 @@ def matrix_view(layer: nn.Module) -> BlockView | None:
     return block_view(shape, (1, m, n), (0, 1, 2), (1, 1)) if m * n == math.prod(shape) else None
 
 
+def _nothing_chosen(model: nn.Module, layers: Collection[str]) -> ValueError:
+    """What to raise where no layer is left by default."""
+    only = f"only {list(layers)[-1] or 'itself'}" if layers else "none of its layers"
+    return ValueError(
+        f"a {type(model).__name__} was given: {only} is one matrix that is not ignored.\n"
+        "The last stays by default; known are Linear, convolutions of one group, Conv1D.\n"
+        "Name layers by targets=, on the command line --targets: '*' for all."
+    )
+
+
+def _no_matrices(
+    model: nn.Module, targets: Patterns | None, matched: Iterable[str], left: Collection[str]
+) -> ValueError:
+    """What to raise where patterns match nothing that is a matrix."""
+    named = dict(model.named_modules())
+    kinds = sorted({type(named[name]).__name__ for name in matched if name not in left})
+    return ValueError(
+        f"targets={targets!r}: no layer of one matrix is among what it matches in the "
+        f"{type(model).__name__}: {', '.join(kinds[:5]) or 'all is ignored'}.\n"
+        "Known are Linear, convolutions of one group, and Conv1D."
+    )
+
+
 def chosen(
     model: nn.Module,
     targets: Patterns | None = None,
@@ -66,25 +89,15 @@ def chosen(
     named = dict(model.named_modules())
     layers = {name: module for name, module in named.items() if matrix_view(module) is not None}
     left = matching(ignore, layers, model, "ignore")
-    if targets is None:
-        found = [name for name in list(layers)[:-1] if name not in left]
-        if not found:
-            only = f"only {list(layers)[-1] or 'itself'}" if layers else "none of its layers"
-            raise ValueError(
-                f"a {type(model).__name__} was given: {only} is one matrix that is not ignored.\n"
-                "The last stays by default; known are Linear, convolutions of one group, Conv1D.\n"
-                "Name layers by targets=, on the command line --targets: '*' for all."
-            )
-    else:
-        matched = matching(targets, named, model, "targets")
-        found = [name for name in layers if name in matched and name not in left]
-        if not found:
-            kinds = sorted({type(named[name]).__name__ for name in matched if name not in left})
-            raise ValueError(
-                f"targets={targets!r}: no layer of one matrix is among what it matches in the "
-                f"{type(model).__name__}: {', '.join(kinds[:5]) or 'all is ignored'}.\n"
-                "Known are Linear, convolutions of one group, and Conv1D."
-            )
+    default = targets is None
+    matched = list(layers)[:-1] if default else matching(targets, named, model, "targets")
+    found = [name for name in layers if name in matched and name not in left]
+    if not found:
+        raise (
+            _nothing_chosen(model, layers)
+            if default
+            else _no_matrices(model, targets, matched, left)
+        )
     seen: dict[int, str] = {}
     for name in found:
         seen.setdefault(id(layers[name].weight), name)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from matrigami._words import columns
 from matrigami.nn._budget import parsed_budget, under_budget
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._linear import StructuredLinear, fastest
@@ -71,15 +72,7 @@ class Exchanges:
         times = "microseconds" if self.layers[0].seconds else ""
         rows = [["layer", "structure", "error", "parameters", "", "MACs", "", times, ""]]
         rows += [x.cells() for x in (*self.layers, total)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(columns(rows, [False] * 2 + [True] * 7))
 
     def _sum(self, what: str) -> Any:
         """Before and after, of all layers."""

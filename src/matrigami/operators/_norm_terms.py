@@ -69,13 +69,18 @@ def _terms(A: LinearOperator, owners: Mapping[int, int]) -> list[NormTerm]:
         return _terms(A.padded if isinstance(A, CroppedMatrix) else A.operator, owners)
     if isinstance(A, ContractionMatrix) and A.core.requires_grad:
         return [NormTerm(1.0, (owners[A.core.untyped_storage().data_ptr()],))]
+    _refuse_unknown(A)
+    return [NormTerm(_fixed(A), ())]
+
+
+def _refuse_unknown(A: LinearOperator) -> None:
+    """Raise if an operator that has no terms is made of tensors of the value."""
     if any(t.requires_grad for t in named_tensors(A).values()):
         raise TypeError(
             f"norm_terms(A): how a {type(A).__name__} bounds the matrix that it is a part of is "
             "not known.\nIt is made of tensors of the matrix.\n"
             "Register a rule with @norm_terms.register in the file of the structure."
         )
-    return [NormTerm(_fixed(A), ())]
 
 
 def _product(chain: list[list[NormTerm]]) -> list[NormTerm]:

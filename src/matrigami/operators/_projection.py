@@ -279,12 +279,11 @@ def _step(
         if rho <= target:
             break
         push = torch.func.jvp(member, (x,), (p,))[1]
-        q = [a + damping * b for a, b in zip(pull(metric.apply(push))[0], p, strict=True)]
+        q = _plus(pull(metric.apply(push))[0], damping, p)
         step = rho / _dot(p, q)
-        d = [a + step * b for a, b in zip(d, p, strict=True)]
-        r = [a - step * b for a, b in zip(r, q, strict=True)]
+        d, r = _plus(d, step, p), _plus(r, -step, q)
         rho, last = _dot(r, r), rho
-        p = [a + (rho / last) * b for a, b in zip(r, p, strict=True)]
+        p = _plus(r, rho / last, p)
     return d
 
 
@@ -303,6 +302,11 @@ def _direct(
     G = J.flatten(1).conj() @ metric.apply(J).flatten(1).mT
     d = torch.linalg.solve_ex(G + damping * eye, torch.cat([t.flatten() for t in r])).result
     return [part.reshape(t.shape) for part, t in zip(d.split(sizes), x, strict=True)]
+
+
+def _plus(a: list[Tensor], step: Any, b: list[Tensor]) -> list[Tensor]:
+    """`a + step b` of lists of tensors."""
+    return [x + step * y for x, y in zip(a, b, strict=True)]
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

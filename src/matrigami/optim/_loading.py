@@ -46,25 +46,31 @@ def _refuse_foreign(name: str, groups: Sequence[Group], loaded: Mapping[str, Any
     sizes, others = ([len(g["params"]) for g in gs] for gs in (groups, loaded["param_groups"]))
     if sizes != others:
         raise ValueError(
-            f"{name}.load_state_dict was given groups of {others} parameters.\n"
+            f"{name}.load_state_dict(state): its groups have {others} parameters.\n"
             f"This optimiser has groups of {sizes}.\nLoad the state of the same model and groups."
         )
     for group, other in zip(groups, loaded["param_groups"], strict=True):
-        missing = [k for k, v in group.items() if k not in other and isinstance(v, float | int)]
-        known = {"initial_lr", "param_names", "params"}
-        more = [k for k in other if k not in group and k not in known and "_" not in k]
-        if missing and more:
-            raise ValueError(
-                f"{name}.load_state_dict was given a state with the options {', '.join(more)}, "
-                f"without {', '.join(missing)}.\nIt comes from another optimiser.\n"
-                "Load the state that this class has saved."
-            )
+        _refuse_options(name, group, other)
     for entry in loaded["state"].values():
         if entry and "seeded" not in entry:
             raise ValueError(
-                f"{name}.load_state_dict was given a state with {', '.join(map(str, entry))}.\n"
-                "It comes from another optimiser.\nLoad the state that this class has saved."
+                f"{name}.load_state_dict(state): it is that of another optimiser.\n"
+                f"Its entries are {', '.join(map(str, entry))}.\n"
+                "Load the state that this class has saved."
             )
+
+
+def _refuse_options(name: str, group: Group, other: Group) -> None:
+    """Raise if a loaded group has options that ours has not, and lacks some that ours has."""
+    missing = [k for k, v in group.items() if k not in other and isinstance(v, float | int)]
+    known = {"initial_lr", "param_names", "params"}
+    more = [k for k in other if k not in group and k not in known and "_" not in k]
+    if missing and more:
+        raise ValueError(
+            f"{name}.load_state_dict(state): it is that of another optimiser.\n"
+            f"It has the options {', '.join(more)}, and lacks {', '.join(missing)}.\n"
+            "Load the state that this class has saved."
+        )
 
 
 def _in_order(name: str, group: Group, other: Group) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def _in_order(name: str, group: Group, other: Group) -> dict[str, Any]:
     if sorted(mine) != sorted(theirs):
         odd = sorted(set(theirs) ^ set(mine))
         raise ValueError(
-            f"{name}.load_state_dict was given the state of other parameters.\n"
+            f"{name}.load_state_dict(state): it is that of other parameters.\n"
             f"On one side only: {', '.join(odd[:8])}.\nLoad the state of the same model."
         )
     where = dict(zip(theirs, other["params"], strict=True))
@@ -99,8 +105,8 @@ def _refuse_shapes(
     wrong = [f"{k} {found[k]} for {wanted[k]}" for k in found if found[k] != wanted[k]]
     if missing or wrong:
         raise ValueError(
-            f"{method.__name__}.load_state_dict was given a state of parameter {i} that does not "
-            f"fit its shape {tuple(slot.parameter.shape)}.\n"
+            f"{method.__name__}.load_state_dict(state): the entry of parameter {i} does not fit "
+            f"its shape {tuple(slot.parameter.shape)}.\n"
             f"{'; '.join(wrong) or 'There is no ' + ', '.join(missing)}.\n"
             "Load the state of the same model and method; nothing has changed."
         )

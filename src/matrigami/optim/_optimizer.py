@@ -4,6 +4,7 @@ Everything around the mathematics is here and in `_stacks.py`: views, precision,
 not finite, weight decay, learning rates, the state of torch. A subclass is `init` and `direction`.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -81,11 +82,11 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does; `views` holds the view of each parameter, if the group has it."""
         super().add_param_group(self._named(param_group))
-        group = self.param_groups[-1]
+        group, name = self.param_groups[-1], type(self).__name__
         try:
-            check_options(type(self).__name__, group)
-            _refuse_complex(group["params"])
-            views = group.get("views") or [_bare(p) for p in group["params"]]
+            check_options(name, group)
+            _refuse_complex(name, group["params"])
+            views = group.get("views") or [_bare(name, p) for p in group["params"]]
         except ValueError:
             self.param_groups.pop()
             raise
@@ -108,6 +109,11 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         """Whether a step depends on nothing but gradients and state: so runs can be stacked."""
         return True
 
+    @property
+    def _parameters(self) -> list[Tensor]:
+        """Of all groups."""
+        return [p for group in self.param_groups for p in group["params"]]
+
     def state_dict(self) -> dict[str, Any]:
         """As torch does, with plain data only: views and functions belong to the constructor.
 
@@ -119,8 +125,7 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
             for g in state["param_groups"]
         ]
         entries = self.exchange.saved(self.param_groups, self.state)
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        ordered = {i: entries[p] for i, p in enumerate(parameters) if p in entries}
+        ordered = {i: entries[p] for i, p in enumerate(self._parameters) if p in entries}
         return state | {"param_groups": groups, "state": ordered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,28 +139,30 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         whole = isinstance(self.exchange, Local)
         state_dict = checked(type(self), self.param_groups, state_dict, whole=whole)
         before = [dict(group) for group in self.param_groups]
+        loaded = self._load_as_torch(state_dict)
+        ids = [i for group in loaded["param_groups"] for i in group["params"]]
+        for i, p in zip(ids, self._parameters, strict=True):
+            self.state[p] |= {k: _placed(k, S, p) for k, S in loaded["state"].get(i, {}).items()}
+        self.param_groups = [
+            old | group for old, group in zip(before, self.param_groups, strict=True)
+        ]
+        self.state.update(self.exchange.loaded(self.param_groups, self.state))
+
+    def _load_as_torch(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Load as torch does; what it loads, before it is cast to the dtype of the parameters."""
         loaded: list[dict[str, Any]] = []
         hook = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        ids = [i for group in loaded[0]["param_groups"] for i in group["params"]]
-        owners = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, owners, strict=True):
-            for name, S in loaded[0]["state"].get(i, {}).items():
-                self.state[p][name] = _placed(name, S, p)
-        self.param_groups = [
-            old | group for old, group in zip(before, self.param_groups, strict=True)
-        ]
-        self.state.update(self.exchange.loaded(self.param_groups, self.state))
+        return loaded[0]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whatever is loaded, the stacks are made anew from it."""
         super().__setstate__(state)
         if "exchange" not in self.__dict__:  # a copy that was unpickled
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            self.exchange = exchange_between(parameters, None, type(self))
+            self.exchange = exchange_between(self._parameters, None, type(self))
             if isinstance(self.exchange, Local) and not all(self.state.values()):
                 raise ValueError(
                     f"copy of {type(self).__name__}: its matrices have owners.\n"
@@ -189,9 +196,8 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         for group in self.param_groups:
             lr, decay = group["lr"], group["weight_decay"]
             mine = [by_parameter[p] for p in group["params"] if p in by_parameter]
-            exact = [u.parameter.dtype == u.direction.dtype for u in mine]
-            _apply_together([u for u, e in zip(mine, exact, strict=True) if e], lr, decay)
-            for update in (u for u, e in zip(mine, exact, strict=True) if not e):
+            _apply_together([u for u in mine if _is_exact(u)], lr, decay)
+            for update in itertools.filterfalse(_is_exact, mine):
                 p, keep = update.parameter, 1 - lr * decay * update.applied
                 p.copy_(p.to(update.direction.dtype) * keep - lr * update.direction)  # rounds once
 
@@ -201,15 +207,20 @@ def listed(parameters: Any) -> list[Any]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
-def _refuse_complex(parameters: Iterable[Tensor]) -> None:
+def _refuse_complex(name: str, parameters: Iterable[Tensor]) -> None:
     """Raise if a parameter is complex."""
     for p in parameters:
         if p.is_complex():
             raise ValueError(
-                f"An optimiser was given a complex parameter of shape {tuple(p.shape)}.\n"
+                f"{name}: a parameter of shape {tuple(p.shape)} is complex.\n"
                 "The methods are for real matrices.\n"
                 "Give it to torch.optim.AdamW, or train its real and imaginary parts."
             )
+
+
+def _is_exact(update: Update) -> bool:
+    """Whether a parameter is kept in the precision in which it is updated."""
+    return update.parameter.dtype == update.direction.dtype
 
 
 def _apply_together(updates: list[Update], lr: Any, decay: Any) -> None:
@@ -227,11 +238,11 @@ def _apply_together(updates: list[Update], lr: Any, decay: Any) -> None:
         together._foreach_sub_(parameters, directions, alpha=lr)
 
 
-def _bare(p: Tensor) -> BlockView | None:
+def _bare(name: str, p: Tensor) -> BlockView | None:
     """The view of a parameter that came without its module."""
     if p.ndim > 2:
         raise ValueError(
-            f"An optimiser was given a bare parameter of shape {tuple(p.shape)}.\n"
+            f"{name}: a parameter of shape {tuple(p.shape)} came without its module.\n"
             "Which of its axes are rows, columns and blocks is not known from the shape.\n"
             "Pass the model, or matrigami.optim.plan(model), or groups with views."
         )

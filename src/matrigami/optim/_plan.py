@@ -3,7 +3,7 @@
 A plan is printed before training: nothing about it is a surprise in the run.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami._words import columns
 from matrigami.curvature import Capture, Moments
 from matrigami.nn import Part, Parts, Role, Rule, Whole, anatomy, parts, spectral_rule
 from matrigami.operators import BlockView, Fan
@@ -56,6 +57,11 @@ class Row:
             return "x".join(map(str, self.parameter.shape)) or "1"
         b, m, n = self.view.stack
         return f"{b} of {m}x{n}"
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        """Name, role, method and blocks."""
+        return self.name, self.role.value, self.method, self.blocks
 
 
 @dataclass(frozen=True)
@@ -120,50 +126,42 @@ class Plan:
         """
         if groups is not None:
             return [self._equipped(group) for group in groups]
-        kinds = [[r for r in self.rows if (r.view is None) is flat] for flat in (False, True)]
-        named = [[(r.name, r.parameter) for r in rows] for rows in kinds if rows]
-        return [self._equipped({"params": params}) for params in named]
+        named: tuple[list[Any], list[Any]] = ([], [])
+        for row in self.rows:
+            named[row.view is None].append((row.name, row.parameter))
+        return [self._equipped({"params": params}) for params in named if params]
 
     def _equipped(self, group: dict[str, Any]) -> dict[str, Any]:
         """A group with the views of its parameters, which may be named."""
         known = {row.parameter: row for row in self.rows}
         plain = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
-        missing = [tuple(p.shape) for p in plain if p not in known]
-        if missing:
+        if missing := [tuple(p.shape) for p in plain if p not in known]:
             raise ValueError(
-                f"Plan.groups was given parameters of shapes {missing}.\n"
-                "The plan does not have them.\nMake the plan of the model that owns them."
+                f"Plan.groups(groups): parameters of shapes {missing} are not in the plan.\n"
+                "Make the plan of the model that owns them."
             )
-        rows = [known[p] for p in plain]
-        return group | {"views": [r.view for r in rows], "wholes": [r.whole for r in rows]}
+        return group | views_of([known[p] for p in plain])
 
     def __repr__(self) -> str:
         """One line for each parameter, the totals, and the learning rate to start with."""
-        head = ["parameter", "role", "method", "blocks", "state bytes", "FLOPs a step"]
-        lines = [
-            [r.name, r.role.value, r.method, r.blocks, f"{r.bytes:,}", f"{r.flops:,.0f}"]
-            for r in self.rows
+        table = [
+            ["parameter", "role", "method", "blocks", "state bytes", "FLOPs a step"],
+            *([*r.words, f"{r.bytes:,}", f"{r.flops:,.0f}"] for r in self.rows),
+            ["total", "", "", "", f"{self.bytes:,}", f"{self.flops:,.0f}"],
         ]
-        lines.append(["total", "", "", "", f"{self.bytes:,}", f"{self.flops:,.0f}"])
-        for name, cells in (
-            ("owner", [r.owner for r in self.rows]),
-            ("spectral step pays", [r.spectral for r in self.rows]),
-        ):
-            if any(cell is not None for cell in cells):
-                head.append(name)
-                for line, cell in zip(lines, [*cells, None], strict=True):
-                    line.append("" if cell is None else str(cell))
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        text = [
-            "  ".join(
-                cell.rjust(w) if i > 3 else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in (head, *lines)
-        ]
+        for head, what in (("owner", "owner"), ("spectral step pays", "spectral")):
+            found = [getattr(r, what) for r in self.rows]
+            if any(cell is not None for cell in found):
+                cells = [head, *("" if cell is None else str(cell) for cell in found), ""]
+                table = [[*line, cell] for line, cell in zip(table, cells, strict=True)]
         start = self.method.starting_rate()
-        text += [] if start is None else [f"start with lr={start:g}"]
-        return "\n".join(line.rstrip() for line in text)
+        last = [] if start is None else [f"start with lr={start:g}"]
+        return "\n".join([*columns(table, [False] * 4 + [True] * 4), *last])
+
+
+def views_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """How parameters are stacks of matrices, and factors, as a group has it."""
+    return {"views": [r.view for r in rows], "wholes": [r.whole for r in rows]}
 
 
 def planned(
@@ -186,7 +184,7 @@ def planned(
     if moments is not None:
         rows = [replace(row, spectral=_condition(row, moments)) for row in rows]
     exchange = exchange_between((r.parameter for r in rows), replicas, method)
-    group = {"params": [r.parameter for r in rows], "views": [r.view for r in rows]}
+    group = {"params": [r.parameter for r in rows], **views_of(rows)}
     owners = exchange.owners([{**options, **group}])
     owned = (replace(row, owner=owners.get(row.parameter)) for row in rows)
     return Plan(tuple(owned), method, options, replicas, whole_model)

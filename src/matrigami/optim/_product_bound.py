@@ -16,7 +16,8 @@ Norms are bounded from above, not estimated: `||A||_2^(2^k) <= ||A^(2^k)||_F` of
 Shapes: b = blocks, m = rows, n = columns.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,15 +77,8 @@ class ProductBounds:
         """The updates, those of the factors of a product as long as the bound allows."""
         layers = self._layers(groups)
         known = {u.parameter: u for u in updates}
-        norms: list[Tensor] = []
-        for layer in layers:
-            for t, view in zip(layer.tensors, layer.views, strict=True):
-                part = local(t.detach())
-                move = known[t].direction if t in known else torch.zeros_like(part)
-                norms += [norm_at_most(view.split(exchange.whole(t, x))) for x in (part, move)]
-        device = norms[0].device if norms else None
-        moved = [x.to(device, torch.float64) for x in norms]
-        sizes = iter(torch.stack(moved).tolist() if moved else [])  # one wait for the device
+        norms = itertools.chain.from_iterable(_norms(x, known, exchange) for x in layers)
+        sizes = iter(_numbers(list(norms)))
         for layer in layers:
             pairs = [(next(sizes), next(sizes)) for _ in layer.tensors]
             for t, share in _shares(layer, pairs).items():
@@ -116,6 +110,23 @@ class ProductBounds:
         layer = self.layers[product]
         layer.rates, layer.step = {}, float("inf")
         return layer
+
+
+def _numbers(norms: Sequence[Tensor]) -> list[float]:
+    """What tensors of several devices hold; one wait for them."""
+    moved = [x.to(norms[0].device, torch.float64) for x in norms]
+    return torch.stack(moved).tolist() if moved else []
+
+
+def _norms(
+    layer: Layer, known: Mapping[Tensor, Update], exchange: Exchange
+) -> Iterator[Float[Tensor, ""]]:
+    """Bounds of the norms of each tensor and of its move."""
+    for t, view in zip(layer.tensors, layer.views, strict=True):
+        part = local(t.detach())
+        move = known[t].direction if t in known else torch.zeros_like(part)
+        for x in (part, move):
+            yield norm_at_most(view.split(exchange.whole(t, x)))
 
 
 def _shares(layer: Layer, norms: Sequence[tuple[float, float]]) -> dict[Tensor, float]:

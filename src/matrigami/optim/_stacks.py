@@ -7,8 +7,9 @@ not enter: its parameter keeps its state, and the others cannot tell.
 Shapes: b = blocks of the bucket, p = its parameters, m = rows, n = columns.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,10 @@ class Slot(NamedTuple):
         """State of the parameter, in its own shape where there is one number for each entry."""
         plain = self.view is None and tuple(S.shape) == (1, *self.item)
         return S.view(self.shape) if plain else S
+
+
+Place = tuple[dict[str, Any], list[Slot]]
+"""Parameters that share a stack, with one of their groups."""
 
 
 def initial_state(
@@ -269,22 +274,25 @@ class Layout:
         entry, if an empty one where another process updates it: refreshes are spread over those of
         all processes.
         """
-        signature = tuple(options_key(group) for group in groups)
+        signature = tuple(map(options_key, groups))
         fresh = {p for p in gradients if not state.get(p)}
-        new = {p for g in groups for p in g["params"] if p.grad is not None and p not in state}
+        elsewhere = _without_entry(groups, state) - fresh
         same = signature == self.signature and all(b.is_current(state) for b in self.buckets)
-        if fresh or new or not same:
+        if fresh or elsewhere or not same:
             places = _places(groups, signature, state, gradients)
-            for options, slots in places.values():
-                self._adopt([s for s in slots if s.parameter in fresh], state, gradients, options)
-            stagger(groups, state, fresh | new, self.method)
-            state.update({p: {} for p in new - fresh})
-            self.buckets = [
-                Bucket(self._method(slots), slots, [state[s.parameter] for s in slots], options)
-                for options, slots in places.values()
-            ]
+            self._adopt(fresh, places.values(), state, gradients)
+            stagger(groups, state, fresh | elsewhere, self.method)
+            state.update((p, {}) for p in elsewhere)
+            self.buckets = [self._bucket(*place, state) for place in places.values()]
             self.signature = signature
         return self.buckets
+
+    def _bucket(
+        self, options: dict[str, Any], slots: list[Slot], state: dict[Tensor, State]
+    ) -> Bucket:
+        """Some parameters with their states."""
+        entries = [state[slot.parameter] for slot in slots]
+        return Bucket(self._method(slots), slots, entries, options)
 
     def _method(self, slots: list[Slot]) -> type[Method]:
         """The method of one stack."""
@@ -292,15 +300,17 @@ class Layout:
 
     def _adopt(
         self,
-        slots: list[Slot],
+        fresh: Collection[Tensor],
+        places: Iterable[Place],
         state: dict[Tensor, State],
         gradients: Mapping[Tensor, Tensor],
-        options: dict[str, Any],
     ) -> None:
         """Give new parameters their first state."""
-        if slots:
-            first = initial_state(self._method(slots), slots, gradients, options)
-            state.update({s.parameter: entry for s, entry in zip(slots, first, strict=True)})
+        for options, slots in places:
+            new = [slot for slot in slots if slot.parameter in fresh]
+            if new:
+                first = initial_state(self._method(new), new, gradients, options)
+                state.update({s.parameter: entry for s, entry in zip(new, first, strict=True)})
 
 
 def options_key(group: dict[str, Any]) -> Hashable:
@@ -317,24 +327,34 @@ def stagger(
 ) -> None:
     """Spread the refreshes of new parameters over the cycle of their groups."""
     cycles: dict[int, list[tuple[Tensor, float]]] = defaultdict(list)
-    for group in groups:
-        for p, view in zip(group["params"], group["views"], strict=True):
-            if p not in fresh or view is None:
-                continue
-            b, m, n = view.stack
-            costs = method.refresh_costs(m, n, group)
-            offset = torch.zeros(b, len(costs), dtype=torch.int64)
-            if p in state:
-                state[p]["offset"] = offset
-            if costs and group["stagger"]:
-                turns = offset.view(-1)
-                cycles[group["frequency"]] += [
-                    (turns[i], costs[i % len(costs)]) for i in range(len(turns))
-                ]
+    for group, p, view in _matrices(groups, fresh):
+        b, m, n = view.stack
+        costs = method.refresh_costs(m, n, group)
+        offset = torch.zeros(b, len(costs), dtype=torch.int64)
+        if p in state:
+            state[p]["offset"] = offset
+        if costs and group["stagger"]:
+            cycles[group["frequency"]] += zip(offset.view(-1), costs * b, strict=True)
     for frequency, refreshes in cycles.items():
         turns, work = zip(*refreshes, strict=True)
         for turn, when in zip(turns, spread(work, frequency), strict=True):
             turn.fill_(when)
+
+
+def _matrices(
+    groups: Groups, among: Collection[Tensor]
+) -> Iterator[tuple[dict[str, Any], Tensor, BlockView]]:
+    """Those of some parameters that are matrices, with their groups and views."""
+    for group in groups:
+        for p, view in zip(group["params"], group["views"], strict=True):
+            if p in among and view is not None:
+                yield group, p, view
+
+
+def _without_entry(groups: Groups, state: Mapping[Tensor, State]) -> set[Tensor]:
+    """Parameters with a gradient that are seen for the first time."""
+    parameters = itertools.chain.from_iterable(group["params"] for group in groups)
+    return {p for p in parameters if p.grad is not None and p not in state}
 
 
 def _places(
@@ -342,9 +362,9 @@ def _places(
     signature: tuple[Hashable, ...],
     state: Mapping[Tensor, State],
     gradients: Mapping[Tensor, Tensor],
-) -> dict[Hashable, tuple[dict[str, Any], list[Slot]]]:
+) -> dict[Hashable, Place]:
     """The parameters that share a stack, with one of their groups."""
-    places: dict[Hashable, tuple[dict[str, Any], list[Slot]]] = {}
+    places: dict[Hashable, Place] = {}
     for group, key in zip(groups, signature, strict=True):
         for p, view in zip(group["params"], group["views"], strict=True):
             if p in gradients or state.get(p):

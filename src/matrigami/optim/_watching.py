@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from matrigami.curvature import ModelWatch
 from matrigami.operators import BlockView
 from matrigami.optim._method import State
 from matrigami.optim._optimizer import MatrixOptimizer, listed
-from matrigami.optim._plan import planned
+from matrigami.optim._plan import planned, views_of
 from matrigami.optim.distributed import Update
 
 
@@ -50,18 +50,21 @@ class WatchingOptimizer(MatrixOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch does; weights of the model that is watched are watched from now on."""
-        model = None if self.estimator is None else self.estimator.model
-        if model is not None and "views" not in param_group:
-            known = {row.parameter: row for row in planned(model, type(self), self.defaults).rows}
-            given = [p[1] if isinstance(p, tuple) else p for p in listed(param_group["params"])]
-            if all(p in known for p in given):
-                param_group["views"] = [known[p].view for p in given]
-                param_group["wholes"] = [known[p].whole for p in given]
+        if self.estimator is not None and "views" not in param_group:
+            param_group |= self._views_of(self.estimator.model, param_group["params"])
         super().add_param_group(param_group)
         if self.estimator is not None:
             group = self.param_groups[-1]
             pairs = zip(group["params"], group["views"], strict=True)
             self._estimate_more(self.estimator, [p for p, view in pairs if view is not None])
+
+    def _views_of(self, model: nn.Module, parameters: Any) -> dict[str, Any]:
+        """What the plan of a model knows of parameters; nothing if one is not of it."""
+        known = {row.parameter: row for row in planned(model, type(self), self.defaults).rows}
+        given = [p[1] if isinstance(p, tuple) else p for p in listed(parameters)]
+        if any(p not in known for p in given):
+            return {}
+        return views_of([known[p] for p in given])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an optimiser that watches a model would watch nothing.

@@ -3,11 +3,11 @@
 Structures of scientific computing are drawn in solid, those of deep learning in dashed lines.
 """
 
-import html
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from matrigami.plots._page import figure, filled, mapping, table
+from matrigami._pages import Drawing, page
 from matrigami.plots._scaling import render
 from matrigami.plots._styles import COLORS
 from matrigami.studies import Analysis, Finding, write_atomic
@@ -84,41 +84,41 @@ def write_analysis(folder: Path, analyses: Sequence[Analysis], *, command: str =
     header = ["matrix", "size", "verdict"]
     rows = [[a.name, "x".join(map(str, a.shape)), a.verdict] for a in analyses]
     storage = f"{analyses[0].storages[0]:.0%}"
-    heat_map = figure(
+    heat_map = Drawing(
         "gains",
         render(_gains_figure(analyses), "png", command),
         "png",
         f"Errors of the nearest null model over those of the matrix at {storage} storage, each in "
         "its best order. A dot marks a structure that is present.",
     )
-    page = filled(
+    text = page(
         "analysis.html",
-        title=html.escape(folder.name),
-        summary=html.escape(f"{len(analyses)} matrices, {present} with a structure."),
-        verdicts=table(header, rows, "sortable"),
+        title=folder.name,
+        summary=f"{len(analyses)} matrices, {present} with a structure.",
+        verdicts=(header, rows),
         gains=heat_map,
-        matrices="\n".join(map(_section, analyses)),
-        environment=mapping(environment),
+        matrices=list(map(_section, analyses)),
+        environment=environment,
     )
-    write_atomic(folder / "report.html", page)
+    write_atomic(folder / "report.html", text)
     return folder / "report.html"
 
 
-def _section(found: Analysis) -> str:
+def _section(found: Analysis) -> dict[str, Any]:
     """One matrix."""
-    drawing = figure(
-        found.name,
-        render(_analysis_figure(found), "png", ""),
-        "png",
-        f"{found.name}: error against storage, ranks of blocks, singular values.",
-    )
-    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in (*found.evidence, *found.notes))
     header = ["structure", "members", "order", "error", "gain", "present", *_metric_names(found)]
-    return (
-        f"<h3>{html.escape(found.name)}</h3>\n<p>{html.escape(found.verdict)}</p>\n"
-        f"<ul>{sentences}</ul>\n{drawing}\n<details><summary>All structures</summary>\n"
-        f"{table(header, [_row(found, f) for f in found.findings], 'sortable')}</details>"
-    )
+    return {
+        "name": found.name,
+        "verdict": found.verdict,
+        "sentences": (*found.evidence, *found.notes),
+        "drawing": Drawing(
+            found.name,
+            render(_analysis_figure(found), "png", ""),
+            "png",
+            f"{found.name}: error against storage, ranks of blocks, singular values.",
+        ),
+        "structures": (header, [_row(found, f) for f in found.findings]),
+    }
 
 
 def _metric_names(found: Analysis) -> list[str]:
@@ -186,6 +186,14 @@ def _draw_blocks(ax: Axes, found: Analysis) -> None:
         parent.colorbar(drawn, ax=ax, shrink=0.7, label="rank / full")
 
 
+def _mark_present(ax: Axes, analyses: Sequence[Analysis], names: Sequence[str]) -> None:
+    """A dot where a structure is present."""
+    for i, a in enumerate(analyses):
+        for j, name in enumerate(names):
+            if a[name].present[0]:
+                ax.plot(j, i, marker="o", mfc="white", mec="black", mew=0.5, ms=3.5)
+
+
 def _gains_figure(analyses: Sequence[Analysis]) -> Figure:
     """The heat map."""
     shown = _largest(analyses)
@@ -196,10 +204,7 @@ def _gains_figure(analyses: Sequence[Analysis]) -> Figure:
     drawing = Figure(figsize=size, layout="constrained")
     ax = drawing.subplots()
     image = ax.imshow(gains, cmap="viridis", vmin=0, vmax=DECADES, aspect="auto")
-    for i, a in enumerate(shown):
-        for j, name in enumerate(names):
-            if a[name].present[0]:
-                ax.plot(j, i, marker="o", mfc="white", mec="black", mew=0.5, ms=3.5)
+    _mark_present(ax, shown, names)
     ax.set_xticks(range(len(names)), [labels[n] for n in names], rotation=55, ha="right")
     ax.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)

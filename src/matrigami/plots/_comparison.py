@@ -1,16 +1,17 @@
 """One report of two studies: their runs in the same figures and tables."""
 
-import html
 from pathlib import Path
 from typing import Any
 
-from matrigami.plots._page import figure, filled, mapping, table
-from matrigami.plots._report import run_table, summary_of, tables_of, words_of
+from matrigami._pages import Drawing, page
+from matrigami.plots._report import run_table, summary_of
 from matrigami.plots._scaling import exponents_figure, render, scaling_figure, time_figure
 from matrigami.studies import (
     Comparison,
     compare_studies,
+    conclusions,
     fit_results,
+    fit_tables,
     same_structures,
     timed,
     write_atomic,
@@ -44,50 +45,47 @@ def write_comparison(first: Path, second: Path, out: Path, *, command: str = "")
     good = [r for r in both.records if r["status"] == "done"]
     if not good:
         raise ValueError(
-            f"{first} and {second} were to be compared.\nNeither has a finished run.\n"
+            f"compare {first} {second}: neither has a finished run.\n"
             f"See `matrigami study status {first}`."
         )
     fit = fit_results(both.records)
     (out / "fig").mkdir(parents=True, exist_ok=True)
-    page, image = out / "compare.html", out / "fig" / "compare.png"
+    report, image = out / "compare.html", out / "fig" / "compare.png"
     write_atomic(image, render(scaling_figure(good, fit), "png", command))
-    write_atomic(page, _page(both, good, fit))
-    return [page, image]
+    write_atomic(report, _report(both, good, fit))
+    return [report, image]
 
 
-def _page(both: Comparison, good: list[dict[str, Any]], fit: dict[str, Any]) -> str:
+def _report(both: Comparison, good: list[dict[str, Any]], fit: dict[str, Any]) -> str:
     """The report."""
-    same = [
-        f"<h3>{html.escape(title)}</h3>\n{table(header, rows)}"
-        for title, header, rows in same_structures(fit, both.names)
-    ]
+    same = [(*each, []) for each in same_structures(fit, both.names)]
     settings = [[key, *values] for key, values in both.settings.items()]
     env = {
         f"{key} ({name})": value
         for name, each in zip(both.names, both.environments, strict=True)
         for key, value in each.items()
     }
-    return filled(
+    return page(
         "report.html",
-        title=html.escape(" and ".join(both.names)),
+        title=" and ".join(both.names),
         summary=summary_of(both.records),
-        ranking="\n".join([*same, tables_of(fit)]),
-        method=html.escape(str(fit["method"])),
+        ranking=[*same, *fit_tables(fit)],
+        method=fit["method"],
         figures=_figures(good, fit),
         runs=run_table(both.records),
-        words=words_of(both.records, fit),
-        settings=table(["setting that differs", *both.names], settings),
-        environment=mapping(env),
+        words=conclusions(both.records, fit),
+        settings=(["setting that differs", *both.names], settings),
+        environment=env,
     )
 
 
-def _figures(good: list[dict[str, Any]], fit: dict[str, Any]) -> str:
+def _figures(good: list[dict[str, Any]], fit: dict[str, Any]) -> list[Drawing]:
     """The figures, inside the page."""
     drawings = {"scaling": scaling_figure(good, fit)}
     if own := timed(good):
         drawings["time"] = time_figure(own)
     drawings["exponents"] = exponents_figure(fit)
-    return "\n".join(
-        figure(name, render(drawing, "svg", ""), "svg+xml", _CAPTIONS[name])
+    return [
+        Drawing(name, render(drawing, "svg", ""), "svg+xml", _CAPTIONS[name])
         for name, drawing in drawings.items()
-    )
+    ]

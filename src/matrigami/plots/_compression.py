@@ -1,6 +1,6 @@
 """Figures of compression: size against quality, and the error of every layer."""
 
-import html
+import itertools
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from matrigami.compress import CompressionPlan, Report, knapsack
-from matrigami.plots._page import figure, filled, mapping, table
+from matrigami._pages import Drawing, page
+from matrigami.compress import CompressionPlan, Option, Report, knapsack
 from matrigami.plots._scaling import render
 from matrigami.plots._styles import COLORS, MARKERS
 from matrigami.studies import environment, write_atomic
@@ -76,11 +76,10 @@ def _draw_series(ax: Axes, points: Sequence[SizePoint]) -> None:
     order = list(dict.fromkeys(p.series for p in points))
     by_series = sorted(points, key=lambda p: (order.index(p.series), p.size))
     for i, (name, some) in enumerate(groupby(by_series, key=lambda p: p.series)):
-        line = list(some)
-        x, y = [p.size for p in line], np.array([p.loss for p in line])
-        spread = [y - [p.low for p in line], np.array([p.high for p in line]) - y]
+        x, y, low, high = np.array([(p.size, p.loss, p.low, p.high) for p in some]).T
         look = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
-        ax.errorbar(x, y, np.maximum(spread, 0), lw=1.3, capsize=2, label=name, **look)
+        spread = np.maximum([y - low, high - y], 0)
+        ax.errorbar(x, y, spread, lw=1.3, capsize=2, label=name, **look)
     ax.set(xscale="log", yscale="log")
     ticks = sorted({round(p.size, 3) for p in points})
     apart = [t for i, t in enumerate(ticks) if i == 0 or t > 1.13 * ticks[i - 1]]
@@ -139,19 +138,18 @@ def write_compression(path: Path, found: Report | CompressionPlan, *, command: s
     """
     planned = isinstance(found, CompressionPlan)
     drawn = _plan_figure(found, "") if planned else _layers_figure(found, "")
-    header, rows = _plan_table(found) if planned else _report_table(found)
     count = len(found.options) if planned else len(found.layers)
     what = "planned, nothing changed" if planned else "compressed"
-    page = filled(
+    text = page(
         "compression.html",
-        title=html.escape(path.parent.name or path.stem),
-        summary=html.escape(f"{count} layers {what}. {command}"),
-        figures=figure("layers", render(drawn, "png", command), "png", CAPTIONS[planned]),
-        layers=table(header, rows, "sortable"),
-        method=html.escape(METHODS[planned]),
-        environment=mapping(environment("cpu", 1, torch.get_num_threads())),
+        title=path.parent.name or path.stem,
+        summary=f"{count} layers {what}. {command}",
+        drawing=Drawing("layers", render(drawn, "png", command), "png", CAPTIONS[planned]),
+        layers=_plan_table(found) if planned else _report_table(found),
+        method=METHODS[planned],
+        environment=environment("cpu", 1, torch.get_num_threads()),
     )
-    write_atomic(path, page)
+    write_atomic(path, text)
     return path
 
 
@@ -204,11 +202,7 @@ def _plan_figure(plan: CompressionPlan, title: str) -> Figure:
         total = plan.total(i)
         if total is not None:
             sizes.plot(total.nbytes / dense, total.predicted, label=_short(name), **look)
-        found = {
-            o.layer: o.predicted for some in plan.options.values() for o in some if o.index == i
-        }
-        at = [j for j, layer in enumerate(plan.options) if layer in found]
-        layers.plot(at, list(found.values()), **look)
+        layers.plot(*_by_layer(plan, i), **look)
     if line := list(frontier(plan)):
         sizes.plot(*zip(*line, strict=True), color="0.6", lw=1.2, zorder=0, label="best mixture")
     sizes.set(xscale="log", yscale="log", xlabel="bytes / dense", ylabel="predicted nats a token")
@@ -224,16 +218,28 @@ def _plan_figure(plan: CompressionPlan, title: str) -> Figure:
     return drawing
 
 
+def _by_layer(plan: CompressionPlan, method: int) -> tuple[list[int], list[float]]:
+    """Where a method has a prediction among the layers, and which."""
+    options = itertools.chain.from_iterable(plan.options.values())
+    found = {o.layer: o.predicted for o in options if o.index == method}
+    return [j for j, layer in enumerate(plan.options) if layer in found], list(found.values())
+
+
+def _known_sizes(options: Sequence[Option]) -> list[float]:
+    """Bytes of the options of a layer that have a prediction."""
+    return [o.nbytes for o in options if o.predicted >= 0]
+
+
 def frontier(plan: CompressionPlan) -> Iterator[tuple[float, float]]:
     """Share of the bytes and predicted loss of the best mixtures, from the least size to the most.
 
     Nothing if a layer has no prediction.
     """
     dense = sum(nbytes for nbytes, _ in plan.dense.values())
-    known = [[o.nbytes for o in some if o.predicted >= 0] for some in plan.options.values()]
+    known = [_known_sizes(some) for some in plan.options.values()]
     if not all(known):
         return
-    least, most = (sum(map(pick, known)) for pick in (min, max))
+    least, most = sum(map(min, known)), sum(map(max, known))
     for limit in np.geomspace(1.001 * least, 1.02 * most, STEPS):
         picked = knapsack(plan, lambda o: o.nbytes, float(limit), "")
         yield sum(o.nbytes for o in picked) / dense, sum(o.predicted for o in picked)
@@ -282,7 +288,7 @@ def _report_table(report: Report) -> tuple[list[str], list[list[Any]]]:
         ]
         for r in report.layers
     ]
-    return [*header, "note"], rows
+    return header, rows
 
 
 def _plan_table(plan: CompressionPlan) -> tuple[list[str], list[list[Any]]]:

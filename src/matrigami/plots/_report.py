@@ -1,12 +1,11 @@
 """One HTML file with all of a study: it needs no network, no server and no other file."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matrigami.plots._page import figure, filled, mapping, table
+from matrigami._pages import Drawing, page
 from matrigami.plots._scaling import exponents_figure, plot_study, render, time_figure
 from matrigami.studies import (
     conclusions,
@@ -70,21 +69,19 @@ def write_report(folder: Path, *, command: str = "") -> Path:
     fit = fit_results(records)  # not fit.json, which may be older than the results, or the format
     name = str(study.get("name", folder.name))
     good = [r for r in records if r["status"] == "done"]
-    page = filled(
+    text = page(
         "report.html",
-        title=html.escape(name),
+        title=name,
         summary=summary_of(records),
-        ranking=tables_of(fit),
-        method=html.escape(str(fit.get("method", ""))),
+        ranking=fit_tables(fit),
+        method=fit.get("method", ""),
         figures=_figures(folder, good, fit),
         runs=run_table(records),
-        words=words_of(records, fit),
-        settings=mapping(_common_settings(study)),
-        environment=mapping(
-            environment | {"results.csv SHA-256": file_hash(folder / "results.csv")}
-        ),
+        words=conclusions(records, fit),
+        settings=(["what", "value"], _common_settings(study)),
+        environment=environment | {"results.csv SHA-256": file_hash(folder / "results.csv")},
     )
-    write_atomic(folder / "report.html", page)
+    write_atomic(folder / "report.html", text)
     return folder / "report.html"
 
 
@@ -93,43 +90,23 @@ def summary_of(records: Sequence[Mapping[str, Any]]) -> str:
     kinds = [str(r["status"]) for r in records]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
     hours = sum(r["seconds"] or 0.0 for r in records) / 3600
-    return html.escape(f"{len(records)} runs ({counts}), {hours:.2f} hours of training.")
+    return f"{len(records)} runs ({counts}), {hours:.2f} hours of training."
 
 
-def tables_of(fit: Mapping[str, Any]) -> str:
-    """Ranking and laws, with what the rows do not say."""
-    return "\n".join(
-        f"<h3>{html.escape(title)}</h3>\n{table(header, rows)}"
-        + "".join(f'\n<p class="faint">{html.escape(note)}</p>' for note in notes)
-        for title, header, rows, notes in fit_tables(fit)
-    )
-
-
-def _figures(folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> str:
+def _figures(
+    folder: Path, records: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]
+) -> list[Drawing]:
     """The figures, inside the page."""
-    scaling = (folder / "fig" / "scaling.svg").read_bytes()
-    drawings = {
-        "scaling": scaling,
-    }
+    drawings = {"scaling": (folder / "fig" / "scaling.svg").read_bytes()}
     if own := timed(records):
         drawings["time"] = render(time_figure(own), "svg", "")
     drawings["exponents"] = render(exponents_figure(fit), "svg", "")
-    return "\n".join(
-        figure(name, content, "svg+xml", _CAPTIONS[name]) for name, content in drawings.items()
-    )
+    return [Drawing(name, svg, "svg+xml", _CAPTIONS[name]) for name, svg in drawings.items()]
 
 
-def words_of(records: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> str:
-    """What was found, in sentences."""
-    return "<ul>\n{}\n</ul>".format(
-        "\n".join(f"<li>{html.escape(words)}</li>" for words in conclusions(records, fit))
-    )
-
-
-def run_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """All runs, sortable."""
-    rows = [[_shown(key, r.get(key)) for key in SHOWN] for r in records]
-    return table(list(SHOWN), rows, "sortable")
+def run_table(records: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+    """All runs."""
+    return SHOWN, [[_shown(key, r.get(key)) for key in SHOWN] for r in records]
 
 
 def _shown(key: str, value: Any) -> str:
@@ -143,14 +120,11 @@ def _shown(key: str, value: Any) -> str:
     return str(value)
 
 
-def _common_settings(study: Mapping[str, Any]) -> dict[str, Any]:
+def _common_settings(study: Mapping[str, Any]) -> list[list[str]]:
     """Every setting of the runs, with all the values it takes."""
     runs = [run["config"] for run in study.get("runs", [])]
-    settings: dict[str, Any] = {}
-    for key in runs[0] if runs else ():
-        values = list(dict.fromkeys(str(run[key]) for run in runs))
-        settings[key] = ", ".join(values)
-    return settings
+    keys = runs[0] if runs else ()
+    return [[key, ", ".join(dict.fromkeys(str(run[key]) for run in runs))] for key in keys]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -68,6 +68,17 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
             f"Figures of {folder} were asked for.\nIts results.csv holds no finished run.\n"
             f"See `matrigami study status {folder}` for the causes."
         )
+    figures = _figures(records, reference)
+    note = json.dumps({"command": command, "results_sha256": file_hash(folder / "results.csv")})
+    (folder / "fig").mkdir(exist_ok=True)
+    paths = [folder / "fig" / name for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        write_atomic(path, render(figure, path.suffix[1:], note))
+    return paths
+
+
+def _figures(records: Sequence[Mapping[str, Any]], reference: Path | None) -> dict[str, Figure]:
+    """The figures of finished runs by the names of their files."""
     fit = fit_results(records)
     published = read_reference(reference) if reference else []
     figures = {
@@ -76,13 +87,7 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
     }
     if own := timed(records):  # else side by side on a card
         figures["time.png"] = time_figure(own)
-    figures["exponents.png"] = exponents_figure(fit)
-    note = json.dumps({"command": command, "results_sha256": file_hash(folder / "results.csv")})
-    (folder / "fig").mkdir(exist_ok=True)
-    paths = [folder / "fig" / name for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        write_atomic(path, render(figure, path.suffix[1:], note))
-    return paths
+    return figures | {"exponents.png": exponents_figure(fit)}
 
 
 def scaling_figure(
@@ -114,15 +119,21 @@ def scaling_figure(
             _hollow(ax, others, metric, drawn)
             if macs := result["compute"][metric]["macs"]:
                 ax.axvline(macs, color="0.6", lw=0.9, ls=":", zorder=0)
-            ax.set_title(f"{dataset}: {metric.split('_')[0]}")
-            ax.set_xlabel("multiply-adds of one forward pass of one example")
             _log_axes(ax)
-        axes[0].set_ylabel("error (%)")
-        if any(law["zeros"] for both in result["structures"].values() for law in both.values()):
-            for ax in axes:
-                ax.margins(y=0.12)  # the lowest positive error stands clear of the floor
+            ax.set_title(f"{dataset}: {metric.split('_')[0]}")
+        _dress(axes, result)
         _legend(part, axes[0], figure.get_figwidth(), _key(result, bool(others)), _letters(result))
     return figure
+
+
+def _dress(axes: np.ndarray, result: Mapping[str, Any]) -> None:
+    """Names of the axes, and room for errors of 0."""
+    axes[0].set_ylabel("error (%)")
+    zeros = [law["zeros"] for both in result["structures"].values() for law in both.values()]
+    for ax in axes:
+        ax.set_xlabel("multiply-adds of one forward pass of one example")
+        if any(zeros):
+            ax.margins(y=0.12)  # the lowest positive error stands clear of the floor
 
 
 def time_figure(records: Sequence[Mapping[str, Any]]) -> Figure:

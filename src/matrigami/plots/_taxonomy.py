@@ -50,14 +50,18 @@ def plot_taxonomy(result: Mapping[str, Any], path: Path, *, title: str = "") -> 
     return path
 
 
+def _is_full(row: Mapping[str, Any]) -> bool:
+    """Whether a member shares no weights and has full rank."""
+    return row["omega"] < NEAR and row["psi"] > 1 - NEAR
+
+
 def _panel(ax: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str) -> None:
     """One pair of numbers, in two colours."""
-    full = [r for r in rows if r["omega"] < NEAR and r["psi"] > 1 - NEAR]
-    rest = [r for r in rows if r not in full]
-    for some, color, name in (
-        (rest, "#56B4E9", "shared weights or low rank"),
-        (full, "#D55E00", "ω = 0 and ψ = 1"),
+    for is_full, color, name in (
+        (False, "#56B4E9", "shared weights or low rank"),
+        (True, "#D55E00", "ω = 0 and ψ = 1"),
     ):
+        some = [r for r in rows if _is_full(r) is is_full]
         places = [r[x] for r in some], [r[y] for r in some]
         ax.scatter(*places, s=34, color=color, alpha=0.75, label=name, linewidths=0)
     for r in rows:

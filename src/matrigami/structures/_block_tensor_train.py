@@ -15,7 +15,7 @@ Shapes: m = rows, n = columns, c = cores, r = rank, p, q = block indices, k = ri
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,20 +266,25 @@ def _(A: BlockTensorTrainMatrix) -> tuple[Fan, ...]:
     )
 
 
+def _labels(axis: str, numbers: Iterable[int]) -> list[str]:
+    """`n2 n1 n0` and the like."""
+    return [f"{axis}{i}" for i in numbers]
+
+
 @contractions.register
 def _(A: BlockTensorTrainMatrix) -> tuple[Contraction, ...]:
     c = len(A.cores)
-    sizes = {f"m{i}": C.shape[-3] for i, C in enumerate(A.cores)}
-    sizes |= {f"n{i}": C.shape[-2] for i, C in enumerate(A.cores)}
-    sizes |= {f"r{i}": C.shape[-1] for i, C in enumerate(A.cores)} | {f"r{c}": 1}
+    sizes = {f"r{c}": 1}
+    for i, C in enumerate(A.cores):
+        sizes |= zip((f"m{i}", f"n{i}", f"r{i}"), C.shape[-3:], strict=True)
     steps = []
     for i, C in enumerate(A.cores):
-        later, made = [f"n{j}" for j in range(c - 1, i, -1)], [f"m{j}" for j in range(i)]
+        later, made = _labels("n", range(c - 1, i, -1)), _labels("m", range(i))
         taken, given = [*later, f"n{i}", f"r{i}", *made], [*later, f"r{i + 1}", *made, f"m{i}"]
         if i == 0 and A.reversed_columns:
-            taken = [f"n{j}" for j in range(c)] + ["r0"]
+            taken = [*_labels("n", range(c)), "r0"]
         if i == c - 1 and A.reversed_rows:
-            given = [f"m{j}" for j in range(c - 1, -1, -1)] + [f"r{c}"]
+            given = [*_labels("m", range(c - 1, -1, -1)), f"r{c}"]
         axes = f"({' '.join(later)}) ({' '.join(made)}) r{i + 1} m{i} n{i} r{i}"
         steps.append(contraction(C, axes, " ".join(taken), " ".join(given), **sizes))
     return chained(*steps)

@@ -1,12 +1,12 @@
 """Recipes as text, for the command line and study files: `btt(rank=2)`, `monarch(blocks=4)`."""
 
 import ast
-import difflib
 from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+from matrigami._words import nearest
 from matrigami.operators import EXAMPLES, Structure
 
 __all__ = ["parse"]
@@ -40,7 +40,7 @@ def parse(text: str) -> Structure:
     )
     name, args, options = parse_call(text, refusal)
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
+        near = nearest(name, recipes)
         raise ValueError(
             f"structure {name!r}: there is no such structure.\n"
             f"Known structures: {', '.join(sorted(recipes))}.\n"

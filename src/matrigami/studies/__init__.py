@@ -19,7 +19,7 @@ from matrigami.studies._optimizers import (
     canonical_optimizer,
     parse_optimizer,
 )
-from matrigami.studies._progress import Snapshot, duration
+from matrigami.studies._progress import Snapshot
 from matrigami.studies._record import (
     COLUMNS,
     file_hash,
@@ -147,7 +147,6 @@ __all__ = [
     "conclusions",
     "counted_macs",
     "default_workers",
-    "duration",
     "environment",
     "file_hash",
     "file_sources",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matrigami.studies._fit import METRICS
-from matrigami.studies._record import labelled, read_json, read_results
+from matrigami.studies._record import Record, labelled, read_json, read_results
 
 JOINT = " · "
 """Between a structure and its study."""
@@ -44,14 +44,7 @@ def compare_studies(first: Path, second: Path) -> Comparison:
     studies = [read_json(folder / "study.json") or {} for folder in folders]
     names = _names(folders, studies)
     rows = [labelled(read_results(folder / "results.csv")) for folder in folders]
-    sets = [{str(r["dataset"]) for r in each} for each in rows]
-    common = sets[0] & sets[1]
-    if not common:
-        raise ValueError(
-            f"{first} and {second} were to be compared.\nThey have no dataset in common: "
-            f"{', '.join(sorted(sets[0]))} here, {', '.join(sorted(sets[1]))} there.\n"
-            "Compare studies of the same data."
-        )
+    common = _common_datasets(folders, rows)
     records = [
         {**r, "structure": f"{r['structure']}{JOINT}{name}", "kind": r["structure"], "study": name}
         for name, each in zip(names, rows, strict=True)
@@ -59,14 +52,33 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         if str(r["dataset"]) in common
     ]
     environments = [read_json(folder / "env.json") or {} for folder in folders]
-    values = [_settings(study) for study in studies]
-    keys = dict.fromkeys([*values[0], *values[1]])
-    differing = {
-        key: (values[0].get(key, "–"), values[1].get(key, "–"))
-        for key in keys
-        if values[0].get(key) != values[1].get(key)
+    settings = _differing(*map(_settings, studies))
+    return Comparison(names, records, settings, (environments[0], environments[1]))
+
+
+def _common_datasets(folders: Sequence[Path], rows: Sequence[Sequence[Record]]) -> set[str]:
+    """The data sets of both studies.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    first, second = ({str(r["dataset"]) for r in each} for each in rows)
+    if not first & second:
+        raise ValueError(
+            f"compare {folders[0]} {folders[1]}: they have no dataset in common.\n"
+            f"The first has {', '.join(sorted(first))}, the second {', '.join(sorted(second))}.\n"
+            "Compare studies of the same data."
+        )
+    return first & second
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that two studies do not share."""
+    return {
+        key: (first.get(key, "–"), second.get(key, "–"))
+        for key in {**first, **second}
+        if first.get(key) != second.get(key)
     }
-    return Comparison(names, records, differing, (environments[0], environments[1]))
 
 
 def same_structures(

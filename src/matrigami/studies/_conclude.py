@@ -48,10 +48,9 @@ def conclusions(records: Sequence[Record], fit: Mapping[str, Any]) -> list[str]:
     for dataset, result in fit["datasets"].items():
         own = [r for r in good if r["dataset"] == dataset]
         for metric in METRICS:
-            title = f"{dataset}, {metric.replace('_', ' ')}: "
-            found.append(title + " ".join(_at_equal_macs(result, own, metric)))
-            if dataset in by_time:
-                found += [title + s for s in _in_equal_time(by_time[dataset], metric)]
+            sentences = [" ".join(_at_equal_macs(result, own, metric))]
+            sentences += _in_equal_time(by_time[dataset], metric) if dataset in by_time else []
+            found += [f"{dataset}, {metric.replace('_', ' ')}: {s}" for s in sentences]
     return found
 
 

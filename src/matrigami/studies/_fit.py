@@ -290,16 +290,7 @@ def _notes(fit: Mapping[str, Any], metric: str) -> Iterator[str]:
     for name, reason in fit["unranked"][metric].items():
         yield f"{name} is not ranked: {reason}."
     for name, law in laws.items():
-        if law["reason"]:
-            yield f"{name} has no law: {law['reason']}."
-        if law["zeros"]:
-            places = ", ".join(f"{macs:.3g}" for macs in sorted(set(law["zero_macs"])))
-            yield (
-                f"{name}: {law['zeros']} of {law['points'] + law['zeros']} runs have an error "
-                f"of 0 and are left out of law and rank, at {places} MACs."
-            )
-        if law["broken"]:
-            yield f"{name}: runs without a finite error are left out, {law['broken']} in all."
+        yield from _left_out(name, law)
     yield from _bends(laws)
     spread = fit["noise"][metric]
     found = {"between seeds": spread["between_seeds"], "around the laws": spread["around_laws"]}
@@ -308,6 +299,20 @@ def _notes(fit: Mapping[str, Any], metric: str) -> Iterator[str]:
             f"Spread, as a share of the error: {', '.join(known)}; intervals and letters are from "
             f"the {spread['source']} ({spread['degrees']} degrees of freedom)."
         )
+
+
+def _left_out(name: str, law: Mapping[str, Any]) -> Iterator[str]:
+    """Why a structure has no law, and which of its runs have no part in it."""
+    if law["reason"]:
+        yield f"{name} has no law: {law['reason']}."
+    if law["zeros"]:
+        places = ", ".join(f"{macs:.3g}" for macs in sorted(set(law["zero_macs"])))
+        yield (
+            f"{name}: {law['zeros']} of {law['points'] + law['zeros']} runs have an error "
+            f"of 0 and are left out of law and rank, at {places} MACs."
+        )
+    if law["broken"]:
+        yield f"{name}: runs without a finite error are left out, {law['broken']} in all."
 
 
 def _bends(laws: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

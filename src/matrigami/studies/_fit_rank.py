@@ -5,7 +5,7 @@ Sources: intervals of all differences at once by the largest studentised one, We
 (2004), J. Comput. Graph. Stat. 13(2), 456-466.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from string import ascii_letters
 from typing import Any, NamedTuple
@@ -17,6 +17,10 @@ from matrigami.studies._record import Record
 
 SETTINGS = ("model", "width", "params", "macs", "lr", "examples", "epochs")
 """Columns that make a size what it is: runs that agree in all are seeds of one size."""
+
+
+Point = tuple[float, float, str, int]
+"""Log MACs, log error, structure and width."""
 
 
 class Curve(NamedTuple):
@@ -79,17 +83,23 @@ def frontier(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
         for name, c in curves.items()
         for x, y, width in zip(c.x.tolist(), c.y.tolist(), c.widths, strict=True)
     )
-    hull: list[tuple[float, float, str, int]] = []
-    for p in points:
-        while len(hull) > 1 and _turn(hull[-2], hull[-1], p) <= 0:
-            hull.pop()
-        hull.append(p)
+    hull = _lower_hull(points)
     lowest = min((y for _, y, _, _ in hull), default=0.0)
     end = next((i for i, p in enumerate(hull) if p[1] == lowest), -1)
     return [
         {"structure": n, "width": w, "macs": round(np.exp(x)), "error": float(np.exp(y))}
         for x, y, n, w in hull[: end + 1]
     ]
+
+
+def _lower_hull(points: Iterable[Point]) -> list[Point]:
+    """The lower convex hull of points that ascend in x (Andrew's monotone chain)."""
+    hull: list[Point] = []
+    for p in points:
+        while len(hull) > 1 and _turn(hull[-2], hull[-1], p) <= 0:
+            hull.pop()
+        hull.append(p)
+    return hull
 
 
 def _turn(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> float:
@@ -202,17 +212,22 @@ def letters(order: Sequence[str], differ: Collection[tuple[str, str]]) -> dict[s
     """
     groups = [frozenset(order)]
     for pair in differ:
-        split: list[frozenset[str]] = []
-        for group in groups:
-            split += [group - {name} for name in pair] if group >= set(pair) else [group]
-        unique = list(dict.fromkeys(split))
-        groups = [g for g in unique if not any(g < other for other in unique)]
+        groups = _split(groups, pair)
     place = {name: i for i, name in enumerate(order)}
     groups.sort(key=lambda group: sorted(place[name] for name in group))
     return {
         name: "".join(_letter(i) for i, group in enumerate(groups) if name in group)
         for name in order
     }
+
+
+def _split(groups: list[frozenset[str]], pair: tuple[str, str]) -> list[frozenset[str]]:
+    """Groups in which two names are not together, without those inside of others."""
+    found: list[frozenset[str]] = []
+    for group in groups:
+        found += [group - {name} for name in pair] if group >= set(pair) else [group]
+    unique = list(dict.fromkeys(found))
+    return [g for g in unique if not any(g < other for other in unique)]
 
 
 def _letter(i: int) -> str:

@@ -1,10 +1,10 @@
 """The launchers by name: where the workers of a study run."""
 
 import ast
-import difflib
 from collections.abc import Callable
 from typing import Any
 
+from matrigami._words import nearest
 from matrigami.structures._parsing import parse_call
 from matrigami.studies._launch import Launcher, Place, Processes
 from matrigami.studies._launch_ray import Ray
@@ -64,7 +64,7 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
     if args:
         raise ValueError(refusal)
     if name not in LAUNCHERS:
-        near = difflib.get_close_matches(name, LAUNCHERS, n=1, cutoff=0.0)[0]
+        near = nearest(name, LAUNCHERS)
         raise ValueError(
             f"Launcher {name!r} was asked for.\nKnown are {', '.join(LAUNCHERS)}.\n"
             f"Did you mean {near!r}?"

@@ -1,15 +1,14 @@
 """One process at a time on one run folder.
 
-The lock is the kernel's (`flock`): it goes away with the process that holds it, also after `kill
--9`, so that there are
-no stale locks to take over and no clocks or process ids to compare.
+The lock is the kernel's: it goes away with the process that holds it, also after `kill -9`, so that
+there are no stale locks to take over and no clocks or process ids to compare.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -23,25 +22,25 @@ def hold(folder: Path) -> Iterator[bool]:
         ...     (first, second)
         (True, False)
     """
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")  # for people who look; the lock does not depend on it
-        file.flush()
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    with lock:
         yield True
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process works in `folder`."""
+    """Whether some process works in `folder`.
+
+    A look takes the lock for a moment, so that of two at one instant the second sees the first.
+    """
     if not (folder / "lock").exists():
         return False
-    with (folder / "lock").open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with hold(folder) as free:
+            return not free
+    except PermissionError:  # the folder of somebody else, whose status has to be believed
+        return True

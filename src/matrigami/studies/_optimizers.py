@@ -5,7 +5,6 @@ those of the class. The learning rate and the weight decay are settings of the r
 """
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from matrigami import optim
+from matrigami._words import columns, nearest
 from matrigami.nn import adam_rule, param_groups, sgd_rule, unread
 from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Muon, Plan
 from matrigami.structures._parsing import parse_call
@@ -54,7 +54,7 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
     if name not in NAMES:
         raise ValueError(
             f"optimizer {name!r} was asked for.\nKnown are {', '.join(NAMES)}.\n"
-            f"Did you mean {_nearest(name, NAMES)!r}?"
+            f"Did you mean {nearest(name, NAMES)!r}?"
         )
     make: Make = TORCH.get(name) or OPTIMIZERS[name]
     known = [key for key in inspect.signature(make).parameters if key not in ELSEWHERE]
@@ -62,7 +62,7 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
         if key not in known:
             raise ValueError(
                 f"optimizer {text!r} was asked for.\n{name} has no option {key!r} here; it has "
-                f"{', '.join(known)}.\nDid you mean {_nearest(key, known)!r}? The learning rate is "
+                f"{', '.join(known)}.\nDid you mean {nearest(key, known)!r}? The learning rate is "
                 "the key lr."
             )
     made = partial(make, **options)
@@ -168,25 +168,33 @@ def plan_table(model: Network, config: RunConfig) -> str:
         >>> print(plan_table(build_model(config, Shape(1, 8, 10)), config).splitlines()[1])
         embed.weight            16x64  0.001
     """
-    optimizer = build_optimizer(model, config)
-    rates = [(g["lr"], p) for g in optimizer.param_groups for p in g["params"]]
-    by_parameter = {p: rate for rate, p in rates}
-    names = {name: by_parameter[p] for name, p in model.named_parameters()}
+    rates = _rates(model, build_optimizer(model, config))
     matrices = matrix_method(config.optimizer)
     if matrices is not None:
-        lines = str(optim.plan(model, matrices, elementwise=unread(model))).splitlines()
-        known = [names.get(line.split()[0]) for line in lines[1:]]
-        cells = ["learning rate", *["" if rate is None else f"{rate:.3g}" for rate in known]]
-        width = max(map(len, lines))
-        return "\n".join(
-            f"{line.ljust(width)}  {cell}".rstrip() for line, cell in zip(lines, cells, strict=True)
-        )
-    longest = max(map(len, names))
-    shapes = {name: "x".join(map(str, p.shape)) for name, p in model.named_parameters()}
-    wide = max(map(len, shapes.values()))
-    head = f"{'parameter':<{longest}}  {'shape':>{wide}}  learning rate"
-    rows = [f"{n:<{longest}}  {shapes[n]:>{wide}}  {rate:.3g}" for n, rate in names.items()]
-    return "\n".join([head, *rows])
+        return _with_rates(str(optim.plan(model, matrices, elementwise=unread(model))), rates)
+    rows = [
+        [name, "x".join(map(str, p.shape)), f"{rates[name]:.3g}"]
+        for name, p in model.named_parameters()
+    ]
+    return "\n".join(
+        columns([["parameter", "shape", "learning rate"], *rows], [False, True, False])
+    )
+
+
+def _rates(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each parameter."""
+    rates = [(g["lr"], p) for g in optimizer.param_groups for p in g["params"]]
+    by_parameter = {p: rate for rate, p in rates}
+    return {name: by_parameter[p] for name, p in model.named_parameters()}
+
+
+def _with_rates(plan: str, rates: Mapping[str, float]) -> str:
+    """A plan with one more column."""
+    head, *lines = plan.splitlines()
+    known = [rates.get(line.split()[0]) for line in lines]
+    cells = ["learning rate", *["" if rate is None else f"{rate:.3g}" for rate in known]]
+    rows = zip([head, *lines], cells, strict=True)
+    return "\n".join(columns(list(rows), [False, False]))
 
 
 def _call(text: str) -> tuple[str, Mapping[str, Any]]:
@@ -206,8 +214,3 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id in optim.__all__:
         return getattr(optim, node.id)
     return ast.literal_eval(node)
-
-
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """The most similar known name."""
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matrigami._words import duration
+
 OVERHEAD_MACS = 300_000
 """What an example costs besides the model (reading, augmentation, calls), in multiply-adds."""
 
@@ -65,18 +67,6 @@ class Clock:
         if done <= 0 or now <= self.time:
             return None
         return left * (now - self.time) / done
-
-
-def duration(seconds: float) -> str:
-    """A time for a person.
-
-    Examples:
-        >>> duration(42.0), duration(840.0), duration(9000.0)
-        ('42 s', '14 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def best_of(records: Sequence[Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ repeat_widths = [256]           # these widths also run with [train] repeat_seed
 """
 
 import ast
-import difflib
+import itertools
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -28,6 +28,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from matrigami._words import nearest
 from matrigami.structures import parse
 from matrigami.studies._config import NOTED, RunConfig
 from matrigami.studies._optimizers import canonical_optimizer
@@ -84,7 +85,7 @@ class Study:
             names = list(dict.fromkeys(c.structure for c in self.configs))
             raise ValueError(
                 f"Study {self.name!r} was asked for the runs of {wanted!r}.\n"
-                f"Its structures are {', '.join(names)}.\nDid you mean {_nearest(wanted, names)!r}?"
+                f"Its structures are {', '.join(names)}.\nDid you mean {nearest(wanted, names)!r}?"
             )
         return Study(self.name, configs, self.description)
 
@@ -117,7 +118,7 @@ def load_preset(name: str) -> Study:
     if name not in preset_names():
         raise ValueError(
             f"Preset {name!r} was asked for.\nPresets are {', '.join(preset_names())}.\n"
-            f"Did you mean {_nearest(name, preset_names())!r}?"
+            f"Did you mean {nearest(name, preset_names())!r}?"
         )
     text = (resources.files("matrigami.studies") / "presets" / f"{name}.toml").read_text("utf-8")
     return parse_spec(text, f"preset {name}")
@@ -167,16 +168,12 @@ def study_of(tables: Mapping[str, Any], origin: str, folder: str | Path = "") ->
     Raises:
         ValueError: If an entry is unknown, missing or invalid.
     """
-    _check_names(origin, "tables", tables, tuple(_KEYS))
-    parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
-    for name in ("task", "structure"):
-        if not parts[name]:
-            raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
+    parts = _parts(tables, origin)
     head, model, train = (parts[name][0] for name in ("study", "model", "train"))
     name = canonical_model(model.get("name", "mlp"))
     settings = {"model": name, **_without(model, "name"), **train}
-    parts["task"] = [{**task, **_noted(task["dataset"], name, folder)} for task in parts["task"]]
-    pairs = [(task, structure) for task in parts["task"] for structure in parts["structure"]]
+    tasks = [{**task, **_noted(task["dataset"], name, folder)} for task in parts["task"]]
+    pairs = itertools.product(tasks, parts["structure"])
     runs = [run for pair in pairs for run in _runs(settings, *pair)]
     if not runs:
         raise ValueError(
@@ -188,6 +185,20 @@ def study_of(tables: Mapping[str, Any], origin: str, folder: str | Path = "") ->
     )
 
 
+def _parts(tables: Mapping[str, Any], origin: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The tables of each name, checked."""
+    _check_names(origin, "tables", tables, tuple(_KEYS))
+    parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
+    for name in ("task", "structure"):
+        if not parts[name]:
+            raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
+    return parts
+
+
+_SPELLINGS = {"score": canonical_structure, "optimizer": canonical_optimizer}
+"""Settings that have one spelling."""
+
+
 def _runs(
     settings: Mapping[str, Any], task: Mapping[str, Any], structure: Mapping[str, Any]
 ) -> Iterator[RunConfig]:
@@ -196,22 +207,23 @@ def _runs(
         return
     own = _without(structure, "name", "widths", "datasets", "repeat_widths")
     merged = {**settings, **task, **own, "structure": canonical_structure(structure["name"])}
-    if "score" in merged:
-        merged["score"] = canonical_structure(merged["score"])
-    if "optimizer" in merged:
-        merged["optimizer"] = canonical_optimizer(merged["optimizer"])
+    merged |= {key: spelt(merged[key]) for key, spelt in _SPELLINGS.items() if key in merged}
     seeds, again = merged.pop("seeds", [0]), merged.pop("repeat_seeds", [1])
-    missing = [key for key in ("lr", "epochs", "batch_size") if key not in merged]
-    if missing:
-        raise ValueError(
-            f"Runs of {merged['structure']} on {task['dataset']} were asked for.\n"
-            f"Missing settings: {', '.join(missing)}.\n"
-            "Add them to [train], [[task]] or [[structure]]."
-        )
+    _check_settings(merged)
     for width in structure["widths"]:
         repeats = again if width in structure.get("repeat_widths", []) else []
         for seed in [*seeds, *repeats]:
             yield RunConfig(**merged, width=width, seed=seed)
+
+
+def _check_settings(merged: Mapping[str, Any]) -> None:
+    """Refuse runs without the settings that have no default."""
+    missing = [key for key in ("lr", "epochs", "batch_size") if key not in merged]
+    if missing:
+        raise ValueError(
+            f"[train]: runs of {merged['structure']} on {merged['dataset']} have no "
+            f"{', '.join(missing)}.\nAdd this to [train], [[task]] or [[structure]]."
+        )
 
 
 def _noted(dataset: str, model: str, folder: str | Path) -> dict[str, str]:
@@ -252,7 +264,7 @@ def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[
             raise ValueError(
                 f"{origin} was read: it has {name!r} among the {what}.\n"
                 f"Known are {', '.join(known)}.\n"
-                f"Did you mean {_nearest(name, known)!r}?"
+                f"Did you mean {nearest(name, known)!r}?"
             )
 
 
@@ -275,11 +287,6 @@ def _is(value: Any, type_: Any) -> bool:
     if isinstance(value, bool) or type_ is bool:
         return isinstance(value, bool) and type_ is bool
     return isinstance(value, int | float if type_ is float else type_)
-
-
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """The most similar known name."""
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
 def _without(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -137,8 +137,7 @@ class Stack:
         }
         self.parameters = [[table[name] for table in tables] for name in self.weights]
         for same, W in zip(self.parameters, self.weights.values(), strict=True):
-            for p, w in zip(same, W.unbind(), strict=True):
-                p.data = w
+            _make_views(same, W)
         return _joined_optimizer([run.optimizer for run in self.runs])
 
     def _backward(self, batches: Sequence[Batch]) -> None:
@@ -206,6 +205,12 @@ def _passes(run: Stackable, *, batched: bool) -> Passes:
         return [G.contiguous() for G in gradients], sums  # fused steps do not read strides
 
     return passes
+
+
+def _make_views(parameters: Sequence[Tensor], W: Tensor) -> None:
+    """Let equal parameters of several runs be the parts of a stack."""
+    for p, w in zip(parameters, W.unbind(), strict=True):
+        p.data = w
 
 
 def _joined_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:

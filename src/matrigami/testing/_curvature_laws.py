@@ -3,6 +3,7 @@
 The truth is the Fisher matrix as an operator, which knows nothing of layers.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -89,7 +90,7 @@ def covers_every_parameter(approximation: Approximation) -> None:
         F = approximation.make(model, loss, (x, y), labels=1)
         wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         expect(F.sizes == wanted, f"{name}: the parameters are {F.sizes}, not {wanted}")
-        held = sorted(n for names in F.names for n in names)
+        held = sorted(itertools.chain.from_iterable(F.names))
         expect(held == sorted(wanted), f"{name}: the blocks hold {held}")
         same = all(map(torch.equal, before, model.parameters()))
         grads = [p.grad for p in model.parameters() if p.grad is not None]

@@ -97,14 +97,19 @@ def check_structure(
     for m, n in accepted:
         A = member(recipe, m, n)
         for law in laws:
-            if law not in OPERATOR_LAWS:
+            if law in OPERATOR_LAWS:
+                _enforce_on_value(law, f"{recipe} at {m}x{n}", A)
+            else:
                 enforce(law, f"{recipe} at {m}x{n}", recipe, m, n)
-                continue
-            derivative = law in DERIVATIVE_LAWS
-            if m * n <= SMALL or not derivative:
-                enforce(law, f"{recipe} at {m}x{n}", A)
-            if m * n <= (SMALL if derivative else MIDDLING):
-                enforce(law, f"a complex {recipe} at {m}x{n}", complexified(A))
+
+
+def _enforce_on_value(law: Callable[..., None], what: str, A: LinearOperator) -> None:
+    """A law of operators, on a member and on a complex one, where they are small enough for it."""
+    size, derivative = A.shape[-2] * A.shape[-1], law in DERIVATIVE_LAWS
+    if size <= SMALL or not derivative:
+        enforce(law, what, A)
+    if size <= (SMALL if derivative else MIDDLING):
+        enforce(law, f"a complex {what}", complexified(A))
 
 
 def enforce(law: Callable[..., None], where: str, *subject: Any) -> None:

@@ -112,13 +112,7 @@ class Simplices:
             for n, side in zip(sizes, sides, strict=True)
         ]
         vertices = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
-        index = torch.arange(len(vertices)).reshape([n + 1 for n in sizes])
-        corner = index[tuple(slice(0, -1) for _ in sizes)].flatten()
-        strides = torch.tensor([math.prod(n + 1 for n in sizes[a + 1 :]) for a in range(d)])
-        steps = [strides[list(order)].cumsum(0) for order in permutations(range(d))]
-        paths = [torch.nn.functional.pad(step, (1, 0)) for step in steps]
-        cells = torch.cat([corner[:, None] + path for path in paths])
-        return cls(vertices, cells, boundary)
+        return cls(vertices, _kuhn(sizes), boundary)
 
     @classmethod
     def read(
@@ -273,3 +267,14 @@ def _read_file(path: Any) -> Any:
             f"Simplices.read({str(path)!r}) needs meshio.\nInstall it: pip install meshio."
         ) from error
     return meshio.read(path)
+
+
+def _kuhn(sizes: Sequence[int]) -> Int[Tensor, "c v"]:
+    """The simplices of a grid of cubes: from corner to corner, one axis after the other."""
+    points, d = [n + 1 for n in sizes], len(sizes)
+    index = torch.arange(math.prod(points)).reshape(points)
+    corner = index[(slice(0, -1),) * d].flatten()
+    strides = torch.tensor([math.prod(points[a + 1 :]) for a in range(d)])
+    steps = [strides[list(order)].cumsum(0) for order in permutations(range(d))]
+    paths = [torch.nn.functional.pad(step, (1, 0)) for step in steps]
+    return torch.cat([corner[:, None] + path for path in paths])

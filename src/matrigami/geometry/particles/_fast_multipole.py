@@ -119,6 +119,20 @@ def _parents(tree: Octree, level: int) -> Int[Tensor, " P"]:
     return tree.levels[level].split.nonzero()[:, 0]
 
 
+def _bases(
+    kernel: Kernel, entries: Entries, sizes: list[float], errors: list[float], like: Tensor
+) -> tuple[Basis | None, list[Basis], list[float]]:
+    """The basis of each level, with its factor; of homogeneous kernels, one for all of them."""
+    d, degree = like.shape[1], HOMOGENEOUS.get(kernel)
+    if degree is None:
+        pairs = enumerate(zip(sizes, errors, strict=True), 1)
+        bases = [basis(entries, h, d, level, e, like) for level, (h, e) in pairs]
+        return None, bases, [1.0] * len(sizes)
+    error = min(e / h**degree for e, h in zip(errors, sizes, strict=True))
+    unit = basis(entries, 1.0, d, len(sizes), error, like)
+    return unit, [unit.resized(h) for h in sizes], [h ** (degree / 2) for h in sizes]
+
+
 def _far_levels(
     tree: Octree,
     partners: list[Tensor],
@@ -146,15 +160,7 @@ def _far_levels(
         return []
     with torch.no_grad():
         errors = _errors(entries, sizes, tol, like)
-        degree = HOMOGENEOUS.get(kernel)
-        if degree is not None:
-            error = min(e / h**degree for e, h in zip(errors, sizes, strict=True))
-            unit = basis(spanned, 1.0, d, len(sizes), error, like)
-            bases, factors = [unit.resized(h) for h in sizes], [h ** (degree / 2) for h in sizes]
-        else:
-            pairs = enumerate(zip(sizes, errors, strict=True), 1)
-            bases = [basis(spanned, h, d, level, e, like) for level, (h, e) in pairs]
-            unit, factors = None, [1.0] * len(sizes)
+        unit, bases, factors = _bases(kernel, spanned, sizes, errors, like)
     shared = None if unit is None else _parent_couplings(unit, entries, d)
     return [
         Far(b, factor, _level_couplings(p, b, entries) if shared is None else shared)

@@ -7,13 +7,14 @@ everywhere.
 Shapes: t = targets, s = sources, d = dimension.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from matrigami._words import nearest
 
 Kernel = Callable[[Tensor], Tensor]
 """A function of distances, entry by entry."""
@@ -100,7 +101,7 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
     """
     if isinstance(kernel, str):
         if kernel not in KERNELS:
-            near = difflib.get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
+            near = nearest(kernel, KERNELS)
             raise ValueError(
                 f"kernel {kernel!r}: there is no such kernel.\n"
                 f"Known kernels: {', '.join(KERNELS)}.\n"

@@ -64,15 +64,23 @@ class Cut(NamedTuple):
         return whole.split(self.lengths(count), self.axis)
 
 
+def by_owner(cuts: Sequence[Cut], those: Iterable[int], count: int) -> list[list[int]]:
+    """The places of some tensors, for each process of those that it owns."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for i in those:
+        found[cuts[i].owner].append(i)
+    return found
+
+
 def to_owners(
     parts: Sequence[Tensor], cuts: Sequence[Cut], group: Group, device: torch.device
 ) -> dict[int, Tensor]:
     """The wholes that this process owns, by their place in the list."""
-    rank, count = group.rank(), group.size()
-    wholes: dict[int, Tensor] = {}
+    count, wholes = group.size(), {}
     for dtype, those in _by_dtype(cuts):
-        outgoing = [[parts[i] for i in those if cuts[i].owner == r] for r in range(count)]
-        mine = [i for i in those if cuts[i].owner == rank]
+        owned = by_owner(cuts, those, count)
+        mine = owned[group.rank()]
+        outgoing = [[parts[i] for i in places] for places in owned]
         incoming = [[cuts[i].part(r, count) for i in mine] for r in range(count)]
         received = _exchanged(outgoing, incoming, dtype, device, group)
         for i, pieces in zip(mine, zip(*received, strict=True), strict=True):
@@ -87,14 +95,21 @@ def from_owners(
     rank, count = group.rank(), group.size()
     parts: dict[int, Tensor] = {}
     for dtype, those in _by_dtype(cuts):
-        mine = [cuts[i].parts(wholes[i], count) for i in those if cuts[i].owner == rank]
-        outgoing = [[pieces[r] for pieces in mine] for r in range(count)]
-        theirs = [[i for i in those if cuts[i].owner == r] for r in range(count)]
-        incoming = [[cuts[i].part(rank, count) for i in places] for places in theirs]
+        owned = by_owner(cuts, those, count)
+        outgoing = _parts(wholes, cuts, owned[rank], count)
+        incoming = [[cuts[i].part(rank, count) for i in places] for places in owned]
         received = _exchanged(outgoing, incoming, dtype, device, group)
-        for places, pieces in zip(theirs, received, strict=True):
+        for places, pieces in zip(owned, received, strict=True):
             parts |= zip(places, pieces, strict=True)
     return [parts[i] for i in range(len(cuts))]
+
+
+def _parts(
+    wholes: Mapping[int, Tensor], cuts: Sequence[Cut], those: Sequence[int], count: int
+) -> list[list[Tensor]]:
+    """Some tensors, cut: for each process its parts."""
+    cut = [cuts[i].parts(wholes[i], count) for i in those]
+    return [[pieces[r] for pieces in cut] for r in range(count)]
 
 
 def copies(
@@ -103,21 +118,32 @@ def copies(
     """Every tensor, whole, on every process: one broadcast for each owner."""
     found: dict[int, Tensor] = {}
     waiting: list[tuple[Any, Tensor, list[int]]] = []
-    for dtype, those in _by_dtype(cuts):
-        for owner in sorted({cuts[i].owner for i in those}):
-            theirs = [i for i in those if cuts[i].owner == owner]
-            if owner == group.rank():
-                flat = torch.cat([wholes[i].reshape(-1).to(dtype) for i in theirs])
-            else:
-                size = sum(_size(cuts[i].shape) for i in theirs)
-                flat = torch.empty(size, dtype=dtype, device=device)
-            source = dist.get_global_rank(group, owner)
-            work = dist.broadcast(flat, source, group=group, async_op=True)
-            waiting.append((work, flat, theirs))
+    for _, those in _by_dtype(cuts):
+        for owner, theirs in enumerate(by_owner(cuts, those, group.size())):
+            if theirs:
+                flat = _flat(wholes, cuts, theirs, owner == group.rank(), device)
+                source = dist.get_global_rank(group, owner)
+                work = dist.broadcast(flat, source, group=group, async_op=True)
+                waiting.append((work, flat, theirs))
     for work, flat, theirs in waiting:
         work.wait()
         found |= zip(theirs, _cut_flat(flat, [cuts[i].shape for i in theirs]), strict=True)
     return [found[i] for i in range(len(cuts))]
+
+
+def _flat(
+    wholes: Mapping[int, Tensor],
+    cuts: Sequence[Cut],
+    those: Sequence[int],
+    owned: bool,
+    device: torch.device,
+) -> Tensor:
+    """Tensors of one type one after the other, or room for them."""
+    dtype = cuts[those[0]].dtype
+    if owned:
+        return torch.cat([wholes[i].reshape(-1).to(dtype) for i in those])
+    size = sum(_size(cuts[i].shape) for i in those)
+    return torch.empty(size, dtype=dtype, device=device)
 
 
 def summed(values: Float[Tensor, " n"], groups: Iterable[Group]) -> Float[Tensor, " n"]:

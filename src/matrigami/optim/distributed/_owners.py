@@ -30,6 +30,7 @@ from matrigami.optim.distributed._messages import (
     all_known,
     anywhere,
     assembled,
+    by_owner,
     copies,
     from_owners,
     sharded_axes,
@@ -184,8 +185,9 @@ class Owners:
     ) -> list[Update]:
         """Updates from their owners, and whether they are applied, which each owner knows."""
         cuts = self._cuts(team, matrices, exact=False)
-        ranks = sorted({cut.owner for cut in cuts})
-        places = {r: [i for i, cut in enumerate(cuts) if cut.owner == r] for r in ranks}
+        owned_by = by_owner(cuts, range(len(cuts)), team.group.size())
+        places = {rank: some for rank, some in enumerate(owned_by) if some}
+        ranks = list(places)
         flags = [Cut(r, (len(places[r]),), None, torch.float32) for r in ranks]
         wholes = {i: update.direction for i, update in owned.items()}
         if owned:
@@ -194,11 +196,7 @@ class Owners:
             wholes[len(cuts) + ranks.index(team.group.rank())] = mine
         send = copies if team.mesh is None else from_owners
         parts = send(wholes, [*cuts, *flags], team.group, team.device)
-        applied: dict[int, Any] = {}
-        for r, values in zip(ranks, parts[len(cuts) :], strict=True):
-            applied |= zip(
-                places[r], values.tolist() if values.is_cpu else values.double(), strict=True
-            )
+        applied = _applied(places.values(), parts[len(cuts) :])
         return [
             Update(p, team.restored(p, part, cut), applied[i])
             for i, (p, part, cut) in enumerate(zip(matrices, parts, cuts, strict=False))
@@ -208,12 +206,11 @@ class Owners:
         self, team: Team, matrices: Sequence[Tensor], state: Mapping[Tensor, State]
     ) -> dict[Tensor, State]:
         """The state of owned matrices, as each process of the team saves it."""
-        known = [(i, described(state[p])) for i, p in enumerate(matrices) if state[p]]
-        entries = sorted(all_known(known, [team.group]), key=lambda pair: pair[0])
+        entries = _all_described(matrices, state, [team.group])
         found: dict[Tensor, State] = {}
         large: list[tuple[Tensor, str]] = []
         cuts: list[Cut] = []
-        for i, entry in entries:
+        for i, entry in sorted(entries, key=lambda pair: pair[0]):
             p = matrices[i]
             found[p] = {name: S.to(team.device) for name, S in small(entry).items()}
             for name, (shape, dtype) in sizes(entry).items():
@@ -231,12 +228,7 @@ class Owners:
     ) -> dict[Tensor, State]:
         """The state of owned matrices, from what `_spread` made of it or from whole tensors."""
         rank = team.group.rank()
-        found: dict[Tensor, State] = {
-            p: {n: S for n, S in state[p].items() if not isinstance(S, DTensor)}
-            if self._owners[p] == rank
-            else {}
-            for p in matrices
-        }
+        found = {p: _unsharded(state[p]) if self._owners[p] == rank else {} for p in matrices}
         shards = {
             (p, name): S for p in matrices for name, S in state[p].items() if isinstance(S, DTensor)
         }
@@ -250,6 +242,19 @@ class Owners:
             p, name = keys[i]
             found[p][name] = S
         return found
+
+
+def _applied(places: Iterable[list[int]], flags: Sequence[Tensor]) -> dict[int, Any]:
+    """Whether the update at each place is applied, from what each owner sent."""
+    found: dict[int, Any] = {}
+    for some, values in zip(places, flags, strict=True):
+        found |= zip(some, values.tolist() if values.is_cpu else values.double(), strict=True)
+    return found
+
+
+def _unsharded(entry: State) -> State:
+    """What of a state this process has alone."""
+    return {name: S for name, S in entry.items() if not isinstance(S, DTensor)}
 
 
 def _longest(shape: tuple[int, ...]) -> int:
@@ -300,9 +305,8 @@ def spread_shards(
 
     A process whose shard is empty has no state: it learns from the others which there is.
     """
-    mine = [(i, described(state[p])) for i, p in enumerate(parameters) if state[p]]
     entries: dict[int, dict[str, Any]] = {}
-    for i, entry in all_known(mine, places):
+    for i, entry in _all_described(parameters, state, places):
         known = entries.setdefault(i, entry)
         known |= {name: torch.maximum(known[name], S) for name, S in small(entry).items()}
     found: dict[Tensor, State] = {}
@@ -330,6 +334,14 @@ def taken_shards(p: Tensor, entry: State) -> State:
             whole = whole.redistribute(mesh, sharded.placements).to_local().clone()
         found[name] = whole
     return found
+
+
+def _all_described(
+    parameters: Sequence[Tensor], state: Mapping[Tensor, State], groups: Iterable[Group]
+) -> list[tuple[int, dict[str, Any]]]:
+    """What the processes of some groups have of the state of each parameter."""
+    mine = [(i, described(state[p])) for i, p in enumerate(parameters) if state[p]]
+    return all_known(mine, groups)
 
 
 def described(entry: State) -> dict[str, Any]:

@@ -122,18 +122,20 @@ def competing(values: Sequence[Float[Tensor, "_ _"]], shapes: Sequence[tuple[int
         shapes: Rows and columns of the blocks of each stack.
     """
     parts = [_steps(v.square(), p, q) for v, (p, q) in zip(values, shapes, strict=True)]
-    worth = torch.cat([w.flatten() for w, _, _ in parts])
+    rows = [_one_by_one(s, *part) for s, part in enumerate(parts)]
+    worth, *columns = (torch.cat(column) for column in zip(*rows, strict=True))
     order = worth.sort(descending=True, stable=True).indices
-    stacks = [torch.full((g.numel(),), s) for s, (_, _, g) in enumerate(parts)]
-    blocks = [torch.arange(len(g))[:, None].expand_as(g).flatten() for _, _, g in parts]
-    return Steps(
-        torch.cat([c.expand_as(g).flatten() for _, c, g in parts])[order],
-        torch.cat([g.flatten() for _, _, g in parts])[order],
-        torch.cat(stacks)[order],
-        torch.cat(blocks)[order],
-        tuple([len(v) for v in values]),
-        tuple([g.shape[1] for _, _, g in parts]),
-    )
+    costs, gains, stack, block = (column[order] for column in columns)
+    most = tuple([g.shape[1] for _, _, g in parts])
+    return Steps(costs, gains, stack, block, tuple(map(len, values)), most)
+
+
+def _one_by_one(s: int, worth: Tensor, costs: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
+    """Worth, cost, gain, stack and block of each step of a stack."""
+    blocks = torch.arange(len(gains))[:, None].expand_as(gains)
+    stacks = torch.full((gains.numel(),), s)
+    found = (worth, costs.expand_as(gains), gains, stacks, blocks)
+    return tuple([column.flatten() for column in found])
 
 
 def _steps(energy: Float[Tensor, "b r"], p: int, q: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matrigami._words import duration
 from matrigami.studies._environment import environment
-from matrigami.studies._progress import duration
 from matrigami.studies._record import read_json, write_atomic, write_json
 from matrigami.studies.analysis._analyze import analyze
 from matrigami.studies.analysis._input import check_memory

@@ -1,6 +1,5 @@
 """What is refused before any work: each message says what was asked, what was got, what to do."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matrigami._words import nearest
 from matrigami.operators import LinearOperator, dense, free_memory
 
 COPIES = 24
@@ -74,7 +74,7 @@ def check_names(what: str, names: Sequence[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            near = nearest(name, known)
             raise ValueError(
                 f"analyze(A, {what}=...): {name!r} was asked for.\n"
                 f"Known are {', '.join(known)}.\n"

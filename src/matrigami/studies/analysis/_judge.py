@@ -39,6 +39,19 @@ def findings_of(
     return [_finding(f, curves[f.name], nulls[f.name], storages, bounds) for f in families]
 
 
+def _mean_errors(curves: Sequence[Curve], storages: Sequence[float]) -> list[float]:
+    """The errors of several curves at each storage."""
+    return [statistics.fmean(c.at(s) for c in curves) for s in storages]
+
+
+def _against(
+    nulls: Sequence[Sequence[Sequence[float]]], i: int, error: float
+) -> tuple[float, bool]:
+    """How much lower an error is than those of null models, and whether it is below all of them."""
+    gain = min((statistics.fmean(draws[i]) / error for draws in nulls), default=1.0)
+    return gain, all(error < _lower_end(draws[i]) for draws in nulls)
+
+
 def _finding(
     family: Family,
     curves: Mapping[str, Sequence[Curve]],
@@ -47,17 +60,14 @@ def _finding(
     bounds: Sequence[float],
 ) -> Finding:
     """The finding of one structure."""
-    errors = {
-        name: [statistics.fmean(c.at(s) for c in several) for s in storages]
-        for name, several in curves.items()
-    }
+    errors = {name: _mean_errors(several, storages) for name, several in curves.items()}
     ordering = _best_order(errors)
     own, is_low = errors[ordering], family.name == "low_rank"
     counting = [nulls[m] for m in (COUNTING[-1:] if is_low else COUNTING) if m in nulls]
     gains, clear = [], []
     for i, error in enumerate(own):
-        gains.append(min((statistics.fmean(draws[i]) / error for draws in counting), default=1.0))
-        below = all(error < _lower_end(draws[i]) for draws in counting)
+        gain, below = _against(counting, i, error)
+        gains.append(gain)
         clear.append(below and (is_low or error < bounds[i]))
     return Finding(
         structure=family.name,

@@ -130,9 +130,14 @@ def null_errors(
         curves = curves_of(
             arrangements(B, traits, question, names, place), question.families, lambda: None
         )
-        for structure, by_order in curves.items():
-            row = errors[structure].setdefault(model, [[] for _ in question.storages])
-            for column, storage in zip(row, question.storages, strict=True):
-                column.append(min(c[0].at(storage) for c in by_order.values()))
+        _note_lowest(errors, model, curves, question.storages)
         tick()
     return errors
+
+
+def _note_lowest(errors: Errors, model: str, curves: Curves, storages: Sequence[float]) -> None:
+    """Append, for each structure and storage, the lowest error over the orders."""
+    for structure, by_order in curves.items():
+        row = errors[structure].setdefault(model, [[] for _ in storages])
+        for column, storage in zip(row, storages, strict=True):
+            column.append(min(c[0].at(storage) for c in by_order.values()))

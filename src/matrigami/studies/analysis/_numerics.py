@@ -5,6 +5,7 @@ with zero boundary values. All of them are made from formulas and from sparse La
 """
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from matrigami.geometry.particles import kernel_matrix
 from matrigami.studies.analysis._sources import Loaded, Source
+
+KERNELS = (*itertools.product(("laplace", "matern32", "gaussian"), (1, 2, 3)), ("laplace", 0))
+"""Kernels with the dimension of their points; 0 is the sphere."""
 
 POINTS = (96, 192, 384)
 """Points of a kernel."""
@@ -29,17 +33,10 @@ SCALE = 0.2
 
 def numerical_sources() -> list[Source]:
     """Kernels, Laplacians, their inverses, Schur complements."""
-    found = []
-    for kernel in ("laplace", "matern32", "gaussian"):
-        for d in (1, 2, 3):
-            found += [_kernel(kernel, d, n) for n in POINTS]
-    found += [_kernel("laplace", 0, n) for n in POINTS]
-    for d, sides in GRIDS.items():
-        found += [_grid("Green's function", d, k) for k in sides]
+    found = [_kernel(kernel, d, n) for kernel, d in KERNELS for n in POINTS]
+    found += [_grid("Green's function", d, k) for d, sides in GRIDS.items() for k in sides]
     found += [_grid("Laplacian", 2, k) for k in GRIDS[2]]
-    for d, sides in SEPARATORS.items():
-        found += [_schur(d, k) for k in sides]
-    return found
+    return found + [_schur(d, k) for d, sides in SEPARATORS.items() for k in sides]
 
 
 def _kernel(kernel: str, d: int, n: int) -> Source:

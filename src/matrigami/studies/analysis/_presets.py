@@ -1,8 +1,8 @@
 """Sets of matrices that ship with the library."""
 
-import difflib
 from pathlib import Path
 
+from matrigami._words import nearest
 from matrigami.studies.analysis._language_model import language_model_sources
 from matrigami.studies.analysis._networks import network_sources
 from matrigami.studies.analysis._numerics import numerical_sources
@@ -25,7 +25,7 @@ def preset_sources(name: str, model: Path | None = None) -> list[Source]:
     if name not in PRESETS:
         raise ValueError(
             f"--preset {name} was asked for.\nPresets are {', '.join(PRESETS)}.\n"
-            f"Did you mean {difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]!r}?"
+            f"Did you mean {nearest(name, PRESETS)!r}?"
         )
     more = [] if model is None else language_model_sources(model)
     return [*numerical_sources(), *network_sources(), *more]

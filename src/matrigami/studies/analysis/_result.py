@@ -1,7 +1,7 @@
 """What an analysis found, as values that go to JSON and back."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -163,16 +163,25 @@ def judged(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[Find
     whose error is within a quarter of the lowest, the one that reaches it with the least storage.
     Low rank only if there is no other.
     """
-    for i in sorted(range(len(storages)), key=lambda i: storages[i]):
-        exact = [f for f in findings if f.present[i] and f.best[i] <= ROUNDING]
-        if exact:
-            return _thriftiest(exact, i), i
-    for i in range(len(storages)):
-        there = [f for f in findings if f.present[i]]
-        chosen = [f for f in there if f.structure != "low_rank"] or there
+    for i, chosen in _candidates(findings, storages):
         if chosen:
             return _thriftiest(chosen, i), i
     return None
+
+
+def _candidates(
+    findings: Sequence[Finding], storages: Sequence[float]
+) -> Iterator[tuple[int, list[Finding]]]:
+    """What may be the answer: first what is exact, from the least storage; then what is present."""
+    for i in sorted(range(len(storages)), key=lambda i: storages[i]):
+        yield i, [f for f in findings if f.present[i] and f.best[i] <= ROUNDING]
+    for i in range(len(storages)):
+        yield i, _rather_than_low_rank([f for f in findings if f.present[i]])
+
+
+def _rather_than_low_rank(findings: list[Finding]) -> list[Finding]:
+    """Low rank only if there is no other."""
+    return [f for f in findings if f.structure != "low_rank"] or findings
 
 
 def _thriftiest(findings: Sequence[Finding], i: int) -> Finding:
@@ -186,12 +195,17 @@ def _thriftiest(findings: Sequence[Finding], i: int) -> Finding:
 def verdict_of(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[str, list[str]]:
     """The sentence, and what it rests on."""
     found = judged(findings, storages)
-    if found is not None:
-        finding, i = found
-        others = [f for f in findings if f.present[i] and f.structure != finding.structure]
-        others = sorted(others, key=lambda f: f.best[i])[:3]
-        evidence = [_evidence(f, i, storages) for f in (finding, *others)]
-        return finding.words(i).format("present"), [*evidence, *_orders(finding, i)]
+    if found is None:
+        return _no_structure(findings, storages)
+    finding, i = found
+    others = [f for f in findings if f.present[i] and f.structure != finding.structure]
+    others = sorted(others, key=lambda f: f.best[i])[:3]
+    evidence = [_evidence(f, i, storages) for f in (finding, *others)]
+    return finding.words(i).format("present"), [*evidence, *_orders(finding, i)]
+
+
+def _no_structure(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[str, list[str]]:
+    """The sentence where none is present, with the nearest, and what it rests on."""
     low = next((f for f in findings if f.structure == "low_rank"), None)
     decays = low is not None and low.gains[0] >= TRACE
     verdict = "no structure" + (" beyond a decaying spectrum" if decays else "")

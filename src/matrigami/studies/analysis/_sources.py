@@ -3,7 +3,6 @@
 Shapes are known before anything is read, and nothing is unpickled.
 """
 
-import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matrigami._words import nearest
 from matrigami.geometry.particles import KERNELS, error_estimate, kernel_matrix
 from matrigami.geometry.particles._kernels import interactions, is_singular
 from matrigami.geometry.particles._points import check_coincidence, check_scale, checked_points
@@ -105,7 +105,7 @@ def kernel_source(kernel: str, path: Path, scale: float = 1.0) -> Source:
         ValueError: If the kernel is unknown, or the points cannot be read.
     """
     if kernel not in KERNELS:
-        near = difflib.get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
+        near = nearest(kernel, KERNELS)
         raise ValueError(
             f"--kernel {kernel} was asked for.\nKnown kernels: {', '.join(KERNELS)}.\n"
             f"Did you mean {near!r}?"

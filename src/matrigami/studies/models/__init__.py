@@ -7,13 +7,13 @@ own, `file.py:function`.
 """
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
 
+from matrigami._words import nearest
 from matrigami.structures._parsing import parse_call
 from matrigami.studies._config import RunConfig
 from matrigami.studies._own import is_function
@@ -112,7 +112,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     if args:
         raise ValueError(refusal)
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        near = nearest(name, MODELS)
         raise ValueError(
             f"Model {name!r} was asked for.\nKnown are {', '.join(MODELS)}, or a function "
             f"file.py:function.\nDid you mean {near!r}?"

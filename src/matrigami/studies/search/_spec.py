@@ -116,18 +116,21 @@ def sampled(number: int, seed: int, without: list[str] | tuple[str, ...] = ()) -
         >>> sampled(2, seed=0) == sampled(2, seed=0), len(set(sampled(20, seed=1)))
         (True, 20)
     """
+    rest = [text for text in _lattice() if text not in without]
+    if number > len(rest):
+        raise ValueError(
+            f"sampled({number}): the lattice of quarters has only {len(rest)} others.\nDraw fewer."
+        )
+    return random.Random(seed).sample(rest, number)
+
+
+def _lattice() -> list[str]:
+    """The members whose exponents are quarters."""
     steps = range(QUARTERS + 1)
     thirds = [t for t in itertools.product(steps, repeat=3) if sum(t) == QUARTERS]
-    every = [
+    return [
         canonical_structure(f"einsum({', '.join(f'{x / QUARTERS:g}' for x in (*i, *o, rank))})")
         for i, o in itertools.product(thirds, repeat=2)
         for rank in steps
         if max(rank, min(i[1], o[0])) <= min(i[0], o[1])
     ]
-    rest = [text for text in every if text not in without]
-    if number > len(rest):
-        raise ValueError(
-            f"sampled({number}): {number} structures were asked for.\n"
-            f"The lattice of quarters has {len(rest)} others."
-        )
-    return random.Random(seed).sample(rest, number)

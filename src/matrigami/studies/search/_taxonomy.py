@@ -41,8 +41,7 @@ def taxonomy(search: Search, records: Sequence[Record], *, seed: int = 0) -> dic
     """
     halved = [i for i, share in enumerate(search.keep) if share < 1]
     macs = search.macs[halved[0] if halved else -1]
-    rows = [_row(name, records, macs) for name in search.structures]
-    rows = sorted((r for r in rows if math.isfinite(r["error"])), key=lambda r: r["error"])
+    rows = _rows(search, records, macs)
     X = np.array([[1.0, r["omega"], 1 - r["psi"], r["nu"]] for r in rows])
     logs = np.log([r["error"] for r in rows])
     exponents = np.array([r["exponent"] for r in rows])
@@ -66,6 +65,12 @@ def _row(name: str, records: Sequence[Record], macs: float) -> dict[str, Any]:
     sizes = sorted({int(r["macs"]) for r in own})
     error = predicted(name, own, macs)
     return {"structure": name, **places, "sizes": sizes, "exponent": -slope, "error": error}
+
+
+def _rows(search: Search, records: Sequence[Record], macs: float) -> list[dict[str, Any]]:
+    """The candidates that have a law, best first."""
+    rows = [_row(name, records, macs) for name in search.structures]
+    return sorted((r for r in rows if math.isfinite(r["error"])), key=lambda r: r["error"])
 
 
 def _regression(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:

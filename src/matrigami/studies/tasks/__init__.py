@@ -4,11 +4,11 @@ A task obeys the protocol `Task`. A new one is a file here and a line of `TASKS`
 `matrigami.testing.check_task` holds it to the protocol.
 """
 
-import difflib
 from pathlib import Path
 
 import torch
 
+from matrigami._words import nearest
 from matrigami.studies._config import RunConfig
 from matrigami.studies._own import is_function, source_path
 from matrigami.studies.tasks._arrays import ArrayTask
@@ -39,7 +39,7 @@ def load_task(
     if name in TASKS:
         return TASKS[name].load(config, folder, torch.device(device))
     if not is_function(name) and not source_path(name, config.folder).exists():
-        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+        near = nearest(name, TASKS)
         raise ValueError(
             f"Task {name!r} was asked for.\nKnown are {', '.join(TASKS)}; a file "
             f"{source_path(name, config.folder)} is not there.\nDid you mean {near!r}?"

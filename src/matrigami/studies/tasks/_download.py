@@ -73,16 +73,22 @@ def get_dataset(
         ) from error
     if at_hand is None:
         _download_all(source, folder, tell or _silent)
-    elif at_hand.is_dir():
-        _copy(source, at_hand, folder)
-    elif len(source.files) == 1:
-        with at_hand.open("rb") as content:
-            _store(content, paths[0])
     else:
-        _unpack(source, at_hand, folder)
+        _take(source, at_hand, folder)
     for file in source.files:
         read_checked(source, file, folder)
     return paths
+
+
+def _take(source: Source, at_hand: Path, folder: Path) -> None:
+    """The files of a data set from a folder, an archive, or the one file that it is."""
+    if at_hand.is_dir():
+        _copy(source, at_hand, folder)
+    elif len(source.files) == 1:
+        with at_hand.open("rb") as content:
+            _store(content, folder / source.folder / next(iter(source.files)))
+    else:
+        _unpack(source, at_hand, folder)
 
 
 def download(url: str, path: Path, tell: Tell) -> None:
