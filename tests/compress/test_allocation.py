@@ -24,6 +24,7 @@ from matrigami.compress import (
     unstructured,
 )
 from matrigami.compress._allocation import knapsack
+from matrigami.compress._methods import described
 from tests.compress.test_models import Chain
 
 OVER = [Grid(2, None), Grid(3, None), Grid(4, None), Grid(8, None)]
@@ -114,7 +115,7 @@ def test_a_mixed_choice_that_is_worse_falls_back_and_says_so(problem, monkeypatc
     found = allocate(model, data, "0.16x bytes", OVER)
     assert found.fell_back
     assert found.measured == found.uniform_measured
-    assert set(map(str, found.methods.values())) == {found.uniform}
+    assert set(map(described, found.methods.values())) == {found.uniform}
     assert str(found).startswith("uniform")
 
 
