@@ -58,7 +58,7 @@ test: setup  ## the whole test-suite, in two passes
 test-extras: setup  ## install the extras hf, onnx, entropy and mesh, and run the tests that are skipped without them
 	@$(INSTALL) -e '.[plots,data,dev,$(EXTRAS)]'
 	@TYPECHECK=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 \
-	  $$(grep -rlE "needs the extra ($$(echo $(EXTRAS) | tr , '|'))\"" tests)
+	  $$(grep -rlE --include='test_*.py' "needs the extra ($$(echo $(EXTRAS) | tr , '|'))\"" tests)
 
 nightly: setup  ## the slow tests, with more random examples
 	TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 -m slow --hypothesis-profile=nightly

@@ -9,6 +9,7 @@ from matrigami.compress import (
     evaluate,
     quantize_,
     register_transformers,
+    save_compressed_tensors,
     save_dense,
     shrink_,
     structure_,
@@ -142,6 +143,8 @@ def test_separate_experts_are_saved_as_such(tmp_path):
         assert len(mg.nn.separated(other)) == 2
     to_dense_(again)
     assert not mg.nn.separated(again)
+    with pytest.raises(ValueError, match="is fused again; the format knows nn.Linear alone"):
+        save_compressed_tensors(again, report.values, tmp_path / "packed")
     plain = save_dense(again, tmp_path / "plain")
     dense = transformers.AutoModelForCausalLM.from_pretrained(plain)
     torch.testing.assert_close(logits(dense, batch), expected, atol=1e-4, rtol=1e-4)

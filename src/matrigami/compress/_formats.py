@@ -57,12 +57,8 @@ def save_compressed_tensors(
     """
     modules = dict(model.named_modules())
     tensors = own_tensors(model)[0]
+    _refuse_others("save_compressed_tensors", modules, values)
     for name, value in values.items():
-        if not isinstance(modules[name], nn.Linear):
-            raise ValueError(
-                f"save_compressed_tensors: {name} is a {type(modules[name]).__name__}, and the "
-                "format knows nn.Linear alone.\nQuantise with ignore=, or save_dense."
-            )
         kind = tensors.pop(f"{name}.weight").dtype
         tensors |= _packed(name, value, kind)
     known = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
@@ -104,6 +100,7 @@ def save_gptq(
             f"grids are given, and ragged are: {', '.join(ragged) or 'none'}.\n"
             "Use save_compressed_tensors."
         )
+    _refuse_others("save_gptq", dict(model.named_modules()), values)
     ((bits, group, symmetric),) = grids
     tensors = own_tensors(model)[0]
     for name, value in values.items():
@@ -120,6 +117,20 @@ def save_gptq(
         "modules_in_block_to_quantize": None,
     }
     return _saved(folder, tensors, config, source)
+
+
+def _refuse_others(
+    who: str, modules: Mapping[str, nn.Module], values: Mapping[str, QuantizedMatrix]
+) -> None:
+    """Raise for what is no `nn.Linear` of the model, which is all that the formats know."""
+    for name in values:
+        layer = modules.get(name)
+        if not isinstance(layer, nn.Linear):
+            what = "fused again" if layer is None else f"a {type(layer).__name__}"
+            raise ValueError(
+                f"{who}: {name} is {what}; the format knows nn.Linear alone.\n"
+                "Quantise with ignore=, or save_dense, on the command line --format dense."
+            )
 
 
 def _packed(name: str, value: QuantizedMatrix, kind: torch.dtype) -> dict[str, Tensor]:

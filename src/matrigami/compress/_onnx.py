@@ -5,6 +5,7 @@ are plain numbers: ONNX has types for both, but no exporter that makes them.
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,8 +70,11 @@ def save_onnx(
         {0: any_size} if t.is_floating_point() else dict.fromkeys(range(t.ndim), any_size)
         for t in given
     )
+    told = logging.getLogger("torch")
+    level = told.level
     with new_folder(folder, source) as work, at_rest(still.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+        warnings.simplefilter("ignore")  # of the exporter, about itself, as is what it logs
+        told.setLevel(logging.CRITICAL)
         try:
             program = torch.onnx.export(
                 still,
@@ -82,11 +86,13 @@ def save_onnx(
                 verbose=False,
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(
                 f"save_onnx: torch.export does not follow the {type(model).__name__}: {first}\n"
                 "Write another format, or export a part of the model."
             ) from error
+        finally:
+            told.setLevel(level)
         program.save(str(work / FILE))  # pyright: ignore[reportOptionalMemberAccess]
     return Path(folder)
 

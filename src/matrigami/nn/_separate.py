@@ -149,7 +149,7 @@ class SeparateExperts(nn.ModuleList):
         total, (shell,) = torch.zeros_like(hidden_states), self.shell
         for e, expert in enumerate(self):
             token, place = torch.where(top_k_index == e)
-            if len(token):
+            if torch.compiler.is_exporting() or len(token):
                 y = expert["down"](shell._apply_gate(expert["up"](hidden_states[token])))  # pyright: ignore[reportIndexIssue]
                 total.index_add_(0, token, (y * top_k_weights[token, place, None]).to(total.dtype))
         return total
