@@ -9,7 +9,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from matrigami import BlockTensorTrain, Kronecker, Monarch, Structure
 from matrigami.nn import StructuredLinear
@@ -77,6 +79,20 @@ def test_gradients_of_many_outputs_at_once():
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_tracers_see_plain_operations():
+    """The graph has derivatives, and FLOPs are counted."""
+    layer, x = StructuredLinear(16, 16, Monarch(blocks=4), bias=False), torch.randn(5, 16)
+    graph = make_fx(layer)(x)
+    ours, theirs = (
+        torch.autograd.grad(call(x).square().sum(), layer.get_parameter("right"))
+        for call in (graph, layer)
+    )
+    torch.testing.assert_close(ours, theirs)
+    with FlopCounterMode(display=False) as counted:
+        layer(x)
+    assert counted.get_total_flops() == 2 * 5 * layer.cost().macs
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -26,9 +26,11 @@ PLAIN = (Tensor, torch.nn.Parameter)
 def is_written_in_place(X: Tensor, *factors: Tensor) -> bool:
     """Whether results may be written into given memory: one real matrix, nobody looking on.
 
-    Tracers, `torch.func`, forward mode and automatic casts see plain operations only.
+    Tracers, dispatch modes, `torch.func`, forward mode and automatic casts see plain operations.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack():
         return False
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return False
