@@ -96,7 +96,7 @@ def _measured(
     None where there is nothing to compare with: zeros, or what is not finite.
     """
     best, shortest = None, float("inf")
-    with torch.no_grad(), torch.cuda.device(X.device):
+    with torch.no_grad(), torch.cuda.device_of(X):
         exact = two().float()
         size = float(torch.linalg.vector_norm(exact))
         if not 0 < size < float("inf"):
@@ -140,15 +140,16 @@ def run(X: Tensor, R: Tensor, L: Tensor, layout: tuple[bool, bool], tile: Tile) 
     programs = max(_processors(X) * side_by_side // sets, 1)
     exact = torch.get_float32_matmul_precision() == "highest"
     grid = sets, min(programs, triton.cdiv(k, tile.tokens))
-    _product[grid](  # pyright: ignore[reportIndexIssue]
-        *(X, R, L, Y, k, g, r, i, a, j),
-        *((x, x * g) if columns else (x * a, x)),
-        *(X.stride(1), *R.stride(), *L.stride()),
-        *((y, y * i) if rows else (y * j, y)),
-        Y.stride(1),
-        *(tile.tokens, G, rank, tile.blocks, A, J, "ieee" if exact else "tf32"),
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(X):  # Triton launches on the current one
+        _product[grid](  # pyright: ignore[reportIndexIssue]
+            *(X, R, L, Y, k, g, r, i, a, j),
+            *((x, x * g) if columns else (x * a, x)),
+            *(X.stride(1), *R.stride(), *L.stride()),
+            *((y, y * i) if rows else (y * j, y)),
+            Y.stride(1),
+            *(tile.tokens, G, rank, tile.blocks, A, J, "ieee" if exact else "tf32"),
+            num_warps=WARPS,
+        )
     return Y
 
 
