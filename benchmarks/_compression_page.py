@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import exp, log
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +88,9 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
     drawn = [_point(*group) for group in groups if group[0][1] in FAMILIES]
     figure = Path("fig") / f"{model}.png"
     plot_sizes(drawn, out / figure, title=f"{model}: divergence from the dense model, held out")
-    seeds = set(map(attrgetter("seed"), rows))
     yield (
         f"### {model}, perplexity {rows[0].dense_perplexity:.4f}\n\n"
-        f"Means over {len(seeds)} calibration draws, and the least and largest of them."
+        "Means over draws of the calibration, and the least and largest of them."
     )
     yield f"![Nats a token against bytes, {model}]({figure.as_posix()})"
     yield table(HEAD, [_line(*group) for group in groups if group[0][1] != "budget"])
@@ -100,7 +98,7 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
         yield table(BUDGET, budgets)
 
 
-HEAD = ("", "way", "bytes", "MACs", "perplexity", "nats a token", "agreement", "s")
+HEAD = ("", "way", "draws", "bytes", "MACs", "perplexity", "nats a token", "agreement", "s")
 BUDGET = (
     "budget",
     "seed",
@@ -131,7 +129,8 @@ def _line(key: tuple[str, str, str, str], rows: list[Row]) -> list[str]:
         for name in ("bytes", "macs", "agreement", "seconds")
     )
     loss = _spread([row.kl for row in rows], "{:.2e}")
-    return [key[2], key[3], f"{size:.3f}", f"{work:.2f}", words, loss, f"{same:.1%}", f"{took:.0f}"]
+    told = [f"{size:.3f}", f"{work:.2f}", words, loss, f"{same:.1%}", f"{took:.0f}"]
+    return [key[2], key[3], str(len(rows)), *told]
 
 
 def _spread(values: list[float], form: str) -> str:
