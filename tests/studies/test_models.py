@@ -255,7 +255,7 @@ def test_scores_count_their_multiply_adds():
     ("score", "message"), [("mlr(3, 1, 1)", "do not split"), ("bttt", "Did you mean 'btt'")]
 )
 def test_a_score_that_does_not_fit_is_refused(score, message):
-    with pytest.raises(ValueError, match="Only the attention of a GPT"):
+    with pytest.raises(ValueError, match="only the attention of a GPT"):
         build_model(config(score=score), CIFAR100)
     with pytest.raises(ValueError, match=message):
         build_model(config("gpt", "dense", 16, heads=2, score=score), TEXT)

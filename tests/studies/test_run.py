@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(plan, tmp_path):
     blocked.write_text("")
     with pytest.raises(ValueError, match="cannot be written") as caught:
         run_study(plan, blocked)
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) in (2, 3)
     with pytest.raises(ValueError, match="workers = 0"):
         run_study(plan, tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()

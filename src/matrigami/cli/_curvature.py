@@ -97,7 +97,7 @@ def _labels(text: str) -> Any:
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise ValueError(
-        f"--labels {text} was asked for.\n"
+        f"--labels {text}: "
         "labels is 'exact', 'empirical', 'examples' or a number of samples of at least 1."
     )
 
@@ -112,13 +112,13 @@ def _load(name: str, examples: int, data_dir: Path | None) -> "tuple[nn.Module, 
     source, _, function = name.rpartition(":")
     if not source or not function:
         raise ValueError(
-            f"The curvature of {name!r} was asked for.\nThere is no such folder.\n"
+            f"curvature of {name!r}: there is no such folder.\n"
             "Give the folder of a run, or package.module:function, or file.py:function."
         )
     made = made_by(name, function_of(source, function))
     if not isinstance(made, tuple) or len(made) != 3:
         raise ValueError(
-            f"The curvature of {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"
+            f"curvature of {name!r}: it returned a {type(made).__name__}.\n"
             "It should return a model, a loss and data: (inputs, targets) or a list of them."
         )
     return made
@@ -204,7 +204,7 @@ def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
         from matrigami.plots import plot_errors
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"--figure {figure} was asked for.\n{error.name} is not installed.\n"
+            f"--figure {figure}: {error.name} is not installed.\n"
             "Install it: pip install matplotlib."
         ) from error
     plot_errors({"Fisher matrix": errors}, figure, title=model)

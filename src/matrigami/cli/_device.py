@@ -40,6 +40,6 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"Training on --device {device} was asked for.\nIt is not there: {reason}\n"
+            f"Training on --device {device}: it is not there: {reason}\n"
             "Use --device cpu, or install a torch build for it."
         ) from error

@@ -116,8 +116,7 @@ def export(out: Path, format_: str, to: Path, into: str | None, data: Path | Non
         values = quantized_values(out)
         if not values:
             raise ValueError(
-                f"--format {format_} was asked for.\nNothing in {out} is quantised.\n"
-                "Use --format dense."
+                f"--format {format_}: nothing in {out} is quantised.\nUse --format dense."
             )
         save = save_gptq if format_ == "gptq" else save_compressed_tensors
         save(model, values, to, out)
@@ -134,7 +133,7 @@ def _example(out: Path, data: Path | None) -> Any:
     if (out / "config.json").exists():
         return {"input_ids": torch.ones(2, 16, dtype=torch.long)}
     raise ValueError(
-        "--format onnx was asked for.\nThe model is followed on an example, and none is given.\n"
+        "--format onnx: the model is followed on an example, and none is given.\n"
         "Give --data FILE, a safetensors file with inputs."
     )
 

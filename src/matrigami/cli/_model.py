@@ -52,7 +52,7 @@ def function_of(source: str, function: str) -> Callable[[], Any]:
         return getattr(importlib.import_module(source), function)
     except Exception as error:
         raise ValueError(
-            f"The function {source}:{function} was asked for.\nIt was not found: "
+            f"function {source}:{function}: it was not found: "
             f"{_told(error)}.\nGive package.module:function, or path/to/file.py:function."
         ) from error
 
@@ -69,7 +69,7 @@ def made_by(name: str, make: Callable[[], Any]) -> Any:
         return make()
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"The model {name!r} was asked for.\nIts function failed with {_told(error)}.\n"
+            f"model {name!r}: its function failed with {_told(error)}.\n"
             "It is called without arguments: try it in Python first."
         ) from error
 
@@ -89,7 +89,7 @@ def model_of(name: str, into: str | None = None) -> "nn.Module":
     path = located(name)
     if path.suffix in PICKLES:
         raise ValueError(
-            f"The model {name} was asked for.\nIt is a file of pickles, which can run code.\n"
+            f"model {name}: it is a file of pickles, which can run code.\n"
             "Convert it to safetensors where you trust it."
         )
     if path.is_dir() or path.suffix == ".safetensors":
@@ -97,13 +97,13 @@ def model_of(name: str, into: str | None = None) -> "nn.Module":
     source, _, function = name.rpartition(":")
     if not source or not function:
         raise ValueError(
-            f"The model {name!r} was asked for.\nThere is no such folder or safetensors file.\n"
+            f"model {name!r}: there is no such folder or safetensors file.\n"
             "Give one, or package.module:function, or path/to/file.py:function."
         )
     made = made_by(name, function_of(source, function))
     if not isinstance(made, nn.Module):
         raise ValueError(
-            f"The model {name!r} was asked for.\nIt returned a {type(made).__name__}.\n"
+            f"model {name!r}: it returned a {type(made).__name__}.\n"
             "It should return a torch.nn.Module."
         )
     return made.eval()
@@ -124,7 +124,7 @@ def located(name: str) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=["*.safetensors", *BESIDE]))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise ValueError(
-            f"The model {name} was asked for.\nThere is no such folder, and the hub does not give "
+            f"model {name}: there is no such folder, and the hub does not give "
             f"it: {_told(error)}.\nGive a folder, or the owner/name of a model of the hub."
         ) from error
 
@@ -139,7 +139,7 @@ def _from_files(path: Path, into: "nn.Module | None") -> "nn.Module":
         return _filled(into, path if path.is_file() else path / "model.safetensors")
     if not (path / "config.json").exists():
         raise ValueError(
-            f"The model {path} was asked for.\nIt does not say which model its tensors belong to.\n"
+            f"model {path}: it does not say which model its tensors belong to.\n"
             "Name it: --into package.module:function."
         )
     return _of_transformers(path)
@@ -163,12 +163,12 @@ def _of_transformers(path: Path) -> "nn.Module":
         )
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, _damaged()) as error:
         raise ValueError(
-            f"The model {path} was asked for.\nIts folder cannot be loaded: {_told(error)}.\n"
+            f"model {path}: its folder cannot be loaded: {_told(error)}.\n"
             "It needs config.json and safetensors files, no pickles and no code of its own."
         ) from error
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(
-            f"The model {path} was asked for.\nIts files lack {len(lacking)} tensors of a "
+            f"model {path}: its files lack {len(lacking)} tensors of a "
             f"{type(model).__name__}: {', '.join(lacking[:3])}.\n"
             "They would be random numbers; save the model again, or name its kind in config.json."
         )
@@ -182,7 +182,7 @@ def _refuse_large(path: Path) -> None:
     size, free = sum(f.stat().st_size for f in path.glob("*.safetensors")), free_memory()
     if size > free:
         raise ValueError(
-            f"The model {path} was asked for.\nIts tensors take {size / 2**30:.1f} GiB, and about "
+            f"model {path}: its tensors take {size / 2**30:.1f} GiB, and about "
             f"{free / 2**30:.1f} GiB are free.\nTake a smaller model, or a larger machine."
         )
 
@@ -194,13 +194,13 @@ def _refuse_paths(path: Path) -> None:
             names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"The model {path} was asked for.\nIts {index.name} is damaged: {_told(error)}.\n"
+                f"model {path}: its {index.name} is damaged: {_told(error)}.\n"
                 "Fetch or save the model again."
             ) from error
         strange = sorted(name for name in names if Path(str(name)).name != name)
         if strange:
             raise ValueError(
-                f"The model {path} was asked for.\nIts {index.name} names {strange[0]}, outside of "
+                f"model {path}: its {index.name} names {strange[0]}, outside of "
                 "the folder.\nFiles of a model lie in its folder; this one is not to be trusted."
             )
 
@@ -221,7 +221,7 @@ def _filled(model: "nn.Module", path: Path) -> "nn.Module":
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"The tensors of {path} were asked for.\nThey do not fit the model, or are damaged: "
+            f"tensors of {path}: they do not fit the model, or are damaged: "
             f"{str(error).splitlines()[0]}\nName the model that they belong to by --into."
         ) from error
     return model
@@ -233,7 +233,7 @@ def transformers() -> Any:
         library = importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         raise ValueError(
-            "A model or tokenizer of transformers was asked for.\nThe package is not installed.\n"
+            "A model or tokenizer of transformers: the package is not installed.\n"
             "Install it: pip install transformers."
         ) from error
     library.utils.logging.disable_progress_bar()
@@ -247,13 +247,13 @@ def new_place(out: Path) -> None:
         ValueError: If it exists, or cannot be made.
     """
     if out.exists():
-        raise ValueError(f"-o {out} was asked for.\nIt exists.\nGive the name of a new folder.")
+        raise ValueError(f"-o {out}: it exists.\nGive the name of a new folder.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=out.parent).cleanup()
     except OSError as error:
         raise ValueError(
-            f"-o {out} was asked for.\nNothing can be written there: {error.strerror}.\n"
+            f"-o {out}: nothing can be written there: {error.strerror}.\n"
             "Give a new folder where files of yours may be."
         ) from error
 
@@ -283,7 +283,7 @@ def batches_of(
         name, t = "input_ids", _tokens(path, model, length, sequences)
     if not (t.ndim and len(t)):
         raise ValueError(
-            f"The examples of {path} were asked for.\nThere are none: {name} is {tuple(t.shape)}.\n"
+            f"examples of {path}: there are none: {name} is {tuple(t.shape)}.\n"
             "Give some, along the first axis: a few hundred vectors are enough."
         )
     kind = None if net is None else next((p.dtype for p in net.parameters()), None)
@@ -300,12 +300,12 @@ def _tensor(path: Path) -> "tuple[str, Tensor]":
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} was asked for.\nIt is damaged: {error}.") from error
+        raise ValueError(f"{path}: it is damaged: {error}.") from error
     for name in ("input_ids", "inputs"):
         if name in tensors:
             return name, tensors[name]
     raise ValueError(
-        f"The examples of {path} were asked for.\nIt has {', '.join(tensors) or 'nothing'}.\n"
+        f"examples of {path}: it has {', '.join(tensors) or 'nothing'}.\n"
         "Give a tensor input_ids of token numbers, or inputs."
     )
 
@@ -316,7 +316,7 @@ def _tokens(path: Path, model: str, length: int, sequences: int) -> "Tensor":
 
     if not (Path(model) / "tokenizer.json").exists():
         raise ValueError(
-            f"The text {path} was asked for.\n{model} has no tokenizer.json to read it.\n"
+            f"text {path}: {model} has no tokenizer.json to read it.\n"
             "Give token numbers: a safetensors file with a tensor input_ids."
         )
     tokenizer = transformers().AutoTokenizer.from_pretrained(model, local_files_only=True)
@@ -327,7 +327,7 @@ def _tokens(path: Path, model: str, length: int, sequences: int) -> "Tensor":
     rows = [first + ids[i : i + words] for i in range(0, len(ids) - words + 1, words)]
     if not rows:
         raise ValueError(
-            f"The text {path} was asked for.\nIt has {len(ids)} tokens, less than one sequence of "
+            f"text {path}: it has {len(ids)} tokens, less than one sequence of "
             f"{length}.\nGive a longer one, or --length."
         )
     return torch.tensor(rows[:sequences])

@@ -65,7 +65,7 @@ def plot_study(folder: Path, *, command: str = "", reference: Path | None = None
     records = [r for r in labelled(read_results(folder / "results.csv")) if r["status"] == "done"]
     if not records:
         raise ValueError(
-            f"Figures of {folder} were asked for.\nIts results.csv holds no finished run.\n"
+            f"Figures of {folder}: its results.csv holds no finished run.\n"
             f"See `matrigami study status {folder}` for the causes."
         )
     figures = _figures(records, reference)
@@ -225,8 +225,8 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
             point[name] = next((float(row[key]) for key in spellings if row.get(key)), None)
         if any(value is None for value in point.values()):
             raise ValueError(
-                f"The reference {path} was asked for.\n"
-                "A row lacks one of dataset, structure, macs, train_error, test_error: "
+                f"The reference {path}: "
+                "a row lacks one of dataset, structure, macs, train_error, test_error: "
                 f"{row}.\n"
                 "Give a CSV with these columns."
             )

@@ -80,8 +80,8 @@ def load_checkpoint(
     header, tensors = _read(path)
     if header["id"] != config.id:
         raise ValueError(
-            f"Checkpoint {path} was to be read for run {config.id}.\n"
-            f"It belongs to run {header['id']}.\n"
+            f"Checkpoint {path} of run {config.id}: "
+            f"it belongs to run {header['id']}.\n"
             "Give each run its own folder."
         )
     try:
@@ -136,7 +136,7 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 def _damaged(path: Path, what: str) -> ValueError:
     """What to raise."""
     return ValueError(
-        f"Checkpoint {path} was to be read.\nIt is damaged: {' '.join(what.split())[:300]}.\n"
+        f"Checkpoint {path}: it is damaged: {' '.join(what.split())[:300]}.\n"
         "Delete it to start the run anew."
     )
 

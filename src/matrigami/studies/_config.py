@@ -185,8 +185,8 @@ class RunConfig:
         """One range."""
         if not valid:
             raise ValueError(
-                f"A run on {self.dataset!r} with {name} = {getattr(self, name)!r} was asked for.\n"
-                f"This value is out of range.\n{name} should be {range_}."
+                f"A run on {self.dataset!r} with {name} = {getattr(self, name)!r}: "
+                f"this value is out of range.\n{name} should be {range_}."
             )
 
     @property
@@ -220,7 +220,7 @@ class RunConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(
-                f"A run was asked for with {sorted(unknown)}.\nA run has no such settings.\n"
+                f"RunConfig: a run has no settings {sorted(unknown)}.\n"
                 f"Settings are: {', '.join(field.name for field in fields(cls))}."
             )
         return cls(**values)

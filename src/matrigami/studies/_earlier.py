@@ -28,9 +28,8 @@ def earlier(out: Path, known: Iterable[str]) -> dict[str, Record]:
     others = [row for row in rows if row.get("id") not in ids]
     if others:
         raise ValueError(
-            f"A study was asked for in the folder {out}.\n"
-            f"Its results.csv has {len(others)} of {len(rows)} runs that are no part of this "
-            "study, and would be written over.\n"
+            f"--out {out}: its results.csv has {len(others)} of {len(rows)} runs that are no part "
+            "of this study, and would be written over.\n"
             "Give --out a folder of its own."
         )
     env = read_json(out / "env.json") or {}

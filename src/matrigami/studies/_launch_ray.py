@@ -77,8 +77,8 @@ class Ray:
                 ray.init(address=address, log_to_driver=False)
         except (ConnectionError, OSError) as error:
             raise ValueError(
-                f"Launcher ray(address={address!r}) was asked for.\n"
-                f"There is no cluster: {str(error).splitlines()[0]}\n"
+                f"Launcher ray(address={address!r}): "
+                f"there is no cluster: {str(error).splitlines()[0]}\n"
                 "Start one with `ray start --head`, or use ray(address=local)."
             ) from error
         options = {"num_cpus": place.threads, "num_gpus": int(place.device != "cpu")}

@@ -53,7 +53,7 @@ class Slurm:
 
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise ValueError(
-                "Launcher 'slurm' was asked for.\nThere is no command sbatch on this machine.\n"
+                "Launcher 'slurm': there is no command sbatch on this machine.\n"
                 "Call it on a login node of the cluster, or leave --launcher out."
             )
         self.out = place.out

@@ -30,13 +30,13 @@ def launcher_of(text: str, place: Place) -> Launcher:
         return LAUNCHERS[name](place, **options)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"Launcher {name!r} was asked for.\nThe package {error.name!r} is not installed.\n"
+            f"Launcher {name!r}: the package {error.name!r} is not installed.\n"
             f"pip install 'matrigami[{name}]'"
         ) from error
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"Launcher {text!r} was asked for.\nIt does not take these options: {reason}.\n"
+            f"Launcher {text!r}: it does not take these options: {reason}.\n"
             "The page of studies tells them."
         ) from error
 
@@ -57,7 +57,7 @@ def is_here(text: str) -> bool:
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:
     """Name and options."""
     refusal = (
-        f"Launcher {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
+        f"Launcher {text[:200]!r}: it is not a name with literal options.\n"
         f"Write one of {', '.join(LAUNCHERS)}; or, with options, slurm(timeout_min=600)."
     )
     name, args, options = parse_call(text, refusal, _value)
@@ -66,8 +66,7 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
     if name not in LAUNCHERS:
         near = nearest(name, LAUNCHERS)
         raise ValueError(
-            f"Launcher {name!r} was asked for.\nKnown are {', '.join(LAUNCHERS)}.\n"
-            f"Did you mean {near!r}?"
+            f"Launcher {name!r}: known are {', '.join(LAUNCHERS)}.\nDid you mean {near!r}?"
         )
     return name, options
 

@@ -43,7 +43,7 @@ def load_run(folder: str | Path, examples: int, *, data_dir: str | Path | None =
     values = read_json(folder / "config.json")
     if values is None:
         raise ValueError(
-            f"The run in {folder} was asked for.\nIt has no config.json.\n"
+            f"run in {folder}: it has no config.json.\n"
             "A run is a folder runs/<id> of a study, or the folder of `matrigami train`."
         )
     config = RunConfig.from_json(values)
@@ -51,7 +51,7 @@ def load_run(folder: str | Path, examples: int, *, data_dir: str | Path | None =
     model = build_model(config, task.shape, torch.Generator().manual_seed(2 * config.seed))
     if load_checkpoint(folder / CHECKPOINT, config, model, None) is None:
         raise ValueError(
-            f"The run in {folder} was asked for.\nIt has no checkpoint: it was never begun.\n"
+            f"run in {folder}: it has no checkpoint: it was never begun.\n"
             "Train it first: matrigami train, or matrigami study run."
         )
     count = min(examples, task.examples)

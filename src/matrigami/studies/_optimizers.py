@@ -53,7 +53,7 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
     name, options = _call(text)
     if name not in NAMES:
         raise ValueError(
-            f"optimizer {name!r} was asked for.\nKnown are {', '.join(NAMES)}.\n"
+            f"optimizer {name!r}: known are {', '.join(NAMES)}.\n"
             f"Did you mean {nearest(name, NAMES)!r}?"
         )
     make: Make = TORCH.get(name) or OPTIMIZERS[name]
@@ -61,7 +61,7 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
     for key in options:
         if key not in known:
             raise ValueError(
-                f"optimizer {text!r} was asked for.\n{name} has no option {key!r} here; it has "
+                f"optimizer {text!r}: {name} has no option {key!r} here; it has "
                 f"{', '.join(known)}.\nDid you mean {nearest(key, known)!r}? The learning rate is "
                 "the key lr."
             )
@@ -70,7 +70,7 @@ def parse_optimizer(text: str) -> partial[torch.optim.Optimizer]:
         _try(made)
     except (TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
-            f"optimizer {text!r} was asked for.\nA value is of the wrong type: "
+            f"optimizer {text!r}: a value is of the wrong type: "
             f"{str(error).splitlines()[0]}.\n"
             f"See the documentation of {name}."
         ) from error
@@ -200,7 +200,7 @@ def _with_rates(plan: str, rates: Mapping[str, float]) -> str:
 def _call(text: str) -> tuple[str, Mapping[str, Any]]:
     """Name and options; a bare name as a value is looked up in `matrigami.optim`."""
     refusal = (
-        f"optimizer {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
+        f"optimizer {text[:200]!r}: it is not a name with literal options.\n"
         "Write for example: adamw, soap(frequency=5), muon(scale=spectral)."
     )
     name, args, options = parse_call(text, refusal, _value)

@@ -43,12 +43,12 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
         names = runpy.run_path(str(path))
     except OSError as error:
         raise ValueError(
-            f"{name} was asked for.\n{path} cannot be read: {error.strerror}.\n"
+            f"{name}: {path} cannot be read: {error.strerror}.\n"
             "Give a path relative to the study file."
         ) from error
     except Exception as error:
         raise ValueError(
-            f"{name} was asked for.\n{path} cannot be run: {type(error).__name__}: "
+            f"{name}: {path} cannot be run: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}.\nMend the file."
         ) from error
     found = names.get(function)
@@ -56,8 +56,7 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
         functions = [n for n, f in names.items() if callable(f) and not n.startswith("_")]
         near = difflib.get_close_matches(function, functions, 3, 0.3)
         raise ValueError(
-            f"{name} was asked for.\n{path} has no function {function!r}.\n"
-            f"Nearest: {', '.join(near) or 'none'}."
+            f"{name}: {path} has no function {function!r}.\nNearest: {', '.join(near) or 'none'}."
         )
     return found
 
@@ -97,7 +96,7 @@ def missing(name: str, path: Path, error: OSError, known: Iterable[str]) -> Valu
     """What to raise for a name that is neither known nor a file."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return ValueError(
-        f"{name!r} was asked for.\nIt is none of {', '.join(known)}, and {path} cannot be read: "
+        f"{name!r}: it is none of {', '.join(known)}, and {path} cannot be read: "
         f"{error.strerror}.\nDid you mean {near[0] if near else 'another file'!r}?"
     )
 
@@ -110,6 +109,6 @@ def refuse_changed(folder: str, name: str, noted: str) -> None:
     """
     if noted and source_hash(name, folder, ()) != noted:
         raise ValueError(
-            f"{name} was asked for.\n{source_path(name, folder)} has changed since the run was "
+            f"{name}: {source_path(name, folder)} has changed since the run was "
             "planned.\nStart the study anew from its file, or restore what was there."
         )

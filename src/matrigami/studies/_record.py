@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
 def damaged(path: Path, what: str) -> ValueError:
     """What to raise for a file that was written by a study and cannot be read back."""
     return ValueError(
-        f"{path} was to be read.\nIt is damaged: {what}.\n"
+        f"{path}: it is damaged: {what}.\n"
         "Restore it from a copy, or delete it: what can be made anew will be."
     )
 
@@ -120,7 +120,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
     except OSError as error:
         raise ValueError(
-            f"The results {path} were asked for.\nThey cannot be read: {error.strerror}.\n"
+            f"results {path}: they cannot be read: {error.strerror}.\n"
             "Run `matrigami study run` with --out on this folder first."
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -128,7 +128,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     missing = set(COLUMNS[:14]) - set(rows[0]) if rows else set()
     if missing:
         raise ValueError(
-            f"The results {path} were asked for.\nColumns are missing: {sorted(missing)}.\n"
+            f"results {path}: columns are missing: {sorted(missing)}.\n"
             "Write them anew with `matrigami study run`."
         )
     return [_row(path, number, row) for number, row in enumerate(rows, 2)]

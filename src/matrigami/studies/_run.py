@@ -172,8 +172,8 @@ def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
     others = [c for c in there.configs if c.id not in plan.sizes]
     if others and not grow:
         raise ValueError(
-            f"Study {plan.name!r} was asked for in the folder {out}.\n"
-            f"It holds {there.name!r}, {len(others)} of whose {len(there.configs)} runs are no "
+            f"--out {out}, for study {plan.name!r}: it holds {there.name!r}.\n"
+            f"{len(others)} of its {len(there.configs)} runs are no "
             "part of this study.\n"
             "Give --out a folder of its own, or --grow to have all runs in one."
         )
@@ -205,8 +205,7 @@ def prepare(plan: StudyPlan, out: Path, known: Mapping[str, Record] | None = Non
         write_json(out / "study.json", {"name": plan.name, "runs": runs})
     except OSError as error:
         raise ValueError(
-            f"A study was asked for in the folder {out}.\n"
-            f"It cannot be written: {error.strerror} ({error.filename}).\n"
+            f"--out {out}: it cannot be written: {error.strerror} ({error.filename}).\n"
             "Give --out a folder that you may write to, on a disk with space."
         ) from error
 
@@ -248,7 +247,7 @@ def load_plan(out: Path) -> StudyPlan:
     stored = read_json(out / "study.json")
     if stored is None:
         raise ValueError(
-            f"The study in {out} was asked for.\nThe folder has no study.json.\n"
+            f"study in {out}: the folder has no study.json.\n"
             f"Run `matrigami study run` with --out {out} first."
         )
     try:
@@ -316,7 +315,7 @@ def _at_least_one(name: str, value: int | None) -> None:
     """Refuse a count below 1."""
     if value is not None and value < 1:
         raise ValueError(
-            f"A study with {name} = {value} was asked for.\nThis is out of range.\nGive at least 1."
+            f"study run, {name} = {value}: at least 1 is needed.\nLeave it out for the default."
         )
 
 

@@ -122,8 +122,7 @@ def _prepare(config: RunConfig, out: Path, stack: ExitStack, device: str) -> Non
         held = stack.enter_context(hold(out))
     except OSError as error:
         raise ValueError(
-            f"A run was asked for in the folder {out}.\n"
-            f"It cannot be written: {error.strerror} ({error.filename}).\n"
+            f"--out {out}: it cannot be written: {error.strerror} ({error.filename}).\n"
             "Give --out a folder that you may write to."
         ) from error
     stored = read_json(out / "config.json")
@@ -131,7 +130,7 @@ def _prepare(config: RunConfig, out: Path, stack: ExitStack, device: str) -> Non
     if other or not held:
         what = "It holds another run" if other else "Another process trains in it"
         raise ValueError(
-            f"Run {config.id} was asked for in the folder {out}.\n{what}.\n"
+            f"--out {out}, for run {config.id}: {what[0].lower()}{what[1:]}.\n"
             "Give --out a folder of its own."
         )
     write_json(out / "config.json", config.to_json())

@@ -84,7 +84,7 @@ class Study:
         if not configs:
             names = list(dict.fromkeys(c.structure for c in self.configs))
             raise ValueError(
-                f"Study {self.name!r} was asked for the runs of {wanted!r}.\n"
+                f"Study {self.name!r} has no runs of {wanted!r}.\n"
                 f"Its structures are {', '.join(names)}.\nDid you mean {nearest(wanted, names)!r}?"
             )
         return Study(self.name, configs, self.description)
@@ -117,7 +117,7 @@ def load_preset(name: str) -> Study:
     """
     if name not in preset_names():
         raise ValueError(
-            f"Preset {name!r} was asked for.\nPresets are {', '.join(preset_names())}.\n"
+            f"Preset {name!r}: presets are {', '.join(preset_names())}.\n"
             f"Did you mean {nearest(name, preset_names())!r}?"
         )
     text = (resources.files("matrigami.studies") / "presets" / f"{name}.toml").read_text("utf-8")
@@ -135,7 +135,7 @@ def load_spec(path: str | Path) -> Study:
         text = Path(path).read_text("utf-8-sig")  # editors of Windows write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"Study file {path} was asked for.\nIt cannot be read: {error}.\n"
+            f"Study file {path}: it cannot be read: {error}.\n"
             "Give the path of a TOML file, or one of `matrigami study presets`."
         ) from error
     return parse_spec(text, str(path), Path(path).resolve().parent)
@@ -156,9 +156,7 @@ def parse_spec(text: str, origin: str = "the spec", folder: str | Path = "") -> 
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         cause = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(
-            f"{origin} was read.\nIt is not valid TOML: {cause}.\nMend that line."
-        ) from error
+        raise ValueError(f"{origin}: it is not valid TOML: {cause}.\nMend that line.") from error
     return study_of(tables, origin, folder)
 
 
@@ -177,7 +175,7 @@ def study_of(tables: Mapping[str, Any], origin: str, folder: str | Path = "") ->
     runs = [run for pair in pairs for run in _runs(settings, *pair)]
     if not runs:
         raise ValueError(
-            f"{origin} was read.\nIt has no runs: a list of widths or seeds is empty, or "
+            f"{origin}: it has no runs: a list of widths or seeds is empty, or "
             "`datasets` names no task.\nGive each [[structure]] a width, and [train] a seed."
         )
     return Study(
@@ -191,7 +189,7 @@ def _parts(tables: Mapping[str, Any], origin: str) -> dict[str, list[Mapping[str
     parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
     for name in ("task", "structure"):
         if not parts[name]:
-            raise ValueError(f"{origin} was read.\nIt has no [[{name}]] table.\nAdd at least one.")
+            raise ValueError(f"{origin}: it has no [[{name}]] table.\nAdd at least one.")
     return parts
 
 
@@ -241,19 +239,17 @@ def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
     many = name in ("task", "structure")
     tables = value if isinstance(value, list) else [value] if value or not many else []
     if not many and isinstance(value, list):
-        raise ValueError(
-            f"{origin} was read.\n[[{name}]] is given more than once.\nWrite one [{name}]."
-        )
+        raise ValueError(f"{origin}: [[{name}]] is given more than once.\nWrite one [{name}].")
     for table in tables:
         if not isinstance(table, dict):
             raise ValueError(
-                f"{origin} was read.\n{name!r} is not a table.\nWrite [{name}] and its keys below."
+                f"{origin}: {name!r} is not a table.\nWrite [{name}] and its keys below."
             )
         _check_names(origin, f"keys of [{name}]", table, _KEYS[name])
         _check_types(origin, name, table)
         for key in _REQUIRED.get(name, ()):
             if key not in table:
-                raise ValueError(f"{origin} was read.\n[{name}] has no {key!r}.\nAdd it.")
+                raise ValueError(f"{origin}: [{name}] has no {key!r}.\nAdd it.")
     return tables
 
 
@@ -262,7 +258,7 @@ def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[
     for name in given:
         if name not in known:
             raise ValueError(
-                f"{origin} was read: it has {name!r} among the {what}.\n"
+                f"{origin}: {name!r} is none of the {what}.\n"
                 f"Known are {', '.join(known)}.\n"
                 f"Did you mean {nearest(name, known)!r}?"
             )
@@ -275,8 +271,8 @@ def _check_types(origin: str, name: str, table: Mapping[str, Any]) -> None:
             wanted = getattr(_TYPES[key], "__name__", "")
             wanted = wanted if wanted != "list" else str(_TYPES[key])
             raise ValueError(
-                f"{origin} was read: [{name}] has {key} = {value!r}.\n"
-                f"This is of the wrong type.\n{key} should be of type {wanted}."
+                f"{origin}: [{name}] {key} = {value!r} is of the wrong type.\n"
+                f"It should be of type {wanted}."
             )
 
 

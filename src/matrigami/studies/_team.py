@@ -85,8 +85,7 @@ def joined(device: str = "cpu") -> Iterator[tuple[Team, str]]:
     missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if missing:
         raise ValueError(
-            f"Training by {size} processes was asked for (WORLD_SIZE={size}).\n"
-            f"The environment lacks {', '.join(missing)}.\n"
+            f"WORLD_SIZE={size}: the environment of {size} processes lacks {', '.join(missing)}.\n"
             "Start it with: torchrun --nproc-per-node N -m matrigami.cli train SPEC.toml ..."
         )
     if device == "cuda":

@@ -76,8 +76,8 @@ def check_names(what: str, names: Sequence[str], known: Iterable[str]) -> None:
         if name not in known:
             near = nearest(name, known)
             raise ValueError(
-                f"analyze(A, {what}=...): {name!r} was asked for.\n"
-                f"Known are {', '.join(known)}.\n"
+                f"analyze(A, {what}=...): {name!r}: "
+                f"known are {', '.join(known)}.\n"
                 f"Did you mean {near!r}?"
             )
 

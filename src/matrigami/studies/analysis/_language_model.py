@@ -86,8 +86,8 @@ def _config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The language model {folder} was asked for.\n"
-            f"Its config.json cannot be read: {error}.\n"
+            f"language model {folder}: "
+            f"its config.json cannot be read: {error}.\n"
             "Give a folder of LlamaForCausalLM: config.json and model.safetensors."
         ) from error
 
@@ -98,8 +98,8 @@ def _model(folder: Path) -> dict[str, Tensors]:
     config, path = _config(folder), folder / "model.safetensors"
     if config.get("model_type") != "llama" or not path.exists():
         raise ValueError(
-            f"The language model {folder} was asked for.\n"
-            f"It is of type {config.get('model_type')!r}, with{'' if path.exists() else 'out'} "
+            f"language model {folder}: "
+            f"it is of type {config.get('model_type')!r}, with{'' if path.exists() else 'out'} "
             "model.safetensors.\n"
             "Give a folder of LlamaForCausalLM: config.json and model.safetensors."
         )

@@ -24,7 +24,7 @@ def preset_sources(name: str, model: Path | None = None) -> list[Source]:
     """
     if name not in PRESETS:
         raise ValueError(
-            f"--preset {name} was asked for.\nPresets are {', '.join(PRESETS)}.\n"
+            f"--preset {name}: presets are {', '.join(PRESETS)}.\n"
             f"Did you mean {nearest(name, PRESETS)!r}?"
         )
     more = [] if model is None else language_model_sources(model)

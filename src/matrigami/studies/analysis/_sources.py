@@ -78,7 +78,7 @@ def file_sources(path: Path) -> list[Source]:
         files = sorted(path.rglob("*.safetensors"))
         if not files:
             raise ValueError(
-                f"The model folder {path} was asked for.\nIt holds no .safetensors file.\n"
+                f"model folder {path}: it holds no .safetensors file.\n"
                 "Save the weights with safetensors.torch.save_file; pickles are not read."
             )
         several = len(files) > 1
@@ -86,13 +86,13 @@ def file_sources(path: Path) -> list[Source]:
         return _some(path, [replace(s, name=prefix + s.name) for prefix, s in found])
     if not path.exists():
         raise ValueError(
-            f"The matrix {path} was asked for.\nThere is no such file or folder.\n"
+            f"matrix {path}: there is no such file or folder.\n"
             f"Give a file ({', '.join(KINDS)}), a model folder, or --kernel and --points."
         )
     readers = {".npy": _array, ".safetensors": _tensors, ".mtx": _market, ".gz": _market}
     if path.suffix not in readers:
         raise ValueError(
-            f"The matrix {path} was asked for.\nFiles that end in {path.suffix!r} are not read.\n"
+            f"matrix {path}: files that end in {path.suffix!r} are not read.\n"
             f"Give one of {', '.join(KINDS)}; numpy.save and safetensors write the first two."
         )
     return _some(path, readers[path.suffix](path))
@@ -107,8 +107,7 @@ def kernel_source(kernel: str, path: Path, scale: float = 1.0) -> Source:
     if kernel not in KERNELS:
         near = nearest(kernel, KERNELS)
         raise ValueError(
-            f"--kernel {kernel} was asked for.\nKnown kernels: {', '.join(KERNELS)}.\n"
-            f"Did you mean {near!r}?"
+            f"--kernel {kernel}: known kernels: {', '.join(KERNELS)}.\nDid you mean {near!r}?"
         )
     check_scale(scale)
     read = _read("points", path, lambda: np.asarray(_points(path), dtype=np.float64))
@@ -156,8 +155,7 @@ def _array(path: Path) -> list[Source]:
     array = _read("matrix", path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if array.dtype.kind not in "biufc":
         raise ValueError(
-            f"The matrix {path} was asked for.\nIt holds no numbers but {array.dtype}.\n"
-            "Save it as float32 or float64."
+            f"matrix {path}: it holds no numbers but {array.dtype}.\nSave it as float32 or float64."
         )
 
     return [_source(path.stem, tuple(array.shape), lambda: (array, None), _hash(path))]
@@ -211,7 +209,7 @@ def _source(name: str, shape: tuple[int, ...], load: Callable[[], Loaded], ident
     """
     if len(shape) != 2:
         raise ValueError(
-            f"The matrix {name} was asked for.\nIt is an array of shape {shape}.\n"
+            f"matrix {name}: it is an array of shape {shape}.\n"
             "Save it with two axes: rows and columns."
         )
     return Source(name, (shape[0], shape[1]), load, identity)
@@ -221,8 +219,8 @@ def _some(path: Path, found: Sequence[Source]) -> list[Source]:
     """The sources, if there are any."""
     if not found:
         raise ValueError(
-            f"The matrices of {path} were asked for.\n"
-            f"It holds none of at least {LEAST} rows and columns.\n"
+            f"matrices of {path}: "
+            f"it holds none of at least {LEAST} rows and columns.\n"
             "Vectors and small matrices have no structure to find."
         )
     return list(found)
@@ -239,7 +237,7 @@ def _read(what: str, path: Path, reader: Callable[[], Any]) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"The {what} {path} was asked for.\nIt cannot be read: {reason}.\n"
+            f"The {what} {path}: it cannot be read: {reason}.\n"
             f"Give one of {', '.join(KINDS)} with numbers in it; points may be text, too."
         ) from error
 

@@ -62,8 +62,8 @@ def build_model(
         return OwnModel(config, shape)
     if config.targets:
         raise ValueError(
-            f"Model {config.model!r} was asked for with targets = {config.targets!r}.\n"
-            "This model puts the structure in place itself.\n"
+            f"Model {config.model!r}, targets = {config.targets!r}: "
+            "this model puts the structure in place itself.\n"
             "Use structured_layers, or a model of your own."
         )
     name, options = parse_model(config.model)
@@ -80,8 +80,8 @@ def _refuse_mixture(config: RunConfig) -> None:
     """Refuse experts in a model that builds its layers itself."""
     if config.experts > 1:
         raise ValueError(
-            f"Model {config.model!r} was asked for with experts = {config.experts}.\n"
-            "Surgery puts no mixtures into it.\n"
+            f"Model {config.model!r}, experts = {config.experts}: "
+            "surgery puts no mixtures into it.\n"
             "Leave experts out, and use nn.StructuredMoE in your function."
         )
 
@@ -89,8 +89,8 @@ def _refuse_mixture(config: RunConfig) -> None:
 def _no_score(config: RunConfig) -> ValueError:
     """What to raise for a score that nothing would read."""
     return ValueError(
-        f"Model {config.model!r} was asked for with score = {config.score!r}.\n"
-        "Only the attention of a GPT takes one.\nLeave score out, or use model gpt."
+        f"Model {config.model!r}, score = {config.score!r}: "
+        "only the attention of a GPT takes one.\nLeave score out, or use model gpt."
     )
 
 
@@ -105,7 +105,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         ('gpt', {'positions': 'learned'})
     """
     refusal = (
-        f"Model {text[:200]!r} was asked for.\nIt is not a name with literal options.\n"
+        f"Model {text[:200]!r}: it is not a name with literal options.\n"
         "Write for example: mlp, gpt(positions=learned), my_file.py:function."
     )
     name, args, options = parse_call(text, refusal, _value)
@@ -114,7 +114,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     if name not in MODELS:
         near = nearest(name, MODELS)
         raise ValueError(
-            f"Model {name!r} was asked for.\nKnown are {', '.join(MODELS)}, or a function "
+            f"Model {name!r}: known are {', '.join(MODELS)}, or a function "
             f"file.py:function.\nDid you mean {near!r}?"
         )
     known = options_of(name)
@@ -123,7 +123,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
             type(value) is type(choice) and value == choice for choice in known.get(key, ())
         ):
             raise ValueError(
-                f"Model {text!r} was asked for.\n{name} has no option {key!r} of this value.\n"
+                f"Model {text!r}: {name} has no option {key!r} of this value.\n"
                 f"Its options are {known or 'none'}; width, depth, heads and patch are keys of "
                 "their own."
             )

@@ -242,6 +242,6 @@ def refuse_text(model: str, shape: Shape) -> None:
     """
     if shape.is_text:
         raise ValueError(
-            f"Model {model!r} was asked for on a text.\nIt reads features, not token numbers.\n"
+            f"Model {model!r} on a text: it reads features, not token numbers.\n"
             'Use model "gpt", or a function of your own.'
         )

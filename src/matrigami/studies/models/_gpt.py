@@ -122,12 +122,12 @@ def _check(shape: Shape, width: int, heads: int, positions: str) -> None:
     """Refuse what does not fit."""
     if not shape.is_text:
         raise ValueError(
-            "Model 'gpt' was asked for on a task that is no text.\nIt reads token numbers.\n"
+            "Model 'gpt' on a task that is no text: it reads token numbers.\n"
             'Use model "mlp" or "vit", or a text file as dataset.'
         )
     if width % heads or (positions == "rope" and width // heads % 2):
         raise ValueError(
-            f"A GPT of width {width} with {heads} heads was asked for.\n"
-            "The heads do not divide the width, or rotary positions find an odd number of "
+            f"A GPT of width {width} with {heads} heads: "
+            "the heads do not divide the width, or rotary positions find an odd number of "
             "features in a head.\nGive a width that is a multiple of twice the heads."
         )

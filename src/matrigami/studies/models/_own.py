@@ -49,7 +49,7 @@ class OwnModel(Network):
         refuse_changed(config.folder, config.model, config.model_hash)
         if config.structured_layers != "all":
             raise ValueError(
-                f"{config.model} was asked for with structured_layers = "
+                f"{config.model}, structured_layers = "
                 f"{config.structured_layers!r}.\nWhat its hidden layers are is not known.\n"
                 "Say by `targets` which layers carry the structure."
             )
@@ -158,7 +158,7 @@ def _arguments(function: Callable[..., Any], config: RunConfig, shape: Shape) ->
         needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if needed and p.name not in known:
             raise ValueError(
-                f"Model {config.model!r} was asked for.\nIts argument {p.name!r} is not known.\n"
+                f"Model {config.model!r}: its argument {p.name!r} is not known.\n"
                 f"Known are {', '.join(known)}; give others a default."
             )
     return {p.name: known[p.name] for p in parameters if p.name in known}
@@ -168,7 +168,7 @@ def _module(made: Any, name: str) -> nn.Module:
     """What the function gave, if it is a module."""
     if not isinstance(made, nn.Module):
         raise ValueError(
-            f"Model {name!r} was asked for.\nThe function gave a {type(made).__name__}.\n"
+            f"Model {name!r}: the function gave a {type(made).__name__}.\n"
             "It should give a torch.nn.Module."
         )
     return made
@@ -181,7 +181,7 @@ def _unfit(name: str, shape: Shape, what: str) -> ValueError:
     wanted = f"(b, {s.channels}, {s.outputs})" if s.is_text else f"(b, {s.outputs})"
     kind = "token numbers" if s.is_text else "numbers"
     return ValueError(
-        f"Model {name!r} was asked for on examples of {given} {kind}.\n"
-        f"It does not fit: {' '.join(what.split())[:200]}.\n"
+        f"Model {name!r} on examples of {given} {kind}: "
+        f"it does not fit: {' '.join(what.split())[:200]}.\n"
         f"It should answer with a tensor of {wanted}."
     )

@@ -38,8 +38,8 @@ class ViT(Network):
         width, patch, heads = config.width, config.patch, config.heads
         if shape.side % patch or width % heads:
             raise ValueError(
-                f"A ViT of width {width}, {heads} heads, patches of {patch} pixels was asked for.\n"
-                f"They do not tile {shape.side} pixels, or the heads do not divide the width.\n"
+                f"A ViT of width {width}, {heads} heads, patches of {patch} pixels: "
+                f"they do not tile {shape.side} pixels, or the heads do not divide the width.\n"
                 "Give a patch that divides the side, and a width that is a multiple of the heads."
             )
         self.width, self.patch, self.shape = width, patch, shape

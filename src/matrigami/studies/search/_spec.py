@@ -56,7 +56,7 @@ def load_search(path: str | Path) -> Search:
         tables = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(
-            f"Search file {path} was asked for.\nIt cannot be read: {error}.\n"
+            f"Search file {path}: it cannot be read: {error}.\n"
             "Give the path of a TOML file with a table [search]."
         ) from error
     options = tables.pop("search", None)
@@ -64,7 +64,7 @@ def load_search(path: str | Path) -> Search:
     if options is None or "structure" in tables or unknown:
         fault = f"the keys {unknown}" if unknown else "no table [search], or [[structure]]"
         raise ValueError(
-            f"Search file {path} was read.\nIt has {fault}.\n"
+            f"Search file {path}: it has {fault}.\n"
             f"It takes [study], one [task], [model], [train] and [search] with {', '.join(KEYS)}."
         )
     named = [canonical_structure(text) for text in options.get("structures", [])]
@@ -84,7 +84,7 @@ def _check(
     fits = len(keep) == len(macs) - 1 and all(0 < share <= 1 for share in keep)
     if others or len(structures) < 2 or len(macs) < 3 or not fits:
         raise ValueError(
-            f"Search file {path} was read: {len(structures)} structures, {len(macs)} sizes, "
+            f"Search file {path}: {len(structures)} structures, {len(macs)} sizes, "
             f"keep = {list(keep)}.\n"
             + (f"{others[0]} has no exponents.\n" if others else "These do not make a search.\n")
             + "It takes two structures einsum(...) with seven exponents or more, three sizes or "

@@ -41,7 +41,7 @@ def load_task(
     if not is_function(name) and not source_path(name, config.folder).exists():
         near = nearest(name, TASKS)
         raise ValueError(
-            f"Task {name!r} was asked for.\nKnown are {', '.join(TASKS)}; a file "
+            f"Task {name!r}: known are {', '.join(TASKS)}; a file "
             f"{source_path(name, config.folder)} is not there.\nDid you mean {near!r}?"
         )
     return own_task(config, torch.device(device))

@@ -241,4 +241,4 @@ def _normalised(parts: list[Tensor], last: int) -> list[Tensor]:
 
 def _refusal(dataset: str, what: str, advice: str) -> ValueError:
     """What to raise for arrays that make no task."""
-    return ValueError(f"{dataset} was asked for.\nIts arrays make no task: {what}.\n{advice}")
+    return ValueError(f"{dataset}: its arrays make no task: {what}.\n{advice}")

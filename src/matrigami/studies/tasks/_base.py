@@ -128,8 +128,9 @@ def refuse_settings(config: RunConfig, names: tuple[str, ...], kind: str) -> Non
     for name in names:
         if getattr(config, name):
             raise ValueError(
-                f"{config.dataset} was asked for with {name} = {getattr(config, name)!r}.\n"
-                f"It means nothing for {kind}.\nLeave it out."
+                f"{config.dataset}, {name} = {getattr(config, name)!r}: it means nothing for "
+                f"{kind}.\n"
+                "Leave it out."
             )
 
 

@@ -55,8 +55,7 @@ def load_images(name: str, folder: str | Path | None = None) -> Split:
     """
     if name not in IMAGE_SETS:
         raise ValueError(
-            f"Image data set {name!r} was asked for.\nKnown are {', '.join(IMAGE_SETS)}.\n"
-            "Check the spelling."
+            f"Image data set {name!r}: known are {', '.join(IMAGE_SETS)}.\nCheck the spelling."
         )
     return IMAGE_SETS[name](data_folder(folder))
 
@@ -72,15 +71,15 @@ def read_checked(source: Source, name: str, folder: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{path} was asked for.\nIt cannot be read: {error.strerror}.\n"
+            f"{path}: it cannot be read: {error.strerror}.\n"
             f"Get it with `matrigami data get {source.name} --to {folder}`, "
             "or point MATRIGAMI_DATA to where it is."
         ) from error
     found, wanted = hashlib.sha1(content, usedforsecurity=False).hexdigest(), source.files[name]
     if found != wanted:
         raise ValueError(
-            f"{path} was asked for.\n"
-            f"It is damaged: its SHA-1 is {found}, not {wanted} ({len(content)} bytes).\n"
+            f"{path}: "
+            f"it is damaged: its SHA-1 is {found}, not {wanted} ({len(content)} bytes).\n"
             f"Delete it and run `matrigami data get {source.name} --to {folder}`."
         )
     return content
@@ -92,8 +91,8 @@ def _digits(_: Path) -> Split:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - optional, and heavy
     except ImportError as error:
         raise ValueError(
-            "The task `digits` was asked for.\n"
-            "Its data ship with scikit-learn, which is not installed.\n"
+            "task `digits`: "
+            "its data ship with scikit-learn, which is not installed.\n"
             "Install it: pip install scikit-learn."
         ) from error
     raw, labels = load_digits(return_X_y=True)
@@ -150,8 +149,7 @@ def read_idx(content: bytes) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes)
     except (OSError, EOFError, IndexError, ValueError) as error:
         raise ValueError(
-            f"An idx file of {len(content)} bytes was to be read.\nIt is damaged: {error}.\n"
-            "Get it again."
+            f"An idx file of {len(content)} bytes: it is damaged: {error}.\nGet it again."
         ) from error
 
 

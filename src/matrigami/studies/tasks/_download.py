@@ -57,7 +57,7 @@ def get_dataset(
     """
     if name not in SOURCES:
         raise ValueError(
-            f"Data set {name!r} was asked for.\nThose to download are {', '.join(SOURCES)}.\n"
+            f"Data set {name!r}: those to download are {', '.join(SOURCES)}.\n"
             "`digits` and the teachers need no download."
         )
     source, folder = SOURCES[name], data_folder(to)
@@ -68,7 +68,7 @@ def get_dataset(
         (folder / source.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"{name} was to be put into {folder}.\nIt cannot be written: {error.strerror}.\n"
+            f"{name}: {folder} cannot be written: {error.strerror}.\n"
             "Choose another folder with --to."
         ) from error
     if at_hand is None:
@@ -114,7 +114,7 @@ def download(url: str, path: Path, tell: Tell) -> None:
             failure = str(error)
     size = part.stat().st_size if part.exists() else 0
     raise OSError(
-        f"{url} was asked for.\nIt did not arrive: {failure}; {size} bytes are kept in {part}.\n"
+        f"{url}: it did not arrive: {failure}; {size} bytes are kept in {part}.\n"
         "Run the same command again to continue, or give a file with --from."
     )
 
@@ -124,7 +124,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - see below
     if request.type not in ("http", "https"):
-        raise ValueError(f"{url} was asked for.\nIt is no web address.\nGive http:// or https://.")
+        raise ValueError(f"{url}: it is no web address.\nGive http:// or https://.")
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - checked above
     except urllib.error.HTTPError as error:
@@ -177,8 +177,7 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         cause = str(error).partition("\n")[0]
         raise ValueError(
-            f"{archive} was to be unpacked.\nIt cannot be read as a tar archive: {cause}.\n"
-            "Delete it and get it again."
+            f"{archive}: it cannot be read as a tar archive: {cause}.\nDelete it and get it again."
         ) from error
 
 
@@ -205,7 +204,7 @@ def _copy(source: Source, at_hand: Path, folder: Path) -> None:
     for file in source.files:
         if not (origin / file).is_file():
             raise ValueError(
-                f"{source.name} was to be taken from {at_hand}.\n{origin / file} is missing.\n"
+                f"{source.name} from {at_hand}: {origin / file} is missing.\n"
                 f"The folder should hold {', '.join(source.files)}."
             )
         with (origin / file).open("rb") as content:

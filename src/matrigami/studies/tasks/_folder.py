@@ -75,7 +75,7 @@ def _pillow() -> Any:
         from PIL import Image  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ValueError(
-            "A folder of images was asked for.\nPillow, which reads them, is not installed.\n"
+            "A folder of images: pillow, which reads them, is not installed.\n"
             "Install it: pip install pillow."
         ) from error
     return Image
@@ -124,4 +124,4 @@ def _square(name: str, path: Path, side: int) -> Tensor:
 
 def _refusal(name: str, what: str, advice: str) -> ValueError:
     """What to raise for a folder that makes no task."""
-    return ValueError(f"{name} was asked for.\nThe folder makes no task: {what}.\n{advice}")
+    return ValueError(f"{name}: the folder makes no task: {what}.\n{advice}")

@@ -58,8 +58,8 @@ class TextTask:
         alphabet = "".join(sorted(set(text)))
         if vocabulary is not None and vocabulary < len(alphabet):
             raise ValueError(
-                f"A vocabulary of {vocabulary} tokens was asked for.\n"
-                f"The text has {len(alphabet)} different characters.\n"
+                f"A vocabulary of {vocabulary} tokens: "
+                f"the text has {len(alphabet)} different characters.\n"
                 "Give a larger vocabulary, or leave it out for characters."
             )
         self.tokens = (
@@ -72,8 +72,8 @@ class TextTask:
         )
         if min(len(self._train), len(self._test)) <= context:
             raise ValueError(
-                f"Windows of {context} tokens were asked for.\n"
-                f"The text has {len(self._train)} tokens, and {len(self._test)} for the test.\n"
+                f"Windows of {context} tokens: "
+                f"the text has {len(self._train)} tokens, and {len(self._test)} for the test.\n"
                 "Give a longer text, or a smaller context."
             )
         self.shape = Shape(context, 1, len(self.tokens.tokens), is_text=True)

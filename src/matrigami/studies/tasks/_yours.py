@@ -53,7 +53,7 @@ def _arrays(name: str, path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{name} was asked for.\n{path} cannot be read as arrays: "
+            f"{name}: {path} cannot be read as arrays: "
             f"{' '.join(str(error).split())[:200]}.\n"
             "Write it by numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
         ) from error
@@ -65,6 +65,6 @@ def _text(name: str, path: Path) -> str:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{name} was asked for.\n{path} cannot be read as a text in UTF-8: {error}.\n"
+            f"{name}: {path} cannot be read as a text in UTF-8: {error}.\n"
             "Give a .npz file, a folder of images, a text in UTF-8, or file.py:function."
         ) from error
