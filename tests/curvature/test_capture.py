@@ -232,7 +232,7 @@ def test_frozen_layers_are_not_watched():
     model[0].requires_grad_(False)
     moments = trained(model, loss, data)
     assert list(moments) == ["2.weight", "2.bias"]
-    with pytest.raises(ValueError, match=r"'0.weight' were asked of a capture"):
+    with pytest.raises(ValueError, match=r"'0.weight'\]: it has not seen"):
         moments["0.weight"]
     with pytest.raises(ValueError, match="seen nothing"):
         capture(network())["0.weight"]

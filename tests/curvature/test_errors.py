@@ -24,7 +24,7 @@ def batch(n=6):
 @methods
 def test_models_and_data(method):
     x, y = batch()
-    with pytest.raises(ValueError, match="Sequential without trainable parameters"):
+    with pytest.raises(ValueError, match="the Sequential has no trainable parameters"):
         method(network().requires_grad_(False), LOSS, (x, y))
     for nothing in ([], [(x[:0], y[:0])], (x[:0], y[:0])):
         with pytest.raises(ValueError, match="no data"):
@@ -50,7 +50,7 @@ def test_losses_and_labels(method):
         with pytest.raises(ValueError, match=r"likelihood is not known.\n.*or ggn"):
             method(network(), loss, batch())
     for labels in (0, -1):
-        with pytest.raises(ValueError, match=f"labels={labels} was asked for"):
+        with pytest.raises(ValueError, match=f"labels={labels}: there are no such labels"):
             method(network(), LOSS, batch(), labels=labels)
     for labels in ("type-2", 1.5):
         with pytest.raises((ValueError, TypeError)):
@@ -66,7 +66,7 @@ class Overflow(nn.Module):
 def test_activations_that_are_not_finite_are_named(method):
     model = nn.Sequential(nn.Linear(4, 4), Overflow(), nn.Linear(4, 3))
     x, y = batch()
-    with pytest.raises(ValueError, match=r"\(number 1\).*the layer 2 are NaN"):
+    with pytest.raises(ValueError, match=r"batch 1 has .* at the layer 2 that are NaN"):
         method(model, LOSS, [(0.1 * x, y), (50 * x.abs(), y)])
 
 
@@ -111,7 +111,7 @@ def test_no_iterations():
 
 def test_bases_of_other_models():
     basis = kfac(network(), LOSS, batch(), joint=False)
-    with pytest.raises(ValueError, match="a basis with the blocks"):
+    with pytest.raises(ValueError, match="its blocks are"):
         ekfac(network(), LOSS, batch(), basis=basis)
     inverse = mg.power(damped(basis, 0.1), -1)
     again = ekfac(network(), LOSS, batch(), basis=inverse, joint=False)  # it has a basis
@@ -126,7 +126,7 @@ def test_bases_of_other_models():
         ValueError, match=r"block 0.weight is a DiagonalMatrix.\n.*\n.*kfac or kfoc"
     ):
         ekfac(network(), LOSS, batch(), basis=diagonal, joint=False)
-    with pytest.raises(ValueError, match="'pi' was asked of a DiagonalMatrix"):
+    with pytest.raises(ValueError, match=r"rule='pi'\): a block is a DiagonalMatrix"):
         damped(diagonal, 0.1, "pi")
 
 
@@ -222,7 +222,7 @@ def test_training_mode_and_unfit_shapes_are_refused():
     model = nn.Linear(4, 3)
     with pytest.raises(ValueError, match="nothing in the targets counts"):
         kfac(model, loss, (x, torch.full_like(y, -100)))
-    with pytest.raises(ValueError, match=r"outputs of shape \(6, 3\) and targets of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"the outputs are \(6, 3\), the targets \(3,\)"):
         kfac(model, nn.MSELoss(), (x, torch.randn(3)))
     with pytest.raises(ValueError, match=r"the targets of batch 0 have the shape \(\)"):
         kfac(model, loss, (x[0], y[0]))
@@ -258,5 +258,5 @@ def test_further_tensors_of_a_call_are_refused():
             return self.out(self.bag(input=x, per_sample_weights=shares))
 
     batch = torch.randint(5, (6, 2)), torch.arange(6) % 3
-    with pytest.raises(TypeError, match="EmbeddingBag that was called with 2 tensors"):
+    with pytest.raises(TypeError, match="EmbeddingBag, was called with 2 tensors"):
         kfac(Weighted(), LOSS, batch)

@@ -156,7 +156,7 @@ def test_the_model_is_left_alone():
 def test_bad_input_is_refused():
     x, y = data("cross entropy")
     frozen = network().requires_grad_(False)
-    with pytest.raises(ValueError, match="without trainable parameters"):
+    with pytest.raises(ValueError, match="has no trainable parameters"):
         hessian(frozen, nn.CrossEntropyLoss(), (x, y))
     with pytest.raises(ValueError, match="no data"):
         ggn(network(), nn.CrossEntropyLoss(), [])

@@ -169,7 +169,7 @@ def test_a_frozen_bias_leaves_a_block_of_the_weight():
 def test_a_frozen_part_of_a_norm_is_refused():
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
     model[0].bias.requires_grad_(False)
-    with pytest.raises(TypeError, match="0 with weight trainable alone"):
+    with pytest.raises(TypeError, match="of 0 only weight is trainable"):
         kfac(model, nn.CrossEntropyLoss(), vectors(5))
 
 

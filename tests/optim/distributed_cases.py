@@ -118,7 +118,7 @@ def natural(kind: str) -> None:
         whole = p.full_tensor() if isinstance(p, DTensor) else p
         torch.testing.assert_close(whole.detach(), q.detach(), rtol=1e-8, atol=1e-9)
     if kind == "fsdp":
-        with pytest.raises(ValueError, match="whose tensors are sharded"):
+        with pytest.raises(ValueError, match="are sharded"):
             KFAC(wrapped(model_of("cores"), kind), loss)
 
 

@@ -106,7 +106,7 @@ def logits(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         told = f" with {', '.join(names)}" if names else ""
         raise ValueError(
-            f"logits were asked of a model that returns a {type(output).__name__}{told}.\n"
+            f"logits of a model: it returns a {type(output).__name__}{told}.\n"
             "None of these is called logits.\nLet it return its logits, or look at the inputs of "
             "its layers alone: two_sided=False, on the command line --one-sided."
         )

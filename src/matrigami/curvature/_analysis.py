@@ -149,12 +149,14 @@ def _errors(
 def _check(exact: LinearOperator, approximations: Mapping[str, CurvatureMatrix]) -> None:
     """All must be of one size, with the same blocks."""
     if not approximations:
-        raise ValueError("compare was asked of no approximations.\nGive at least one, by its name.")
+        raise ValueError(
+            "compare(exact, {}): there are no approximations.\nGive at least one, by its name."
+        )
     first = next(iter(approximations.values()))
     for name, F in approximations.items():
         if F.shape != exact.shape[-2:] or set(F.names) != set(first.names):
             raise ValueError(
-                f"compare was asked of {name}, a {F!r} with {len(F.names)} blocks.\n"
+                f"compare(exact, approximations): {name} is a {F!r} with {len(F.names)} blocks.\n"
                 f"The exact matrix is {exact!r}, the first approximation has "
                 f"{len(first.names)} blocks.\n"
                 "Make them of the same model, with the same `joint`."

@@ -62,7 +62,7 @@ def named_uses(call: LayerCall, seen: SharedInputs, place: Place | None = None) 
         free = [key for key in keys if key in layer.names]
         if free and len(free) < len(keys):
             raise TypeError(
-                f"curvature was asked for {layer.name} with {', '.join(free)} trainable alone.\n"
+                f"curvature: of {layer.name} only {', '.join(free)} is trainable.\n"
                 f"{', '.join(keys)} share one block.\nTrain or freeze them together."
             )
         if free:

@@ -140,7 +140,7 @@ class Capture(Tape):
                 return Moments(inputs, gradients, int(F.rows), examples)
         seen = ", ".join("+".join(key) for key in self._sums) or "nothing"
         raise ValueError(
-            f"the moments of {name!r} were asked of a capture.\nIt has seen {seen}.\n"
+            f"capture[{name!r}]: it has not seen this parameter.\nIt has seen {seen}.\n"
             "Run the model while the capture is open; frozen layers are not watched."
         )
 

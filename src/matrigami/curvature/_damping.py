@@ -40,7 +40,7 @@ def damped(
     """
     if rule not in ("tikhonov", "pi") or damping < 0:
         raise ValueError(
-            f"damped(damping={damping}, rule={rule!r}) was asked for.\n"
+            f"damped(F, damping={damping}, rule={rule!r}): one of them is out of range.\n"
             "damping is a number of at least 0, rule 'tikhonov' or 'pi'."
         )
     if rule == "tikhonov":
@@ -52,8 +52,8 @@ def _factored(block: LinearOperator, damping: float) -> KroneckerMatrix:
     """Damping shared between the factors in the ratio of their mean eigenvalues."""
     if not isinstance(block, KroneckerMatrix):
         raise ValueError(
-            f"damping by the rule 'pi' was asked of a {type(block).__name__}.\n"
-            "It splits the damping between Kronecker factors.\nUse rule='tikhonov'."
+            f"damped(F, rule='pi'): a block is a {type(block).__name__}.\n"
+            "The rule splits the damping between Kronecker factors.\nUse rule='tikhonov'."
         )
     B, A = block.factors
     b, a = trace(B) / B.shape[-1], trace(A) / A.shape[-1]

@@ -68,7 +68,7 @@ class Observer:
         found = self.finder.find(inputs, outputs, calls)
         if found.outputs.examples < len(outputs):
             raise ValueError(
-                f"gradients of single examples were asked for outputs {tuple(outputs.shape)}.\n"
+                f"gradients of single examples: the outputs are {tuple(outputs.shape)}.\n"
                 "Some layer sees them together (batch statistics, positions on the first axis, "
                 "a table that all share).\nGive one example a batch, or outputs (N, ...)."
             )

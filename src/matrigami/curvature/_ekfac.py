@@ -105,7 +105,7 @@ def _frame(key: Key, block: LinearOperator) -> KroneckerMatrix:
         return block.vectors
     if not isinstance(block, KroneckerMatrix):
         raise ValueError(
-            f"ekfac was given a basis whose block {'+'.join(key)} is a {type(block).__name__}.\n"
+            f"ekfac(basis=...): its block {'+'.join(key)} is a {type(block).__name__}.\n"
             "It takes blocks with Kronecker factors.\nUse the result of kfac or kfoc."
         )
     return KroneckerMatrix(*[eigh(F).vectors for F in block.factors])
@@ -128,7 +128,7 @@ def _refuse_other_sizes(basis: CurvatureMatrix, model: nn.Module) -> None:
     sizes = {name: tuple(p.shape) for name, p in trainable(model).items()}
     if basis.sizes != sizes:
         raise ValueError(
-            f"ekfac was given a basis of parameters {basis.sizes}.\n"
+            f"ekfac(basis=...): it is of the parameters {basis.sizes}.\n"
             f"The model has {sizes}.\nMake the basis of the same model."
         )
 
@@ -137,7 +137,7 @@ def _refuse_other(blocks: dict[Key, list[Use]], frames: dict[Key, KroneckerMatri
     """A basis must have the blocks of the model."""
     if set(blocks) != set(frames):
         raise ValueError(
-            f"ekfac was given a basis with the blocks {', '.join('+'.join(k) for k in frames)}.\n"
+            f"ekfac(basis=...): its blocks are {', '.join('+'.join(k) for k in frames)}.\n"
             f"The model has {', '.join('+'.join(k) for k in blocks)}.\n"
             "Make the basis of the same model, with the same `joint`."
         )

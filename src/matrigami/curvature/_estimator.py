@@ -170,7 +170,7 @@ class FisherEstimator(ModelWatch):
         again = torch._C._current_graph_task_id() >= 0
         if again and layer.name in self._hidden and output.requires_grad and is_observed():
             raise ValueError(
-                f"KFAC was asked of {layer.name}, which is inside a reentrant checkpoint.\n"
+                f"KFAC(model): {layer.name} is inside of a reentrant checkpoint.\n"
                 "Nothing is seen of such a layer when labels are drawn.\n"
                 "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
@@ -307,8 +307,8 @@ def _refuse_structured(layers: list[TapedLayer]) -> None:
     for layer in layers:
         if isinstance(layer.module, StructuredLinear | StructuredMoE):
             raise ValueError(
-                f"KFAC was asked for a {type(layer.module).__name__}, {layer.name}, "
-                "whose tensors are sharded.\n"
+                f"KFAC(model): the tensors of {layer.name}, a {type(layer.module).__name__}, "
+                "are sharded.\n"
                 "Its curvature needs them whole after the forward pass.\n"
                 "Use DistributedDataParallel, or another optimiser."
             )
@@ -337,7 +337,7 @@ def _refuse_last_axis(loss: Loss, outputs: Tensor, calls: list[LayerCall]) -> No
     sequence = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and outputs.ndim > 2
     if sequence and outputs.shape[-1] == last != outputs.shape[1]:
         raise ValueError(
-            f"KFAC was asked for outputs of shape {tuple(outputs.shape)} and cross-entropy.\n"
+            f"KFAC(model, loss): the outputs are {tuple(outputs.shape)}, the loss cross-entropy.\n"
             "The classes seem to be the last axis; the loss has them on axis 1.\n"
             "Let the model return its outputs as the loss takes them: transposed, or flattened."
         )

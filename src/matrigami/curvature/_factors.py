@@ -194,7 +194,7 @@ def _known(A: LinearOperator | None) -> LinearOperator:
     """
     if A is None:
         raise ValueError(
-            "a Kronecker product was asked of moments without gradients.\n"
+            "Kronecker product of moments: they have no gradients.\n"
             "Only inputs were seen.\nRun backward passes while the capture is open."
         )
     return A

@@ -79,8 +79,7 @@ def kfoc(
     """
     if iterations < 1:
         raise ValueError(
-            f"kfoc(iterations={iterations}) was asked for.\n"
-            "Give at least 1; for none, kfac is the answer."
+            f"kfoc(iterations={iterations}): at least 1 is needed.\nFor none, kfac is the answer."
         )
     found = passes(model, loss, data, Setting(labels, joint, reduce, seed))
     every = Repeated(found)

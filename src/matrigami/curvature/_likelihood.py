@@ -154,8 +154,7 @@ def unknown(loss: Any) -> str:
     """What to say of a loss without a likelihood."""
     name = getattr(loss, "__name__", type(loss).__name__)
     return (
-        f"a Fisher matrix was asked for the loss {name}.\n"
-        "Its likelihood is not known.\n"
+        f"Fisher matrix of the loss {name}: its likelihood is not known.\n"
         "Use nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss or nn.BCEWithLogitsLoss, averaged or "
         "summed, or ggn(...)."
     )
@@ -300,7 +299,7 @@ def _refuse_scores(loss: nn.NLLLoss, outputs: Tensor) -> None:
     mass = outputs.detach().exp().sum(1)
     if not bool(((mass - 1).abs() < 1e-3).all()):
         raise ValueError(
-            f"a Fisher matrix was asked for the loss {type(loss).__name__} of outputs that are no "
+            f"Fisher matrix of the loss {type(loss).__name__}: the outputs are no "
             "log-probabilities.\nTheir exponentials do not sum to one.\n"
             "End the model with nn.LogSoftmax(1), or use nn.CrossEntropyLoss."
         )

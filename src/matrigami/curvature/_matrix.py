@@ -79,7 +79,7 @@ class CurvatureMatrix(LinearOperator):
             if name in names:
                 return block
         raise ValueError(
-            f"the block of {name!r} was asked of a curvature matrix.\n"
+            f"F[{name!r}]: no block has this parameter.\n"
             f"Its blocks are {', '.join('+'.join(names) for names in self.names)}."
         )
 
@@ -97,7 +97,7 @@ class CurvatureMatrix(LinearOperator):
             )
             first = wrong[0]
             raise ValueError(
-                f"a vector was asked of tensors that do not match at {', '.join(wrong[:3])}.\n"
+                f"F.vector(tensors): they do not match at {', '.join(wrong[:3])}.\n"
                 f"{first} has shape {given.get(first, 'none')}, "
                 f"the parameter {wanted.get(first, 'none')}.\n"
                 "Give one tensor for each trainable parameter, of its shape."
@@ -220,10 +220,7 @@ def _(A: CurvatureMatrix, k: int | None = None) -> Eigh:
         return Eigh(values, vectors)
     p = len(values)
     if not 1 <= k <= p:
-        raise ValueError(
-            f"eigh(A, k={k}) was asked of a matrix with {p} eigenvalues.\n"
-            f"k should be between 1 and {p}."
-        )
+        raise ValueError(f"eigh(A, k={k}): A has {p} eigenvalues.\nk should be between 1 and {p}.")
     order = values.abs().argsort(descending=True)[:k]
     chosen = values.new_zeros(p, k)
     chosen[order, torch.arange(k)] = 1.0

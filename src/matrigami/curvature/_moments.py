@@ -132,8 +132,8 @@ def known_gradients(use: Use) -> Tensor:
     """
     if use.gradients is None:
         raise ValueError(
-            "the gradients of a layer were asked for.\n"
-            "There was no backward pass.\nCall backward() while the capture is open."
+            "the gradients of a layer: there was no backward pass.\n"
+            "Call backward() while the capture is open."
         )
     return use.gradients
 

@@ -83,7 +83,7 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            f"curvature was asked of a {type(model).__name__} without trainable parameters.\n"
+            f"curvature: the {type(model).__name__} has no trainable parameters.\n"
             "A frozen model has none.\nCall model.requires_grad_() on what should count."
         )
     _refuse_noise(model)
@@ -104,7 +104,7 @@ def _counted(loss: Loss, batches: Iterable[Batch]) -> float:
     found = [_mass_of(loss, i, batch) for i, batch in enumerate(batches)]
     if not found or not sum(found):
         raise ValueError(
-            "curvature was asked for no data.\n"
+            "curvature: there are no data.\n"
             "The loader is empty, one of its batches is, or nothing in the targets counts.\n"
             "Give at least one batch (inputs, targets)."
         )
@@ -121,21 +121,21 @@ def _mass_of(loss: Loss, i: int, batch: Any) -> float:
             else f"is a {type(batch).__name__} without"
         )
         raise TypeError(
-            f"curvature was asked for data whose batch {i} {what} targets.\n"
+            f"curvature: batch {i} of the data {what} targets.\n"
             "A batch is a pair (inputs, targets), whose targets are a tensor.\n"
             "Give ((inputs, targets) for ... in loader), or one such pair."
         )
     inputs, targets = batch
     if targets.ndim == 0 or len(targets) == 0:
         raise ValueError(
-            f"curvature was asked for no data: the targets of batch {i} have the shape "
+            f"curvature: there are no data: the targets of batch {i} have the shape "
             f"{tuple(targets.shape)}.\nTheir first axis should be of examples, at least one.\n"
             "Give targets (N, ...), also for one example."
         )
     given = (inputs, targets)
     if any(t.is_floating_point() and not t.isfinite().all() for t in given if torch.is_tensor(t)):
         raise ValueError(
-            f"curvature was asked for data whose batch {i} holds NaN or infinite entries.\n"
+            f"curvature: batch {i} holds NaN or infinite entries.\n"
             "No curvature can be computed from it.\nRemove the batch."
         )
     return _mass(loss, targets)
@@ -169,7 +169,7 @@ def _refuse_noise(model: nn.Module) -> None:
         statistics = isinstance(m, _NormBase) and m.track_running_stats
         if m.training and (statistics or (isinstance(m, _DropoutNd) and m.p > 0)):
             raise ValueError(
-                f"curvature was asked of a model in training mode with a {type(m).__name__}, "
+                f"curvature: the model is in training mode, with a {type(m).__name__}, "
                 f"{name}.\nEvery pass would be of another loss, and would change the model.\n"
                 "Call model.eval() first."
             )

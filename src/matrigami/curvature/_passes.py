@@ -143,7 +143,7 @@ class Passes:
         for layer in self.layers:
             if id(layer) not in called:
                 raise ValueError(
-                    f"curvature was asked for the parameters of {layer.name}.\n"
+                    f"curvature: {layer.name} has no part in the outputs.\n"
                     "The model did not call this layer on the way to its outputs "
                     "(fused attention calls none of its own, reentrant checkpoints hide theirs).\n"
                     "Freeze it with requires_grad_(False), use separate layers, or checkpoint with "
@@ -155,7 +155,7 @@ def refuse_shapes(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     """Let the loss refuse shapes that do not fit; where it would broadcast, refuse it here."""
     if isinstance(loss, nn.MSELoss) and outputs.shape != targets.shape:
         raise ValueError(
-            f"curvature was asked for outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"curvature: the outputs are {tuple(outputs.shape)}, the targets "
             f"{tuple(targets.shape)}.\nThe loss would compare all of them with all others.\n"
             "Give both one shape: reshape the targets, or end the model with nn.Flatten(0)."
         )
@@ -170,7 +170,7 @@ def one_tensor(outputs: Any) -> Tensor:
     """
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"curvature was asked of a model that returns a {type(outputs).__name__}.\n"
+            f"curvature: the model returns a {type(outputs).__name__}.\n"
             "It should return one tensor, as the loss takes it.\n"
             "Wrap the model in a module that returns its logits."
         )
@@ -244,7 +244,7 @@ def refuse_labels(name: str, labels: Any) -> None:
     known = labels in ("exact", "empirical", "examples")
     if not known and (not isinstance(labels, int) or labels < 1):
         raise ValueError(
-            f"{name}labels={labels!r} was asked for.\nThere are no such labels.\n"
+            f"{name}labels={labels!r}: there are no such labels.\n"
             "labels is 'exact', 'empirical', 'examples' or a number of samples of at least 1."
         )
 

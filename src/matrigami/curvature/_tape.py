@@ -198,8 +198,8 @@ def read_input(layer: TapedLayer, args: tuple[Any, ...], kwargs: Mapping[str, An
     more = [value for value in given[1:] if isinstance(value, Tensor)]
     if more and type(layer.module).forward.__module__.startswith("torch.nn."):
         raise TypeError(
-            f"curvature was asked for {layer.name or 'the model itself'}, a "
-            f"{type(layer.module).__name__} that was called with {len(more) + 1} tensors.\n"
+            f"curvature: {layer.name or 'the model itself'}, a "
+            f"{type(layer.module).__name__}, was called with {len(more) + 1} tensors.\n"
             "How the others enter its parameters (offsets, weights of samples) is not known.\n"
             "Call it with one tensor, bags of one length (N, L), or freeze its parameters."
         )
@@ -311,7 +311,7 @@ def _one(
         if "use_reentrant" not in str(error):
             raise
         raise ValueError(
-            "curvature was asked of a model with reentrant checkpoints.\n"
+            "curvature: the model has reentrant checkpoints.\n"
             "Gradients of chosen layers cannot pass through them.\n"
             "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         ) from error
@@ -325,8 +325,8 @@ def refuse_not_finite(calls: list[LayerCall], batch: int) -> None:
         if t is not None and not is_finite(t):
             layer = call.layer.name or type(call.layer.module).__name__
             raise ValueError(
-                f"curvature was asked for a batch (number {batch}) whose {what} at the layer "
-                f"{layer} are NaN or infinite.\n"
+                f"curvature: batch {batch} has {what} at the layer {layer} that are NaN or "
+                "infinite.\n"
                 "Nothing was added to any factor.\nLook for a layer beside it that overflows."
             )
 

@@ -34,7 +34,7 @@ def unmapped(info: Any, in_dims: Any, *args: Any) -> Any:  # noqa: ARG001
         RuntimeError: Always; torch asks for it only where a tensor is really mapped.
     """
     raise RuntimeError(
-        "torch.func.vmap was asked of an eigenvalue or a stochastic estimate.\n"
+        "torch.func.vmap: eigenvalues and stochastic estimates have no batching rule.\n"
         "How many steps they take depends on the entries.\n"
         "Loop over the matrices, or give them as one stack with leading axes."
     )

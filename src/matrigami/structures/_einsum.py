@@ -155,7 +155,7 @@ class Einsum(Structure):
         """Refuse exponents or sizes that describe no family."""
         if (self.theta is None) == (self.dims is None):
             raise ValueError(
-                "Einsum(theta, dims) was given both or neither.\n"
+                "Einsum(theta, dims): exactly one of them is needed.\n"
                 "It takes seven exponents, or seven sizes.\n"
                 "For BTT: Einsum(theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0))."
             )

@@ -92,7 +92,7 @@ class Local:
         for p, entry in state.items():
             if any(is_sharded(S) for S in entry.values() if isinstance(S, Tensor)):
                 raise ValueError(
-                    f"load_state_dict was given shards for a plain {tuple(p.shape)} parameter.\n"
+                    f"load_state_dict(state): shards for a plain {tuple(p.shape)} parameter.\n"
                     "One process has no other parts of them.\n"
                     "Load it with torch.distributed.checkpoint, which puts them together."
                 )
