@@ -128,7 +128,7 @@ def test_structures_and_budgets(place, capsys):
         (("quantize", "wrong.py:model", *MODEL[1:], "-o", "x"), "SyntaxError"),
         (("quantize", "made.py:absent", *MODEL[1:], "-o", "x"), "KeyError: 'absent'"),
         (("quantize", "made.py:model", "--calib", "cut.safetensors", "-o", "x"), "damaged"),
-        (("quantize", "made.py:model", "--calib", "none.safetensors", "-o", "x"), "There are none"),
+        (("quantize", "made.py:model", "--calib", "none.safetensors", "-o", "x"), "there are none"),
         (("quantize", "made.py:model", "--calib", "ids.safetensors", "-o", "x"), "It failed:"),
         (("quantize", *MODEL, "-o", "x", "--batch", "0"), "not in the range"),
         (("quantize", *MODEL, "-o", "x", "--sequences", "-1"), "not in the range"),
@@ -136,8 +136,8 @@ def test_structures_and_budgets(place, capsys):
         (("quantize", *MODEL, "-o", "x", "--budget", "0.01x bytes"), "larger budget"),
         (("prune", *MODEL, "-o", "x", "--sparsity", "1"), "not in the range"),
         (("prune", *MODEL, "-o", "x", "--sparsity", "nan"), "can go"),
-        (("quantize", *MODEL, "-o", "made.py/x"), "Nothing can be written there"),
-        (("quantize", *MODEL, "-o", "made.py"), "It exists"),
+        (("quantize", *MODEL, "-o", "made.py/x"), "nothing can be written there"),
+        (("quantize", *MODEL, "-o", "made.py"), "it exists"),
         (("quantize", *MODEL), "Give -o OUT, or --plan"),
         (("prune", *MODEL, "-o", "x", "--pattern", "24"), "two numbers"),
         (("prune", *MODEL, "-o", "x", "--pattern", "2:4"), "not a multiple of 4"),
@@ -178,7 +178,7 @@ def test_two_processes_do_not_make_one_folder(place, capsys):
     Path("x.journal").mkdir()
     with hold(Path("x.journal")):
         assert run(["quantize", *MODEL, "-o", "x"]) == 2
-        assert "Another process" in capsys.readouterr().err
+        assert "another process" in capsys.readouterr().err
         assert Path("x.journal").exists()
     assert run(["quantize", *MODEL, "-o", "x"]) == 0
     assert not Path("x.journal").exists()

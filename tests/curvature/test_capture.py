@@ -57,7 +57,7 @@ def test_calibration_without_gradients():
     assert_close(moments["2.weight"].inputs.dense()[0], model[:2](X).mT @ model[:2](X) / 8)
     assert list(moments) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert len(moments) == 4
-    with pytest.raises(ValueError, match="without gradients"):
+    with pytest.raises(ValueError, match="they have no gradients"):
         moments.curvature()
 
 

@@ -80,7 +80,7 @@ def test_layers(method):
     unused = network()
     unused.extra = nn.Linear(4, 4)
     unused.forward = lambda x: unused[2](unused[1](unused[0](x)))
-    with pytest.raises(ValueError, match="parameters of extra"):
+    with pytest.raises(ValueError, match="curvature: extra has no part"):
         method(unused, LOSS, batch())
     for options in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}):
         words = nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 3))
@@ -147,7 +147,8 @@ def test_damping():
 def test_names_and_vectors():
     model = network()
     F = kfac(model, LOSS, batch())
-    with pytest.raises(ValueError, match=r"'3.weight' was asked.*\n.*0.weight\+0.bias"):
+    missing = r"'3.weight'\]: no block has this parameter.\n.*0.weight\+0.bias"
+    with pytest.raises(ValueError, match=missing):
         F["3.weight"]
     good = {name: p.detach() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match=r"match at 2.bias.\n2.bias has shape none"):
@@ -174,7 +175,7 @@ def test_moments_without_backward():
         model(batch()[0])
     with pytest.raises(ValueError, match="Only inputs were seen"):
         moments.curvature()
-    with pytest.raises(ValueError, match="There was no backward pass"):
+    with pytest.raises(ValueError, match="there was no backward pass"):
         _moments.known_gradients(
             Use(
                 OneHot(torch.zeros(1, dtype=torch.long), 2, torch.zeros(1, dtype=torch.long), 1),

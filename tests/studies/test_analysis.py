@@ -240,7 +240,7 @@ def test_results_go_to_json_and_back(kernel, cloud):
         (torch.zeros(3, 3), {}, "All are zero"),
         (torch.ones(3, 3), {"budget": 2.0}, "budget=2.0"),
         (torch.ones(3, 3), {"structures": ["hodrl"]}, "Did you mean 'hodlr'?"),
-        (torch.ones(3, 3), {"orderings": ["metis"]}, "Known are given"),
+        (torch.ones(3, 3), {"orderings": ["metis"]}, "known are given"),
         (torch.ones(3, 3), {"points": torch.ones(4, 2)}, "for a 3x3 matrix"),
         (torch.empty(2**20, 2**20, device="meta"), {}, "GiB"),
     ],

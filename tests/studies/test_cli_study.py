@@ -181,7 +181,7 @@ def test_dry_run_writes_nothing(spec, tmp_path, capsys):
         (["study", "run", "{spec}"], "--out is missing"),
         (["study", "run", "{spec}", "--out", "{spec}/o"], "cannot be written"),
         (["study", "run", "{spec}", "--out", "o", "--only", "btt"], "Did you mean 'btt(rank=1)'"),
-        (["study", "run", "{spec}", "--out", "o", "--device", "cuda:99"], "It is not there"),
+        (["study", "run", "{spec}", "--out", "o", "--device", "cuda:99"], "it is not there"),
         (
             ["study", "run", "--preset", "cifar100_quick", "--out", "o", "--data-dir", "no"],
             "data get",

@@ -92,7 +92,7 @@ def test_what_is_refused(spec, tmp_path, capsys):
     assert run(["train", str(spec)]) == 2
     assert run(["train", str(spec), "--epochs", "1", "--out", out]) == 0
     assert run(["train", str(spec), "--epochs", "2", "--out", out]) == 2
-    assert "It holds another run" in capsys.readouterr().err
+    assert "it holds another run" in capsys.readouterr().err
     assert run(["train", str(spec), "--lr", "1e18", "--out", str(tmp_path / "bad")]) == 1
     assert "failed" in capsys.readouterr().err
 

@@ -61,10 +61,10 @@ class OwnModel(Network):
             torch.manual_seed(2 * config.seed)
             self.net = _module(function(**arguments), config.model)
             targets = config.targets or None
-            if isinstance(recipe := parse(config.structure), Dense):
-                chosen(self.net, targets)  # a pattern that matches nothing is refused here, too
-            else:
+            if not isinstance(recipe := parse(config.structure), Dense):
                 replace_(self.net, recipe, targets=targets, init="random")
+            elif targets is not None:  # a pattern that matches nothing is refused here, too
+                chosen(self.net, targets)
         self.to(DTYPE)
         self.width = config.width if "width" in arguments else None
         names = [name for name, m in self.named_modules() if matrix_view(m) is not None]
