@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from matrigami.operators._algebra import cropped
 from matrigami.operators._alternating import alternate
@@ -22,7 +23,7 @@ from matrigami.operators._kernels import is_concrete
 from matrigami.operators._memory import dense
 from matrigami.operators._metric import Metric, metric_of, whitened
 from matrigami.operators._recipe import Structure
-from matrigami.operators._tree import expand, named_tensors, with_tensors
+from matrigami.operators._tree import expand, mapped, named_tensors, with_tensors
 
 TOL = 3e-3
 """Relative decrease of the squared error in five steps below which a search in a metric ends."""
@@ -129,7 +130,8 @@ def project(
 
     Args:
         recipe: The structure.
-        W: The matrix, a tensor `(*batch, m, n)` or an operator.
+        W: The matrix, a tensor `(*batch, m, n)` or an operator; a member of the structure, or of
+            a higher rank, is not made dense.
         left: Positive semi-definite, `m x m` (or a stack), e.g. the output-gradient moment of a
             layer.
         right: Positive semi-definite, `n x n` (or a stack), e.g. the input moment of a layer.
@@ -153,8 +155,23 @@ def project(
 
 @question
 def round_to(A: LinearOperator, recipe: Structure) -> LinearOperator | None:
-    """The member nearest to a value that need not be made dense for it; None where it must be."""
-    return None
+    """The member nearest to a value that need not be made dense for it; None where it must be.
+
+    By default a member is its own. Otherwise a structure says what it knows.
+    """
+    return mapped(A, Tensor.clone) if _is_member(A, recipe) else None
+
+
+def _is_member(A: LinearOperator, recipe: Structure) -> bool:
+    """Whether a value has the layout and the sizes that the recipe draws."""
+    try:
+        m, n = A.shape[-2:]
+        blank = recipe.blank(m, n, lambda *shape: torch.empty(shape, device="meta"))
+    except ValueError:  # its ranks follow from a matrix, or the size does not fit
+        return False
+    (given, layout), (drawn, wanted) = map(pytree.tree_flatten, (A, blank))
+    pairs = zip(given, drawn, strict=False)
+    return layout == wanted and all(t.shape[t.ndim - s.ndim :] == s.shape for t, s in pairs)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from matrigami.structures._hodlr_factors import *
 from matrigami.structures._hodlr_root import *
 from matrigami.structures._parsing import *
 from matrigami.structures._permuted import *
+from matrigami.structures._rounding import *
 from matrigami.structures._sparse import *
 from matrigami.structures import _hodlr_rules, _sparse_rules, _tensor_train_rounding, _update  # noqa: F401 - register rules
 

@@ -260,10 +260,13 @@ def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"]) -> LowRankMatrix:
 
 @round_to.register
 def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
-    """The SVD of the small matrix between orthonormal bases."""
+    return lower_rank(A, recipe._rank(*A.shape[-2:]))
+
+
+def lower_rank(A: LowRankMatrix, rank: int) -> LowRankMatrix:
+    """The nearest of a rank at most: the SVD of the small matrix between orthonormal bases."""
     Q1, core, Q2 = _orthogonalized(A)
-    rank = min(recipe._rank(*A.shape[-2:]), *core.shape[-2:])
-    L, R = truncated_svd(core, rank)
+    L, R = truncated_svd(core, min(rank, *core.shape[-2:]))
     return LowRankMatrix(times(Q1, L), times(Q2, R.mT))
 
 
