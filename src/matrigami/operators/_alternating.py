@@ -25,7 +25,7 @@ from matrigami.operators._tree import named_tensors, with_tensors
 TURN = 0.05
 """Relative gain of a round over the tensors below which they are moved together."""
 
-SOLVE_STEPS = 15
+SOLVE_STEPS = 5
 """Most conjugate-gradient steps for one tensor."""
 
 SOLVED = 1e-2
@@ -222,11 +222,19 @@ class _Memory:
         for s, y in reversed(pairs):
             weights.append(_dot(s, q) / _dot(s, y))
             q = [a - weights[-1] * b for a, b in zip(q, y, strict=True)]
-        q = [D.solve(t) for D, t in zip(self.preconditioners, q, strict=True)]
+        q = self._preconditioned(q)
+        if pairs:  # of the length that the last step would have had (Nocedal and Wright, 7.20)
+            s, y = pairs[-1]
+            length = _dot(s, y) / _dot(y, self._preconditioned(y))
+            q = [length * a for a in q]
         for (s, y), weight in zip(pairs, reversed(weights), strict=True):
             factor = weight - _dot(y, q) / _dot(s, y)
             q = [a + factor * b for a, b in zip(q, s, strict=True)]
         return q
+
+    def _preconditioned(self, q: list[Tensor]) -> list[Tensor]:
+        """The inverse of the blocks of every tensor by itself."""
+        return [D.solve(t) for D, t in zip(self.preconditioners, q, strict=True)]
 
 
 class _Preconditioner:
