@@ -161,7 +161,7 @@ class BlockTensorTrain(Structure):
             ValueError: If the rank is below 1 or above full, or there are fewer than two cores.
         """
         rows, columns = self._axes(m, n)
-        ranks = chain_ranks(rows, columns, self.rank, str(self))
+        ranks = all_ranks(rows, columns, self.rank, str(self))
         blanks = [empty(*shape) for shape in _shapes(rows, columns, ranks)]
         return cropped(BlockTensorTrainMatrix(tuple(blanks), self.interleaved), m, n)
 
@@ -183,7 +183,7 @@ def block_tensor_train_svd(
 ) -> tuple[Tensor, ...]:
     """The cores of the nearest chain, blocked layout, by one truncated SVD after another."""
     c, batch = len(rows), W.shape[:-2]
-    ranks = chain_ranks(rows, columns, rank, what)
+    ranks = all_ranks(rows, columns, rank, what)
     cores: list[Tensor] = []
     R = W.mT[..., :, None, None, :]  # ... (q n) p s (m rest)
     for i in range(c - 1):
@@ -209,9 +209,7 @@ def _shuffled(X: Tensor, axes: list[int], reverse: bool) -> Tensor:
     )
 
 
-def chain_ranks(
-    rows: tuple[int, ...], columns: tuple[int, ...], rank: float, what: str
-) -> list[int]:
+def all_ranks(rows: tuple[int, ...], columns: tuple[int, ...], rank: float, what: str) -> list[int]:
     """Ranks `r_0 = 1, ..., r_c = 1`; an int may exceed the full rank of some cut, not of all."""
     full, ranks = [], [1]
     for i in range(len(rows) - 1):

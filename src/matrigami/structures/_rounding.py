@@ -29,7 +29,7 @@ from matrigami.structures._block_low_rank import BlockLowRank, BlockLowRankMatri
 from matrigami.structures._block_tensor_train import (
     BlockTensorTrain,
     BlockTensorTrainMatrix,
-    chain_ranks,
+    all_ranks,
 )
 from matrigami.structures._einsum import Einsum, EinsumMatrix
 from matrigami.structures._hodlr import HODLR, HODLRMatrix
@@ -126,7 +126,7 @@ def _(A: BlockTensorTrainMatrix, recipe: Any) -> BlockTensorTrainMatrix:
     first, second = A.cores
     left, right = second[..., 0, :, 0, :, :, :], first[..., :, 0, :, :, :, 0]
     axes = recipe._axes(*A.shape[-2:])
-    left, right = _of_two(left, right, chain_ranks(*axes, recipe.rank, str(recipe))[1])
+    left, right = _of_two(left, right, all_ranks(*axes, recipe.rank, str(recipe))[1])
     cores = (right[..., :, None, :, :, :, None], left[..., None, :, None, :, :, :])
     return BlockTensorTrainMatrix(cores, recipe.interleaved)
 
