@@ -4,9 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matrigami import DiagonalMatrix, cost, solve
+from matrigami import DiagonalMatrix, cost, logdet, solve
 from matrigami.geometry import distributed
-from matrigami.geometry.particles import KERNELS
+from matrigami.geometry.particles import KERNELS, kernel_matrix
 from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
 from matrigami.structures import H2Matrix
 
@@ -90,3 +90,20 @@ def solves(cloud: str) -> None:
     first = x.clone()
     dist.broadcast(first, 0)
     assert x.equal(first)
+
+
+def line(n: int) -> None:
+    """Of points on a line products, solutions and determinants are those of one process."""
+    x = torch.rand(n, generator=torch.Generator().manual_seed(3))
+    A = kernel_matrix(x, "matern32", scale=0.2) + DiagonalMatrix(torch.ones(n))
+    D, b = distributed(A), vectors(n)
+    agree(D @ b, A @ b)
+    agree(D.T @ b, A.T @ b)
+    agree(D.local @ b[D.columns.own.index], (A @ b)[D.rows.own.index])
+    agree(solve(D, b), solve(A, b))
+    agree(logdet(D), logdet(A))
+    if dist.get_world_size() > 1:
+        assert cost(D).params < 0.6 * cost(A).params
+    b.requires_grad_()
+    (found,) = torch.autograd.grad((vectors(n) * solve(D, b)).sum(), b)
+    agree(found, solve(A, vectors(n)))

@@ -38,6 +38,14 @@ def test_solutions_are_the_same_on_all_ranks(ranks: int, cloud: str, tmp_path: P
     on_ranks(ranks, tmp_path, cases.solves, cloud)
 
 
+@pytest.mark.parametrize(
+    "ranks",
+    [3, *[pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 2, 4)]],
+)
+def test_points_on_a_line_are_solved_directly(ranks: int, tmp_path: Path):
+    on_ranks(ranks, tmp_path, cases.line, 1500)
+
+
 @pytest.mark.slow
 def test_the_example_of_the_page_prints_what_the_page_says():
     page = (ROOT / "docs" / "particles.md").read_text()
@@ -51,7 +59,7 @@ def test_the_example_of_the_page_prints_what_the_page_says():
 
 
 def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match="must be an H2Matrix"):
+    with pytest.raises(ValueError, match="must be an H2Matrix or a HODLR"):
         distributed(DenseMatrix(torch.eye(2)))
     with pytest.raises(ValueError, match="there is no process group"):
         distributed(kernel_matrix(torch.rand(3000, 2), "gaussian"))

@@ -1,4 +1,4 @@
-"""Fast multipole and H2 matrices whose points are owned by several processes.
+"""Fast multipole, H2 and HODLR matrices whose points are owned by several processes.
 
 Each process keeps the blocks in the rows of its points, and computes their part of every product;
 coefficients of cells travel where a neighbour needs them. Vectors are whole on every process, so
@@ -9,7 +9,7 @@ Shapes: m = rows, n = columns, k = vectors.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,10 @@ from jaxtyping import Inexact, Int
 from torch import Tensor
 
 from matrigami.geometry._shares import Group, owners, share
+from matrigami.geometry._trees import SharedTreesMatrix, hodlr_of, shared_trees
 from matrigami.krylov import implicit_solve, is_large
-from matrigami.operators import Cost, LinearOperator, Places, cost, solve
-from matrigami.structures import H2Matrix, by_conjugate_gradients
+from matrigami.operators import Cost, LinearOperator, Places, cost, slogdet, solve
+from matrigami.structures import H2Matrix, HODLRMatrix, by_conjugate_gradients
 
 
 class Split:
@@ -96,7 +97,7 @@ class DistributedMatrix(LinearOperator):
         columns: The columns of each process.
     """
 
-    local: H2Matrix
+    local: LinearOperator
     rows: Split
     columns: Split
 
@@ -121,14 +122,15 @@ class DistributedMatrix(LinearOperator):
 
 
 def distributed(A: LinearOperator, group: Group = None) -> DistributedMatrix:
-    """Share the blocks of an H2 matrix among processes; call it, and every product, on all of them.
+    """Share the blocks of a matrix among processes; call it, and every product, on all of them.
 
-    Cells are dealt out along the curve by their points: a process owns whole subtrees, and the few
-    cells above them belong to the owner of their first child.
+    H2: cells are dealt out along the curve by their points; a process owns whole subtrees, and the
+    few cells above them belong to the owner of their first child. HODLR: runs of nodes are dealt
+    out; `solve` and `slogdet` are direct.
 
     Args:
-        A: The value of `kernel_matrix` for many points of the plane or of space, equal on all
-            processes. Its blocks in the rows of others are dropped.
+        A: The value of `kernel_matrix` for many points, equal on all processes; a diagonal may have
+            been added. Its blocks in the rows of others are dropped.
         group: The processes; by default all.
 
     Returns:
@@ -139,25 +141,51 @@ def distributed(A: LinearOperator, group: Group = None) -> DistributedMatrix:
         `D.columns.own`, into the rows `D.rows.own`, without ever holding it whole.
 
     Raises:
-        ValueError: If `A` is no H2 matrix, or there is no process group.
+        ValueError: If `A` is neither, there is no process group, or there are more processes than
+            leaves.
     """
-    if not isinstance(A, H2Matrix):
+    halves = hodlr_of(A)
+    if halves is None and not isinstance(A, H2Matrix):
         raise ValueError(
-            f"distributed(A): A is {A!r}; it must be an H2Matrix.\n"
-            "Few points make a dense matrix and points on a line a HODLR matrix: one process is "
-            "enough for them.\nUse kernel_matrix of many points in the plane or in space."
+            f"distributed(A): A is {A!r}; it must be an H2Matrix or a HODLRMatrix.\n"
+            "Few points make a dense matrix: one process is enough for them.\n"
+            "Use kernel_matrix of many points."
         )
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
             "distributed(A): there is no process group.\n"
             "Start the program with torchrun, and call torch.distributed.init_process_group first."
         )
-    found = owners(A, dist.get_world_size(group))
-    local = share(A, found, dist.get_rank(group), group)
-    return DistributedMatrix(local, Split(found.targets, group), Split(found.sources, group))
+    if isinstance(A, H2Matrix):
+        found = owners(A, dist.get_world_size(group))
+        local = share(A, found, dist.get_rank(group), group)
+        return DistributedMatrix(local, Split(found.targets, group), Split(found.sources, group))
+    local, owner = shared_trees(*cast("tuple[HODLRMatrix, Tensor]", halves), group)
+    return DistributedMatrix(local, Split(owner, group), Split(owner, group))
 
 
-@solve.register(where=is_large)
+def _has_trees(A: Any, *_: Any) -> bool:
+    """Whether solutions are direct."""
+    return isinstance(A.local, SharedTreesMatrix)
+
+
+def _directly(A: Any, B: Tensor) -> Tensor:
+    """The solution of own rows, gathered."""
+    return A.rows.whole(A.local.solution(A.columns.part(B)))
+
+
+@solve.register(where=_has_trees)
+def _(A: DistributedMatrix, B: Inexact[Tensor, "n k"]) -> Inexact[Tensor, "n k"]:
+    return implicit_solve(A, B, _directly)
+
+
+@slogdet.register(where=_has_trees)
+def _(A: DistributedMatrix) -> tuple[Tensor, Tensor]:
+    local: Any = A.local
+    return local.determinant()
+
+
+@solve.register(where=lambda A, *_: is_large(A) and not _has_trees(A))
 def _(A: DistributedMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     return implicit_solve(A, B, by_conjugate_gradients)
 
