@@ -109,7 +109,15 @@ class Ordered:
         i, j = X.long()[..., :, None, 0], Y.long()[..., None, :, 0]
         n = len(self.order)
         inside = (i < n) & (j < n)
-        return self.A(self.order[i.clamp(max=n - 1)], self.order[j.clamp(max=n - 1)]) * inside
+        found = self.A(self.order[i.clamp(max=n - 1)], self.order[j.clamp(max=n - 1)])
+        if not isinstance(found, Tensor) or found.shape != inside.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(
+                f"{self.call}(A): A(rows, columns) is {got} for indices of {tuple(i.shape)} and "
+                f"{tuple(j.shape)}.\n"
+                "Give a function of two tensors of indices, which broadcast, to entries."
+            )
+        return found * inside
 
     def finite(self, X: Tensor, Y: Tensor) -> Tensor:
         """Entries that a cross can be made of."""

@@ -65,7 +65,8 @@ class Grid:
         d = len(self.sizes)
         for name, values in (("lengths", self.sides), ("boundary", self.ends)):
             _require(len(values) == d, self, f"it has {d} sizes but {len(values)} {name}.")
-        _require(d >= 1 and min(self.sizes) >= 1, self, "each size must be at least 1.")
+        whole = d >= 1 and all(isinstance(n, int) and n >= 1 for n in self.sizes)
+        _require(whole, self, "each size must be a whole number of at least 1.")
         _require(all(0 < x < float("inf") for x in self.sides), self, "lengths must be positive.")
         unknown = set(self.ends) - set(BOUNDARIES)
         _require(not unknown, self, f"boundaries are {', '.join(BOUNDARIES)}.")

@@ -40,9 +40,10 @@ def potential_energy(
     """
     X = checked_points("points", points)
     q = as_numbers("charges", charges).to(X)
-    if q.shape != X.shape[:1]:
+    if q.shape != X.shape[:1] or not bool(q.detach().isfinite().all()):
         raise ValueError(
-            f"potential_energy: {len(X)} points have charges of shape {tuple(q.shape)}.\n"
+            f"potential_energy: {len(X)} points have charges of shape {tuple(q.shape)}, "
+            f"{int((~q.detach().isfinite()).sum())} of them NaN or infinite.\n"
             "Give one number for each point."
         )
     A = kernel_matrix(X, kernel, scale=scale, tol=tol)

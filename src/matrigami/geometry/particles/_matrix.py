@@ -16,12 +16,16 @@ from matrigami.geometry.particles._points import (
     check_scale,
     check_tolerance,
     check_tree_memory,
+    check_values,
     checked_points,
 )
 from matrigami.operators import DenseMatrix, LinearOperator
 
 CROSSOVER = {1: 512, 2: 2048, 3: 4096}
 """Points up to which a dense matrix is quicker to build and to multiply, by dimension."""
+
+SAMPLED = 16
+"""Points between which a kernel is tried before it is used for all."""
 
 
 def kernel_matrix(
@@ -74,11 +78,12 @@ def kernel_matrix(
             f"kernel_matrix: points have {X.shape[1]} coordinates, targets {Y.shape[1]}.\n"
             "Both must be in one space."
         )
+    few = slice(SAMPLED)
+    check_values(interactions(function, Y[few].detach(), X[few].detach(), scale))
     check_tree_memory(X, OCCUPANCY[X.shape[1]])
     if is_singular(function):
         check_coincidence(X)
-    few = max(len(X), len(Y)) <= CROSSOVER[X.shape[1]]
-    if few or min(len(X), len(Y)) == 0:
+    if max(len(X), len(Y)) <= CROSSOVER[X.shape[1]] or min(len(X), len(Y)) == 0:
         check_memory("a dense kernel matrix", 4 * len(X) * len(Y), X)
         return DenseMatrix(interactions(function, Y, X, scale))
     if X.shape[1] == 1 and targets is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from matrigami.operators import free_memory, is_concrete
 
-Numbers = Float[Tensor, "..."] | np.ndarray | Sequence[Any]
+Numbers = Tensor | np.ndarray | Sequence[Any]
 """What is read as real numbers."""
 
 TREE_BYTES = 100
@@ -77,25 +77,40 @@ def check_tolerance(tol: float, dtype: torch.dtype) -> None:
         ValueError: If the tolerance is not between ten roundings and one.
     """
     least = 10 * torch.finfo(dtype).eps
-    if not least <= tol < 1:
+    if not isinstance(tol, int | float) or not least <= tol < 1:
         raise ValueError(
-            f"kernel_matrix(points, kernel, tol={tol:g}): the points are in {dtype}.\n"
+            f"kernel_matrix(points, kernel, tol={tol!r}): the points are in {dtype}.\n"
             f"A relative error must be below 1 and at least {least:.0e}, ten roundings.\n"
             "Use double precision for smaller ones: points.double()."
         )
 
 
 def check_scale(scale: Tensor | float) -> None:
-    """Refuse to divide distances by nothing, or backwards.
+    """Refuse to divide distances by nothing, by several numbers, or backwards.
 
     Raises:
-        ValueError: If the scale is not positive and finite.
+        ValueError: If the scale is not one positive and finite number.
     """
-    t = torch.as_tensor(scale).detach()
-    if is_concrete(t) and not bool(((t > 0) & t.isfinite()).all()):
+    number = isinstance(scale, int | float | Tensor | np.number)
+    t = torch.as_tensor(scale).detach() if number else torch.zeros(())
+    if t.numel() != 1 or (is_concrete(t) and not bool(((t > 0) & t.isfinite()).all())):
         raise ValueError(
-            f"kernel_matrix(points, kernel, scale={t.tolist()}): distances are divided by it.\n"
+            f"kernel_matrix(points, kernel, scale={scale!r}): distances are divided by it.\n"
             "Give a positive number, about the distance at which the kernel has fallen."
+        )
+
+
+def check_values(values: Tensor) -> None:
+    """Refuse a kernel that is not finite between points.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if is_concrete(values) and not bool(values.detach().isfinite().all()):
+        raise ValueError(
+            "kernel_matrix(points, kernel): the kernel is NaN or infinite between two points.\n"
+            "It must be finite at every distance but zero.\n"
+            "Try it on torch.linspace over the distances that occur, divided by scale."
         )
 
 
