@@ -78,17 +78,21 @@ def kernel_matrix(
             f"kernel_matrix: points have {X.shape[1]} coordinates, targets {Y.shape[1]}.\n"
             "Both must be in one space."
         )
-    few = slice(SAMPLED)
-    check_values(interactions(function, Y[few].detach(), X[few].detach(), scale))
     check_tree_memory(X, OCCUPANCY[X.shape[1]])
-    if is_singular(function):
-        check_coincidence(X)
+    _try(function, X.detach(), Y.detach(), scale)
     if max(len(X), len(Y)) <= CROSSOVER[X.shape[1]] or min(len(X), len(Y)) == 0:
         check_memory("a dense kernel matrix", 4 * len(X) * len(Y), X)
         return DenseMatrix(interactions(function, Y, X, scale))
     if X.shape[1] == 1 and targets is None:
         return line_matrix(X[:, 0], function, scale, tol)
     return fast_multipole_matrix(Y, X, function, scale, tol)
+
+
+def _try(kernel: Kernel, X: Tensor, Y: Tensor, scale: Tensor | float) -> None:
+    """Refuse a kernel that is not finite between these points."""
+    if is_singular(kernel):
+        check_coincidence(X)
+    check_values(interactions(kernel, Y[:SAMPLED], X[:SAMPLED], scale))
 
 
 def error_estimate(
