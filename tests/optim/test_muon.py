@@ -137,6 +137,18 @@ def test_a_plan_without_the_bound_knows_the_products():
     assert any(optimizer.param_groups[0]["wholes"])
 
 
+def test_products_that_share_a_factor_are_both_bounded():
+    first, second = (StructuredLinear(8, 8, LowRank(rank=2), bias=False) for _ in range(2))
+    second.U = first.U
+    second.V.data *= 30
+    model, before = nn.Sequential(first, second), [first.weight.detach(), second.weight.detach()]
+    before = [W.clone() for W in before]
+    model(torch.ones(3, 8)).square().sum().backward()
+    Muon(plan(model, Muon, head=()), 0.1, weight_decay=0.0, scale=spectral, bound=True).step()
+    for layer, W in zip(model, before, strict=True):
+        assert 0.01 < torch.linalg.matrix_norm(layer.weight.detach() - W, 2) <= 0.1
+
+
 def test_a_frozen_factor_counts():
     layer = StructuredLinear(8, 8, LowRank(rank=2), bias=False)
     layer.U.requires_grad_(False).mul_(10)

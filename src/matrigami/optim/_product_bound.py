@@ -79,16 +79,22 @@ class ProductBounds:
         known = {u.parameter: u for u in updates}
         norms = itertools.chain.from_iterable(_norms(x, known, exchange) for x in layers)
         sizes = iter(_numbers(list(norms)))
+        shares: dict[Tensor, float] = {}
         for layer in layers:
             pairs = [(next(sizes), next(sizes)) for _ in layer.tensors]
             for t, share in _shares(layer, pairs).items():
-                if t in known:
-                    known[t] = known[t]._replace(direction=known[t].direction * share)
+                shares[t] = min(share, shares.get(t, share))  # of a tensor of two products
+        known |= {
+            t: known[t]._replace(direction=known[t].direction * share)
+            for t, share in shares.items()
+            if t in known
+        }
         return [known[u.parameter] for u in updates]
 
     def _layers(self, groups: Groups) -> list[Layer]:
         """The products of some groups, with the rates that their tensors have now."""
         found: dict[LinearOperator, Layer] = {}
+        rates: dict[Tensor, tuple[float, bool]] = {}
         for group in groups:
             lr = float(group["lr"])
             wholes: Sequence[Any] = group.get("wholes") or ()
@@ -98,9 +104,10 @@ class ProductBounds:
                 layer = found.get(whole.product)
                 if layer is None:
                     layer = found[whole.product] = self._layer(whole.product)
-                place = next(i for i, t in enumerate(layer.tensors) if t is p)
-                layer.rates[place] = (lr, view is not None)
+                rates[p] = (lr, view is not None)
                 layer.step = min(layer.step, lr * group["scale"](whole.outputs, whole.inputs))
+        for layer in found.values():  # a tied tensor has the place of the first product only
+            layer.rates = {i: rates[t] for i, t in enumerate(layer.tensors) if t in rates}
         return list(found.values())
 
     def _layer(self, product: LinearOperator) -> Layer:
@@ -108,7 +115,7 @@ class ProductBounds:
         if product not in self.layers:
             self.layers[product] = Layer(product)
         layer = self.layers[product]
-        layer.rates, layer.step = {}, float("inf")
+        layer.step = float("inf")
         return layer
 
 
