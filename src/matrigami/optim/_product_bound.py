@@ -84,12 +84,7 @@ class ProductBounds:
             pairs = [(next(sizes), next(sizes)) for _ in layer.tensors]
             for t, share in _shares(layer, pairs).items():
                 shares[t] = min(share, shares.get(t, share))  # of a tensor of two products
-        known |= {
-            t: known[t]._replace(direction=known[t].direction * share)
-            for t, share in shares.items()
-            if t in known
-        }
-        return [known[u.parameter] for u in updates]
+        return [_scaled(u, shares.get(u.parameter)) for u in updates]
 
     def _layers(self, groups: Groups) -> list[Layer]:
         """The products of some groups, with the rates that their tensors have now."""
@@ -117,6 +112,11 @@ class ProductBounds:
         layer = self.layers[product]
         layer.step = float("inf")
         return layer
+
+
+def _scaled(update: Update, share: float | None) -> Update:
+    """An update times its share, if it is a factor's."""
+    return update if share is None else update._replace(direction=update.direction * share)
 
 
 def _numbers(norms: Sequence[Tensor]) -> list[float]:
