@@ -52,19 +52,23 @@ def page(
     return "\n".join(lines) + "\n"
 
 
+def _on_a_processor(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs whose seconds are those of one thread of a processor."""
+    return [r for r in timed(records) if r["cpu_seconds"] and r["device"] in (None, "cpu")]
+
+
 def _made(planned: int, env: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """How many runs, on which machines, for how long."""
     missing = planned - len(records)
     stopped = f" {missing} of the {planned} runs of the preset were not trained." if missing else ""
-    own = timed(records)
-    cpu = sum(r["cpu_seconds"] for r in own if r.get("cpu_seconds"))
+    own = _on_a_processor(records)
+    cpu = sum(r["cpu_seconds"] for r in own)
     others = Counter(str(r.get("machine")) for r in records if r not in own)
-    elsewhere = "".join(f" and {n} on {name}, without seconds" for name, n in others.items())
+    here = f"{len(own)} runs, {cpu / 60:.0f} minutes of processor time, 1 thread of a processor "
+    parts = [here + "that also did other work"] if own else []
+    parts += [f"{n} runs on {name}, without seconds" for name, n in others.items()]
     versions = ", ".join(f"{key} {value}" for key, value in env["versions"].items())
-    return (
-        f"{len(own)} runs, {cpu / 60:.0f} minutes of processor time, 1 thread of a processor "
-        f"that also did other work{elsewhere}; {versions}.{stopped}"
-    )
+    return f"{'; '.join(parts)}; {versions}.{stopped}"
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:
@@ -75,7 +79,7 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
 
 def _seconds(records: list[dict[str, Any]]) -> str:
     """Each size: multiply-adds, processor time of a training example, their ratio, errors."""
-    own = timed(records)
+    own = _on_a_processor(records)
     rows = [
         [
             f"`{r['structure']}`",
@@ -118,7 +122,9 @@ def main(folder: Path, out: Path, planned: int | None) -> None:
     fit = fit_results(records)
     write_fit(out / "fit.json", fit)
     plot_study(out, command=f"matrigami study plot {out}")
-    (out / "fig" / "time.png").unlink()  # wall time, of a machine that may do other work
+    (out / "fig" / "time.png").unlink(
+        missing_ok=True
+    )  # wall time, of a machine that may do other work
     env = json.loads((out / "env.json").read_text("utf-8"))
     text = page(out.name, planned or len(records), fit, env, records)
     notes = out / "notes.md"
