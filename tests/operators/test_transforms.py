@@ -59,7 +59,12 @@ QUESTIONS: dict[str, Callable[[LinearOperator, Tensor], Tensor]] = {
     "lstsq": lambda A, b: lstsq(gram(A), b),
 }
 
-NOT_COMPILED = {"kronecker_sum": {"solve", "inverse"}, "kronecker": {"solve"}}
+NOT_COMPILED = {
+    "kronecker_sum": {"solve", "inverse"},
+    "kronecker": {"solve"},
+    "banded": {"solve", "inverse"},
+    "hodlr": {"solve"},
+}
 """Where the derivative is that of the equation, by a function that Dynamo cannot trace."""
 
 QUICK = {"dense", "diagonal", "lowrank", "kronecker"}

@@ -197,7 +197,7 @@ def test_a_folder_of_another_study_asks_for_grow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_run, "supervise", lambda *_: None)  # nothing is trained
     trained(tmp_path, plan())
-    with pytest.raises(ValueError, match="holds 'a', 2 of whose 2 runs") as caught:
+    with pytest.raises(ValueError, match=r"it holds 'a'\.\n2 of its 2 runs") as caught:
         trained(tmp_path, plan("b", lr=1e-2))
     assert "--grow" in str(caught.value)
     assert len(str(caught.value).splitlines()) in (2, 3)

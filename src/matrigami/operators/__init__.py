@@ -35,7 +35,7 @@ from matrigami.operators._contraction import (
     contraction,
     contractions,
 )
-from matrigami.operators._convert import as_array, as_tensor
+from matrigami.operators._convert import as_array, as_tensor, real_type
 from matrigami.operators._cyclic_reduction import (
     reduced_slogdet,
 )
@@ -265,6 +265,7 @@ __all__ = [
     "question",
     "raised",
     "raveled",
+    "real_type",
     "reduced_slogdet",
     "refuse_indefinite",
     "refuse_zeros",

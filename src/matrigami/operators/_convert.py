@@ -9,6 +9,17 @@ from torch import Tensor
 
 from matrigami.operators._kernels import is_concrete
 
+REAL = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+def real_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of the parts: as `dtype.to_real()`, which `torch.compile` cannot trace."""
+    return REAL.get(dtype, dtype)
+
 
 def inexact(t: Tensor) -> bool:
     """Whether a tensor holds real or complex numbers, not indices."""

@@ -41,6 +41,7 @@ from matrigami.operators import (
     is_frobenius,
     norm,
     project,
+    real_type,
     reduced_slogdet,
     root_of_squares,
     scale,
@@ -354,7 +355,7 @@ def _(A: BandedMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*bat
         signs[-1] = signs[-1] * (-1) ** int(moves.sum())
         logs.append(torch.as_tensor(sizes).log().sum())
     sign = torch.as_tensor(np.array(signs), device=A.device).to(A.dtype)
-    log = torch.stack(logs).to(A.device, A.dtype.to_real())
+    log = torch.stack(logs).to(A.device, real_type(A.dtype))
     return sign.reshape(A.shape[:-2]), log.reshape(A.shape[:-2])
 
 

@@ -46,6 +46,7 @@ from matrigami.operators import (
     power,
     project,
     raised,
+    real_type,
     refuse_zeros,
     root_of_squares,
     scale,
@@ -241,13 +242,13 @@ def _(A: CirculantMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*
     sign = alone.sgn() if A.dtype.is_complex else alone.real.sgn()
     sizes = values.abs()
     sign = torch.where((sizes == 0).any(-1), 0, sign.prod(-1))
-    return sign.to(A.dtype), sizes.log().sum(-1).to(A.dtype.to_real())
+    return sign.to(A.dtype), sizes.log().sum(-1).to(real_type(A.dtype))
 
 
 @eigh.register(where=lambda A, k=None: hermitian(A))
 def _(A: CirculantMatrix, k: int | None = None) -> Eigh:
     """The vectors are Fourier's, or Hartley's real ones, whatever the column is."""
-    values = _values(A).real.to(A.dtype.to_real())
+    values = _values(A).real.to(real_type(A.dtype))
     pairs = Eigh(values, FourierMatrix(A.column.new_empty(0), A.shape[-1], inverse=True))
     return pairs if k is None else largest(pairs, k)
 
@@ -258,12 +259,12 @@ def _(A: CirculantMatrix) -> Svd:
     values = _values(A)
     phases = torch.where(values == 0, 1, values.sgn())
     V = FourierMatrix(A.column.new_empty(0), A.shape[-1], inverse=True)
-    return Svd(_circulant(phases, A) @ V, values.abs().to(A.dtype.to_real()), V)
+    return Svd(compose(_circulant(phases, A), V), values.abs().to(real_type(A.dtype)), V)
 
 
 @svdvals.register
 def _(A: CirculantMatrix) -> Float[Tensor, "*batch n"]:
-    return _values(A).abs().sort(-1, descending=True).values.to(A.dtype.to_real())
+    return _values(A).abs().sort(-1, descending=True).values.to(real_type(A.dtype))
 
 
 @norm.register(where=is_frobenius)

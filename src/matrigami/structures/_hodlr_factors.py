@@ -28,6 +28,7 @@ from matrigami.operators import (
     lu_slogdet,
     lu_solve,
     named_tensors,
+    real_type,
     slogdet,
     solve,
 )
@@ -184,7 +185,7 @@ def determinant(A: Any) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*ba
     if not _is_regular(factors):
         return lu_slogdet(A.dense())
     sign = torch.ones((), dtype=A.dtype, device=A.device)
-    log = torch.zeros((), dtype=A.dtype.to_real(), device=A.device)
+    log = torch.zeros((), dtype=real_type(A.dtype), device=A.device)
     for LU, pivots in (factors.leaves, *factors.joints):
         d = torch.diagonal(LU, dim1=-2, dim2=-1)
         order = torch.arange(1, d.shape[-1] + 1, device=d.device, dtype=pivots.dtype)

@@ -29,6 +29,7 @@ from matrigami.operators import (
     cost,
     is_concrete,
     named_tensors,
+    real_type,
     slogdet,
     solve,
 )
@@ -133,7 +134,7 @@ def _leaves_solve(A: HODLRRootMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[
 @slogdet.register
 def _(A: HODLRRootMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
     """All pivots are positive."""
-    log = A.leaves.new_zeros((), dtype=A.dtype.to_real())
+    log = A.leaves.new_zeros((), dtype=real_type(A.dtype))
     for L in (A.leaves, *A.joints):
         log = log + torch.diagonal(L, dim1=-2, dim2=-1).real.log().sum((-2, -1))
     return torch.ones_like(log, dtype=A.dtype), log

@@ -41,6 +41,7 @@ from matrigami.operators import (
     lu_solve,
     norm,
     project,
+    real_type,
     root_of_squares,
     round_to,
     scale,
@@ -232,7 +233,7 @@ def _lengths(A: ToeplitzMatrix) -> Inexact[Tensor, " s"]:
     (m, n), s = A.shape[-2:], A.diagonals.shape[-1]
     d = torch.arange(s, device=A.device)
     count = torch.minimum(d, s - 1 - d) + 1
-    return count.clamp(max=min(m, n)).to(A.dtype.to_real())
+    return count.clamp(max=min(m, n)).to(real_type(A.dtype))
 
 
 @hermitian.register
