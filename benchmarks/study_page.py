@@ -54,7 +54,7 @@ def page(
 
 def _on_a_processor(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Runs whose seconds are those of one thread of a processor."""
-    return [r for r in timed(records) if r["cpu_seconds"] and r["device"] in (None, "cpu")]
+    return [r for r in timed(records) if r["cpu_seconds"] and r.get("device") in (None, "cpu")]
 
 
 def _made(planned: int, env: dict[str, Any], records: list[dict[str, Any]]) -> str:
