@@ -125,8 +125,8 @@ def _same_cores(A: BlockTensorTrainMatrix, recipe: Any) -> bool:
 def _(A: BlockTensorTrainMatrix, recipe: Any) -> BlockTensorTrainMatrix:
     first, second = A.cores
     left, right = second[..., 0, :, 0, :, :, :], first[..., :, 0, :, :, :, 0]
-    axes = recipe._axes(*A.shape[-2:])
-    left, right = _of_two(left, right, all_ranks(*axes, recipe.rank, str(recipe))[1])
+    rows, columns = recipe._axes(*A.shape[-2:])
+    left, right = _of_two(left, right, all_ranks(rows, columns, recipe.rank, str(recipe))[1])
     cores = (right[..., :, None, :, :, :, None], left[..., None, :, None, :, :, :])
     return BlockTensorTrainMatrix(cores, recipe.interleaved)
 
