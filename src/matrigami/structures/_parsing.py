@@ -113,6 +113,21 @@ def parse_call(
     raise ValueError(refusal)
 
 
+def word_or_literal(node: ast.expr) -> Any:
+    """A literal, or a bare word as text."""
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def parse_options(
+    text: str, refusal: str, value: Callable[[ast.expr], Any] = word_or_literal
+) -> tuple[str, dict[str, Any]]:
+    """Name and options of a call whose arguments are all named; see `parse_call`."""
+    name, args, options = parse_call(text, refusal, value)
+    if args:
+        raise ValueError(refusal)
+    return name, options
+
+
 def _signature(recipe: type[Structure]) -> str:
     """The recipe's fields, with defaults."""
     import inspect  # noqa: PLC0415 - only for this message

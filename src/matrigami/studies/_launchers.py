@@ -1,11 +1,10 @@
 """The launchers by name: where the workers of a study run."""
 
-import ast
 from collections.abc import Callable
 from typing import Any
 
 from matrigami._words import nearest
-from matrigami.structures._parsing import parse_call
+from matrigami.structures._parsing import parse_options
 from matrigami.studies._launch import Launcher, Place, Processes
 from matrigami.studies._launch_ray import Ray
 from matrigami.studies._launch_slurm import Slurm
@@ -60,17 +59,10 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
         f"Launcher {text[:200]!r}: it is not a name with literal options.\n"
         f"Write one of {', '.join(LAUNCHERS)}; or, with options, slurm(timeout_min=600)."
     )
-    name, args, options = parse_call(text, refusal, _value)
-    if args:
-        raise ValueError(refusal)
+    name, options = parse_options(text, refusal)
     if name not in LAUNCHERS:
         near = nearest(name, LAUNCHERS)
         raise ValueError(
             f"Launcher {name!r}: known are {', '.join(LAUNCHERS)}.\nDid you mean {near!r}?"
         )
     return name, options
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, or a bare word."""
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

@@ -17,7 +17,7 @@ from matrigami import optim
 from matrigami._words import columns, nearest
 from matrigami.nn import adam_rule, param_groups, sgd_rule, unread
 from matrigami.optim import KFAC, OPTIMIZERS, MatrixOptimizer, Muon, Plan
-from matrigami.structures._parsing import parse_call
+from matrigami.structures._parsing import parse_options
 from matrigami.studies._config import RunConfig
 from matrigami.studies.models import Network
 
@@ -203,10 +203,7 @@ def _call(text: str) -> tuple[str, Mapping[str, Any]]:
         f"optimizer {text[:200]!r}: it is not a name with literal options.\n"
         "Write for example: adamw, soap(frequency=5), muon(scale=spectral)."
     )
-    name, args, options = parse_call(text, refusal, _value)
-    if args:
-        raise ValueError(refusal)
-    return name, options
+    return parse_options(text, refusal, _value)
 
 
 def _value(node: ast.expr) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 
 from matrigami._words import nearest
-from matrigami.structures._parsing import parse_call
+from matrigami.structures._parsing import parse_options
 from matrigami.studies._config import RunConfig
 from matrigami.studies._own import is_function
 from matrigami.studies.models._base import Makers, Network, makers
@@ -108,9 +108,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         f"Model {text[:200]!r}: it is not a name with literal options.\n"
         "Write for example: mlp, gpt(positions=learned), my_file.py:function."
     )
-    name, args, options = parse_call(text, refusal, _value)
-    if args:
-        raise ValueError(refusal)
+    name, options = parse_options(text, refusal)
     if name not in MODELS:
         near = nearest(name, MODELS)
         raise ValueError(
@@ -151,11 +149,6 @@ def canonical_model(text: str) -> str:
         return text.strip()
     parse_model(text)
     return ast.unparse(ast.parse(text.strip(), mode="eval")).removesuffix("()")
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, or a bare word."""
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 __all__ = [
