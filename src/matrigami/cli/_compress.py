@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place
+from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
 from matrigami.cli._terminal import ProgressLine, command_line, say
 
 if TYPE_CHECKING:
@@ -41,11 +41,8 @@ OPTIONS = (
 )
 
 
-def shared(command: Callable[..., int]) -> Callable[..., int]:
-    """The options that the three commands share."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+shared = with_options(*OPTIONS)
+"""The options that the three commands share."""
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place
+from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
 from matrigami.cli._terminal import echo_table
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("out", type=FOLDER)
 @click.option("--against", required=True, metavar="MODEL", help="The model that it was made of.")
 @click.option("--data", required=True, type=FILE, help="Text, or tensors in safetensors.")
-@EXAMPLES[0]
-@EXAMPLES[1]
-@EXAMPLES[2]
+@with_options(*EXAMPLES)
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate(
     out: Path, against: str, data: Path, length: int, sequences: int, batch: int, json_: bool

@@ -32,6 +32,18 @@ EXAMPLES = tuple(
 )
 """How examples are read."""
 
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A decorator that gives a command some options, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 BESIDE = ("*.json", "tokenizer*", "vocab*", "merges.txt")
 """Files beside the weights that are fetched from the hub."""
 
