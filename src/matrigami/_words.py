@@ -1,7 +1,10 @@
-"""Words for readers: the columns of a table, the nearest of some names, a time."""
+"""Words for readers: the columns of a table, the nearest of some names, a time, what is missing."""
 
 import difflib
 from collections.abc import Iterable, Sequence
+
+DISTRIBUTIONS = {"PIL": "pillow", "skfem": "scikit-fem", "sklearn": "scikit-learn"}
+"""Packages that pip knows by another name."""
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
@@ -31,6 +34,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
+def nearest_few(name: str, known: Iterable[str]) -> str:
+    """The three names that were most likely meant.
+
+    Examples:
+        >>> nearest_few("moanrch", ["dense", "monarch"])
+        'monarch, dense'
+        >>> nearest_few("moanrch", [])
+        'none'
+    """
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0)) or "none"
+
+
 def duration(seconds: float) -> str:
     """A time for a person.
 
@@ -41,3 +56,15 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def what_is_missing(who: str, error: ModuleNotFoundError) -> str:
+    """Which package somebody needs, and how to get it.
+
+    Examples:
+        >>> what_is_missing("demo", ModuleNotFoundError(name="skfem.mesh"))
+        'demo needs scikit-fem, which is not installed: pip install scikit-fem'
+    """
+    package = (error.name or "").partition(".")[0]
+    known = DISTRIBUTIONS.get(package, package)
+    return f"{who} needs {known}, which is not installed: pip install {known}"

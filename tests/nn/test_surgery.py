@@ -129,7 +129,7 @@ def test_a_layer_whose_weight_is_that_of_an_embedding_is_refused():
     ("arguments", "message"),
     [
         ({"structure": LowRank(rank=2), "targets": "mlpp.0"}, r"Nearest: mlp\.0"),
-        ({"structure": LowRank(rank=2), "targets": "q"}, "Some layers: conv, line, attn"),
+        ({"structure": LowRank(rank=2), "targets": "q"}, "Nearest: "),
         ({"structure": {"mlp.*": LowRank(rank=2), "had": LowRank(rank=2)}}, "Nearest: head"),
         ({"structure": Monarch(blocks=4), "targets": "*"}, "4 blocks do not divide"),
         ({"budget": "0.01x macs", "targets": "mlp.*"}, "no structure of full rank"),

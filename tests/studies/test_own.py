@@ -325,7 +325,7 @@ def test_models_that_do_not_fit_are_refused(folder):
     refused(built("mlp", targets="0"), "puts the structure in place itself")
     with pytest.raises(ValueError, match="matches no layer of the Sequential") as caught:
         built("nets.py:mlp", targets="net.9")()
-    assert "Some layers:" in str(caught.value)
+    assert "Nearest:" in str(caught.value)
 
 
 # ------------------------------------------------------------------ studies

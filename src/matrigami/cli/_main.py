@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from matrigami._missing import what_is_missing
+from matrigami._words import what_is_missing
 
 VERBS = {
     "analyze": (

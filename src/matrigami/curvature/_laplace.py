@@ -14,7 +14,6 @@ needs their eigenvalues alone, so that a prior is fitted without another look at
 Shapes: p = parameters that have a posterior, k = samples, N = examples, C = outputs of one.
 """
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from matrigami._words import nearest_few
 from matrigami.curvature._each import Observer, vectors
 from matrigami.curvature._influence import refuse_other_sizes
 from matrigami.curvature._matrix import CurvatureMatrix
@@ -238,10 +238,8 @@ def _restricted(F: LinearOperator, only: str) -> CurvatureMatrix:
     every = zip(F.blocks, F.names, F.shapes, strict=True)
     kept = [block for block in every if all(fnmatch(name, only) for name in block[1])]
     if not kept:
-        near = difflib.get_close_matches(only, F.order, 3, 0.0)
-        raise ValueError(
-            f"laplace(only={only!r}): no block fits.\nThe nearest names: {', '.join(near)}."
-        )
+        near = nearest_few(only, F.order)
+        raise ValueError(f"laplace(only={only!r}): no block fits.\nThe nearest names: {near}.")
     blocks, names, shapes = zip(*kept, strict=True)
     chosen = set(itertools.chain.from_iterable(names))
     order = tuple(name for name in F.order if name in chosen)

@@ -1,6 +1,5 @@
 """Runs topics and writes their files: one topic, or the whole book."""
 
-import difflib
 import json
 import os
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 import matrigami
-from matrigami._missing import what_is_missing
+from matrigami._words import nearest_few, what_is_missing
 from matrigami.demo._draw import svg_file
 from matrigami.demo._page import Shown, contents_page, topic_page
 from matrigami.demo._program import ran
@@ -32,10 +31,9 @@ def load_topic(name: str) -> Topic:
         'relative error of the best matrix of this rank'
     """
     if name not in TOPICS:
-        near = difflib.get_close_matches(name, TOPICS, 3, 0.3) or list(TOPICS)[:3]
         raise ValueError(
             f"demo {name}: there is no such topic.\n"
-            f"Near: {', '.join(near)}.\nmatrigami demo lists all of them."
+            f"Near: {nearest_few(name, TOPICS)}.\nmatrigami demo lists all of them."
         )
     return import_module(f"matrigami.demo.topics._{name.replace('-', '_')}").TOPIC
 

@@ -6,11 +6,11 @@ Everything that changes layers in place (surgery, compression) reads this, and i
 import math
 import re
 from collections.abc import Callable, Collection, Iterable
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from matrigami._words import nearest_few
 from matrigami.nn._anatomy import Role, parts
 from matrigami.operators import BlockView, block_view
 
@@ -118,10 +118,9 @@ def matching(
         found = [name for name in names if matches(name)]
         if not found:
             known = [name for name in names if name]
-            near = get_close_matches(pattern.removeprefix("re:"), known, 3, 0.3)
-            hint = f"Nearest: {', '.join(near)}" if near else f"Some layers: {', '.join(known[:5])}"
             raise ValueError(
-                f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n{hint}."
+                f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n"
+                f"Nearest: {nearest_few(pattern.removeprefix('re:'), known)}."
             )
         every |= {name: every.get(name, pattern) for name in found}
     return every

@@ -5,12 +5,13 @@ of a run: a hash is noted when the file is read, and a source that has changed s
 that no result is silently of other data.
 """
 
-import difflib
 import hashlib
 import runpy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from matrigami._words import nearest, nearest_few
 
 
 def is_function(name: str) -> bool:
@@ -54,9 +55,9 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
     found = names.get(function)
     if not callable(found):
         functions = [n for n, f in names.items() if callable(f) and not n.startswith("_")]
-        near = difflib.get_close_matches(function, functions, 3, 0.3)
         raise ValueError(
-            f"{name}: {path} has no function {function!r}.\nNearest: {', '.join(near) or 'none'}."
+            f"{name}: {path} has no function {function!r}.\n"
+            f"Nearest: {nearest_few(function, functions)}."
         )
     return found
 
@@ -94,10 +95,13 @@ def _hashed(path: Path) -> Iterator[bytes]:
 
 def missing(name: str, path: Path, error: OSError, known: Iterable[str]) -> ValueError:
     """What to raise for a name that is neither known nor a file."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    unread = f"{path} cannot be read: {error.strerror}"
+    names = list(known)
+    if not names:
+        return ValueError(f"{name!r}: {unread}.\nPut it back where it was.")
     return ValueError(
-        f"{name!r}: it is none of {', '.join(known)}, and {path} cannot be read: "
-        f"{error.strerror}.\nDid you mean {near[0] if near else 'another file'!r}?"
+        f"{name!r}: it is none of {', '.join(names)}, and {unread}.\n"
+        f"Did you mean {nearest(name, names)!r}?"
     )
 
 
