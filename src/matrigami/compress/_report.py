@@ -1,7 +1,6 @@
 """What was done with the layers of a model, for a person and for a program."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -68,11 +67,6 @@ class Report:
     def to_json(self) -> str:
         """The layers as a JSON list."""
         return json.dumps([asdict(layer) for layer in self.layers], indent=1)
-
-    @classmethod
-    def layer_from_json(cls, told: Mapping[str, Any]) -> LayerReport:
-        """One layer of `to_json`."""
-        return LayerReport(**told)
 
     def __str__(self) -> str:
         """A table."""

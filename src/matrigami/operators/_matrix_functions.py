@@ -41,9 +41,6 @@ def power_function(p: float) -> ScalarFunction:
     return ScalarFunction(of)
 
 
-EXPONENTIAL = ScalarFunction(lambda x, k: x.exp())
-
-
 def hermitian_function(
     f: ScalarFunction, A: Inexact[Tensor, "*batch n n"]
 ) -> Inexact[Tensor, "*batch n n"]:
