@@ -63,7 +63,8 @@ class OpenFunction(Generic[P, R]):
         self, default: Callable[P, R], *, around: Callable[..., Any] | None = None
     ) -> None:
         self.default, self.name = default, default.__name__
-        kinds = inspect.signature(default).parameters.values()
+        names = inspect.signature(default).parameters
+        self.names, kinds = frozenset(names), names.values()
         named = [p for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
         self.least = max(len(named), 1)
         self.around = around
@@ -72,7 +73,7 @@ class OpenFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> R:
         """Answer by the first rule that holds, after the checks."""
-        if len(args) < self.least:  # trace(A=A)
+        if len(args) < self.least or not self.names.issuperset(options):  # trace(A=A)
             return self._bound(args, options)
         if self.around is None:
             return self.answer(*args, **options)
@@ -85,7 +86,7 @@ class OpenFunction(Generic[P, R]):
             bound = signature.bind(*args, **options)
         except TypeError as error:
             names = ", ".join(signature.parameters)
-            raise TypeError(f"{self.name}({names}): {error}.\nGive it.") from error
+            raise TypeError(f"{self.name}({names}): {error}.\nGive these.") from error
         ask = self.answer if self.around is None else partial(self.around, self)
         return ask(*bound.args, **bound.kwargs)
 

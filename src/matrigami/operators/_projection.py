@@ -4,7 +4,7 @@ Shapes: m = rows, n = columns, r = rank.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -54,9 +54,7 @@ def _target(
     *,
     left: Any = None,
     right: Any = None,
-    tol: float = TOL,
-    steps: int = ROUNDS,
-    progress: Progress | None = None,
+    **how: Any,
 ) -> LinearOperator:
     """Project in the Frobenius norm, or in a metric; half precision is computed in single."""
     if not isinstance(recipe, Structure):
@@ -64,12 +62,7 @@ def _target(
             f"project(recipe, W): recipe is a {type(recipe).__name__}; it must be a structure.\n"
             "Give e.g. LowRank(rank=2) and then the matrix."
         )
-    numbers = isinstance(tol, int | float) and isinstance(steps, int)
-    if not numbers or not 0 <= tol < 1 or steps < 1:
-        raise ValueError(
-            f"project(recipe, W, tol={tol!r}, steps={steps!r}): one is out of range.\n"
-            "tol must be a number of 0 to below 1, steps at least 1."
-        )
+    search = Search(partial(function.answer, recipe), **how)
     plain = left is None and right is None
     if isinstance(W, LinearOperator):
         rounded = round_to(W, recipe) if plain else None
@@ -79,14 +72,10 @@ def _target(
     W = as_tensor(W, torch.empty(()))
     _check_target(recipe, W)
     if W.dtype in {torch.bfloat16, torch.float16}:
-        options = {"tol": tol, "steps": steps, "progress": progress}
-        found = _target(function, recipe, W.float(), left=left, right=right, **options)
-        return found.to(W.dtype)
+        return _target(function, recipe, W.float(), left=left, right=right, **how).to(W.dtype)
     if plain:
         return function.answer(recipe, W)
-    metric = metric_of(W, left, right)
-    search = Search(partial(function.answer, recipe), metric, tol, steps, progress)
-    return metric_project(recipe, W, search)
+    return metric_project(recipe, W, replace(search, metric=metric_of(W, left, right)))
 
 
 def _check_target(recipe: Structure, W: Tensor) -> None:
@@ -187,10 +176,20 @@ class Search:
     """
 
     project: Callable[[Tensor], LinearOperator]
-    metric: Metric
+    metric: Metric = field(default_factory=Metric)
     tol: float = TOL
     steps: int = ROUNDS
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        numbers = isinstance(self.tol, int | float) and isinstance(self.steps, int)
+        if not numbers or not 0 <= self.tol < 1 or self.steps < 1:
+            raise ValueError(
+                f"project(recipe, W, tol={self.tol!r}, steps={self.steps!r}): one is out of "
+                "range.\n"
+                "tol must be a number of 0 to below 1, steps at least 1."
+            )
 
     def __call__(self, W: Inexact[Tensor, "m n"]) -> LinearOperator:
         """From the projection of the matrix, or of the whitened one, the better first."""
