@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+from matrigami.cli._terminal import ProgressLine
 
 Call = Callable[[], object]
 
@@ -22,20 +23,19 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 @dataclass
 class Progress:
-    """One line on stderr with the time left, in units of work that the caller chooses."""
+    """The line of the commands, in units of work that the caller chooses."""
 
     total: float
     done: float = 0.0
-    start: float = field(default_factory=time.monotonic)
+    line: ProgressLine = field(default_factory=lambda: ProgressLine(10.0))
 
     def advance(self, work: float, what: str) -> None:
-        """Count work and rewrite the line."""
+        """Count work and show it."""
         self.done += work
-        left = (time.monotonic() - self.start) * (self.total - self.done) / self.done
-        end = "\n" if self.done >= self.total else ""
         share = min(self.done / self.total, 1.0)
-        line = f"\r{what:<40} {share:4.0%}  about {max(left, 0):3.0f} s left "
-        print(line, end=end, file=sys.stderr, flush=True)
+        self.line.show(f"{what} · {share:.0%}", share=share, done=share >= 1.0)
+        if share >= 1.0:
+            self.line.end()
 
 
 def interleaved(calls: dict[str, Call], rounds: int, tick: Call = lambda: None) -> dict[str, float]:
