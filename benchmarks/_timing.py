@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
