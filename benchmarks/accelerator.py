@@ -29,7 +29,6 @@ from benchmarks._report import table
 from benchmarks._timing import machine
 from benchmarks.optimizers import CONTESTANTS
 from matrigami.geometry.particles import error_estimate, kernel_matrix
-from matrigami.optim._bases import _cholesky_q
 from matrigami.optim._roots import cans_root
 from matrigami.studies import RunConfig, load_preset
 from matrigami.studies._accelerator import prepare
@@ -77,6 +76,12 @@ def factorizations(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:
         }
         for name, call in ways.items():
             yield f"{name}, m={m}", partial(_factorization, m, name, call, clock)
+
+
+def _cholesky_q(X: Tensor) -> Tensor:
+    """The orthogonal factor by the Cholesky factor of the Gram matrix."""
+    C = torch.linalg.cholesky_ex(X.mT @ X).L
+    return torch.linalg.solve_triangular(C.mT, X, upper=True, left=False)
 
 
 def _factorization(m: int, name: str, call: Callable[[], object], clock: Clock) -> Row:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from matrigami.optim import SOAP
-from matrigami.optim._bases import orthogonal, refreshed
+from matrigami.optim._bases import _gram_schmidt, orthogonal, refreshed
 from tests.optim.reference_soap import ReferenceSOAP
 
 
@@ -77,6 +77,28 @@ def test_an_ill_conditioned_refresh_falls_back_to_householder():
     result = refreshed(L, torch.eye(40)[None])
     assert result.sound.all()
     assert (result.basis.mT @ result.basis - torch.eye(40)).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("m", [63, 64, 65, 150])
+def test_blocks_of_columns_become_what_householder_makes_of_them(m):
+    Q, R = torch.linalg.qr(torch.randn(3, m, m))
+    scales = torch.logspace(0, -3, m)  # small columns lean on the large ones, as in a refresh
+    X = (Q + 0.3 * Q[..., :1]) * scales
+    basis = _gram_schmidt(X)
+    Q, R = torch.linalg.qr(X)
+    torch.testing.assert_close(basis, Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None])
+    assert (basis.mT @ basis - torch.eye(m)).abs().max() < 1e-12
+
+
+def test_one_pass_is_enough_for_columns_of_condition_1e3_in_single_precision():
+    torch.manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(1, 150, 150)).Q
+    L = Q @ torch.diag(torch.logspace(0, -5, 150)) @ Q.mT
+    X = (L @ (Q + 1e-3 * torch.randn(150, 150))).float()
+    X = X / X.norm(dim=-2, keepdim=True)
+    C = torch.linalg.cholesky(X.mT @ X)
+    assert not orthogonal(torch.linalg.solve_triangular(C.mT, X, upper=True, left=False)).all()
+    assert orthogonal(_gram_schmidt(X)).all()
 
 
 def test_a_failed_refresh_keeps_the_basis_and_is_counted():

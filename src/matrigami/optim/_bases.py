@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from matrigami.operators import averaged_gram
-
 LARGE = 128
 """Rows from which stacks are transposed one by one."""
+
+BLOCK = 64
+"""Columns that are made orthonormal together."""
 
 
 class Refresh(NamedTuple):
@@ -67,15 +68,15 @@ def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:
 def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
     """The orthogonal factor of each matrix, by the cheapest way that is accurate for it.
 
-    Cholesky, once more if that was not enough (CholeskyQR2), Householder for the rest. Asking
-    which is needed would make the host wait for another device.
+    Block Gram-Schmidt, once more if that was not enough, Householder for the rest. Asking which is
+    needed would make the host wait for another device.
     """
-    basis = _cholesky_q(X)
+    basis = _gram_schmidt(X)
     for again in (True, False):
         bad = (~orthogonal(basis)).nonzero().flatten()
         if not len(bad):
             break
-        basis[bad] = _cholesky_q(basis[bad]) if again else torch.linalg.qr(X[bad]).Q
+        basis[bad] = _gram_schmidt(basis[bad]) if again else torch.linalg.qr(X[bad]).Q
     return basis
 
 
@@ -102,15 +103,22 @@ def orthogonal(Q: Float[Tensor, "b m m"]) -> Bool[Tensor, " b"]:
     return error <= 100 * m**0.5 * torch.finfo(Q.dtype).eps * torch.linalg.vector_norm(x)
 
 
-def _cholesky_q(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
-    """The orthogonal factor by Cholesky, two thirds of the time of Householder's.
+def _gram_schmidt(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+    """The orthogonal factor by blocks of columns, in 0.4 of the time of Householder's.
 
-    Columns of unit length leave it as it is, and near an eigenbasis they are nearly orthogonal, so
-    that squaring them loses little. Where they are not, the result is not orthogonal.
+    Within a block by Cholesky of its Gram matrix, which squares the condition of the block alone;
+    then what it spans is taken from all later blocks, so that the small columns near an eigenbasis
+    lose what they have of the large ones. Where too little is left of a column, the result is not
+    orthogonal. Source: Stathopoulos and Wu (2002), block Gram-Schmidt with Cholesky QR.
     """
     X = X / torch.linalg.vector_norm(X, dim=-2, keepdim=True)
-    C = torch.linalg.cholesky_ex(averaged_gram(None, X.mT)).L
-    return torch.linalg.solve_triangular(C.mT, X, upper=True, left=False)
+    rows = X.mT
+    for i in range(0, rows.shape[-2], BLOCK):
+        own, later = rows[:, i : i + BLOCK], rows[:, i + BLOCK :]
+        C = torch.linalg.cholesky_ex(own @ own.mT).L
+        own.copy_(torch.linalg.solve_triangular(C.mT, own.mT, upper=True, left=False).mT)
+        later.baddbmm_(later @ own.mT, own, alpha=-1)
+    return X
 
 
 def two_sided(
