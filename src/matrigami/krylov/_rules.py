@@ -31,9 +31,11 @@ from matrigami.operators import (
     diagonal_by_entries,
     eigh,
     fits_dense,
+    hermitian,
     inverse,
     iterate,
     lstsq,
+    pinv,
     power,
     slogdet,
     solve,
@@ -151,7 +153,12 @@ def _(A: LinearOperator) -> Inexact[Tensor, "*batch d"]:
     return diagonal_by_entries(A)
 
 
-@lstsq.register(where=is_large)
+def _has_pseudoinverse(A: LinearOperator) -> bool:
+    """Whether a closed form of it is known: of the structure, or by its eigenpairs."""
+    return pinv.knows(A) or (eigh.knows(A) and hermitian(A))
+
+
+@lstsq.register(where=lambda A, *_: is_large(A) and not _has_pseudoinverse(A))
 def _(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... n k"]:
     found = lsmr(A, B)
     if not found.converged.all():

@@ -48,6 +48,7 @@ from matrigami.operators._diagonal import (
     DiagonalMatrix,
     identity,
 )
+from matrigami.operators._direct_sum import DirectSumMatrix, direct_sum
 from matrigami.operators._dispatch import (
     OpenFunction,
 )
@@ -65,6 +66,7 @@ from matrigami.operators._eigen import (
     positive,
     raised,
     refuse_indefinite,
+    refuse_real_power,
     schatten,
     sqrt,
     svd,
@@ -114,10 +116,8 @@ from matrigami.operators._places import (
     Places,
 )
 from matrigami.operators._products import (
-    DirectSumMatrix,
     FaceSplitMatrix,
     KhatriRaoMatrix,
-    direct_sum,
     face_split,
     hadamard,
     khatri_rao,
@@ -268,6 +268,7 @@ __all__ = [
     "real_type",
     "reduced_slogdet",
     "refuse_indefinite",
+    "refuse_real_power",
     "refuse_zeros",
     "resolve_blocks",
     "resolve_rank",

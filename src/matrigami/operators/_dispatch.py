@@ -98,6 +98,11 @@ class OpenFunction(Generic[P, R]):
                     return rule.function(*args, **options)
         return self.default(*args, **options)
 
+    def knows(self, *args: Any, **options: Any) -> bool:
+        """Whether a structure answers these arguments itself, and no rule for every value."""
+        own = [kind for kind in type(args[0]).__mro__ if not inspect.isabstract(kind)]
+        return any(rule.holds(args, options) for kind in own for rule in self.rules.get(kind, ()))
+
     def register(
         self, kind: Any = None, *, where: Callable[..., bool] | None = None
     ) -> Callable[..., Any]:

@@ -159,13 +159,22 @@ def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Te
 def _(A: LinearOperator, p: float) -> LinearOperator:
     D = finite(A, "power")
     if is_concrete(D) and not is_hermitian(D, 1e-3):
-        raise ValueError(
-            f"power(A, {p}): A, a {A!r}, does not equal its adjoint.\n"
-            "A real power needs a Hermitian positive definite matrix."
-        )
+        refuse_real_power(A, p)
     if is_concrete(D):
         positive(torch.linalg.eigvalsh(D.detach()), p)
     return DenseMatrix(hermitian_function(power_function(p), (D + D.mH) / 2))
+
+
+def refuse_real_power(A: LinearOperator, p: float) -> Any:
+    """Say that a matrix is not Hermitian.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"power(A, {p}): A, a {A!r}, does not equal its adjoint.\n"
+        "A real power needs a Hermitian positive definite matrix."
+    )
 
 
 def positive(values: Float[Tensor, "*batch n"], p: float) -> Float[Tensor, "*batch n"]:

@@ -7,6 +7,7 @@ Shapes: n = rows = columns, k = right-hand sides.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
@@ -41,6 +42,7 @@ from matrigami.operators._functions import (
     trace,
 )
 from matrigami.operators._kernels import is_differentiated, is_hermitian
+from matrigami.operators._memory import is_big
 from matrigami.operators._products import hadamard
 from matrigami.operators._tree import named_tensors
 from matrigami.operators._triangular import refuse_zeros
@@ -203,3 +205,31 @@ def _(A: SpectralMatrix) -> Cost:
     params, macs, stored = cost(A.vectors)
     size = A.values.numel()
     return Cost(params + size, 2 * macs + size, stored + A.values.nbytes)
+
+
+def _has_eigenpairs(A: LinearOperator, *_: Any) -> bool:
+    """Whether a Hermitian value that is big knows its eigenpairs, and nobody differentiates them.
+
+    A small one keeps the digits of the dense function, and its derivatives.
+    """
+    return is_big(A) and eigh.knows(A) and hermitian(A) and not differentiated(A)
+
+
+@exp.register(where=_has_eigenpairs)
+def _(A: LinearOperator) -> SpectralMatrix:
+    return exp(SpectralMatrix(*eigh(A)))  # pyright: ignore[reportReturnType]
+
+
+@pinv.register(where=_has_eigenpairs)
+def _(A: LinearOperator) -> SpectralMatrix:
+    return pinv(SpectralMatrix(*eigh(A)))  # pyright: ignore[reportReturnType]
+
+
+@power.register(where=lambda A, p: not float(p).is_integer() and _has_eigenpairs(A))
+def _(A: LinearOperator, p: float) -> SpectralMatrix:
+    return power(SpectralMatrix(*eigh(A)), p)  # pyright: ignore[reportReturnType]
+
+
+@svdvals.register(where=_has_eigenpairs)
+def _(A: LinearOperator) -> Float[Tensor, "*batch n"]:
+    return svdvals(SpectralMatrix(*eigh(A)))

@@ -39,6 +39,7 @@ from matrigami.structures._parsing import *
 from matrigami.structures._permuted import *
 from matrigami.structures._rounding import *
 from matrigami.structures._sparse import *
+from matrigami.structures._update_functions import *
 from matrigami.structures import _hodlr_rules, _sparse_rules, _tensor_train_rounding, _update  # noqa: F401 - register rules
 
 _order = list(globals())  # a file may import a later one, and is then registered after it

@@ -205,6 +205,7 @@ def _square(A: KroneckerMatrix, *_: Any, **__: Any) -> bool:
     return all(F.shape[-2] == F.shape[-1] for F in A.factors)
 
 
+@hermitian.register
 def _hermitian(A: KroneckerMatrix, *_: Any, **__: Any) -> bool:
     """Whether both factors equal their adjoints: a product of skew ones may, without them."""
     return _square(A) and all(map(hermitian, A.factors))
@@ -285,10 +286,7 @@ def _(A: KroneckerMatrix, factor: Tensor) -> KroneckerMatrix:
 
 @shift.register(where=lambda A, amount: _hermitian(A) and not differentiated(A))
 def _(A: KroneckerMatrix, amount: Tensor) -> LinearOperator:
-    """Of Hermitian factors, by their eigenpairs (Martens and Grosse 2015, arXiv:1503.05671).
-
-    Eigenvectors have no derivative where eigenvalues repeat: while one is wanted the sum is kept.
-    """
+    """By eigenpairs (Martens and Grosse 2015, arXiv:1503.05671), while nobody differentiates."""
     return shift(SpectralMatrix(*eigh(A)), amount)
 
 

@@ -145,10 +145,10 @@ def damped(A: SumMatrix) -> tuple[KroneckerMatrix, Tensor] | None:
         return None
     d = second.diagonal
     square = all(F.shape[-1] == F.shape[-2] for F in first.factors)
-    return (first, d[..., 0]) if square and _is_uniform(d) else None
+    return (first, d[..., 0]) if square and is_uniform(d) else None
 
 
-def _is_uniform(d: Tensor) -> bool:
+def is_uniform(d: Tensor) -> bool:
     """Whether all numbers of a diagonal are one."""
     return d.stride(-1) == 0 or (is_concrete(d) and bool((d == d[..., :1]).all()))
 
