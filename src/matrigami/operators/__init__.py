@@ -103,6 +103,7 @@ from matrigami.operators._kernels import (
     lu_solve,
     root_of_squares,
     truncated_svd,
+    vector_norm,
 )
 from matrigami.operators._memory import (
     dense,
@@ -295,5 +296,6 @@ __all__ = [
     "transposed_view",
     "truncated_svd",
     "two_factors",
+    "vector_norm",
     "with_tensors",
 ]

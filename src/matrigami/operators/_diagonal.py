@@ -28,7 +28,7 @@ from matrigami.operators._eigen import (
     svdvals,
 )
 from matrigami.operators._functions import diagonal, inverse, pinv, shift, slogdet, solve
-from matrigami.operators._kernels import is_concrete
+from matrigami.operators._kernels import is_concrete, vector_norm
 from matrigami.operators._triangular import refuse_zeros
 
 
@@ -165,7 +165,7 @@ def _(A: DiagonalMatrix) -> Float[Tensor, "*batch n"]:
 
 @norm.register(where=is_frobenius)
 def _(A: DiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    return torch.linalg.vector_norm(A.diagonal, dim=-1)
+    return vector_norm(A.diagonal, -1)
 
 
 @power.register

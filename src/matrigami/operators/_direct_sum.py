@@ -21,9 +21,9 @@ from matrigami.operators._eigen import (
     descending,
     eigh,
     exp,
-    is_frobenius,
     largest,
     norm,
+    schatten,
     svd,
     svdvals,
 )
@@ -163,10 +163,10 @@ def _(A: DirectSumMatrix) -> Float[Tensor, "*batch d"]:
     return descending(_stacked([svdvals(F)[..., None] for F in A.blocks])[..., 0], A)
 
 
-@norm.register(where=is_frobenius)
+@norm.register
 def _(A: DirectSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    each = torch.broadcast_tensors(*[norm(F) for F in A.blocks])
-    return torch.linalg.vector_norm(torch.stack(each), dim=0)
+    each = torch.broadcast_tensors(*[norm(F, order) for F in A.blocks])
+    return schatten(torch.stack(each, -1), order)
 
 
 @power.register(where=_square)

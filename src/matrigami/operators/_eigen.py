@@ -12,9 +12,20 @@ from torch import Tensor
 from matrigami.operators._base import LinearOperator, power, question, require, square_question
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._dispatch import OpenFunction
-from matrigami.operators._kernels import is_concrete, is_hermitian
-from matrigami.operators._matrix_functions import hermitian_function, power_function
+from matrigami.operators._kernels import (
+    is_concrete,
+    is_differentiated,
+    is_hermitian,
+    truncated_svd,
+    vector_norm,
+)
+from matrigami.operators._matrix_functions import (
+    hermitian_function,
+    power_function,
+    schatten_sum,
+)
 from matrigami.operators._memory import dense, finite
+from matrigami.operators._tree import named_tensors
 
 
 class Eigh(NamedTuple):
@@ -126,8 +137,11 @@ def norm(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch
         A: The matrix.
         order: None for Frobenius; 1 nuclear; 2 or `inf` spectral, as
             `torch.linalg.matrix_norm(ord=2)`.
+
+    No norm is smooth at zero: all derivatives are zero there. `trace(A.H @ A)`, the square of the
+    Frobenius norm, has its own.
     """
-    return torch.linalg.matrix_norm(dense(A, "norm"))
+    return vector_norm(dense(A, "norm"), (-2, -1))
 
 
 def is_frobenius(A: LinearOperator, order: float | None = None) -> bool:
@@ -137,7 +151,23 @@ def is_frobenius(A: LinearOperator, order: float | None = None) -> bool:
 
 @norm.register(where=lambda A, order=None: order is not None)
 def _(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
-    return schatten(svdvals(A), order)
+    values = svdvals(A.detach() if _smooth(A) else A)
+    size = schatten(values, order)
+    if not _smooth(A) or not size.numel():
+        return size
+    if order in {2, torch.inf}:
+        L, R = truncated_svd(A.dense(), 1)  # its derivative depends on the gap behind the first
+        return vector_norm(L, (-2, -1)) * vector_norm(R, (-2, -1))
+    p = float(order)  # pyright: ignore[reportArgumentType]
+    total = schatten_sum(A.dense(), p)
+    fixed = total.detach()
+    ratio = torch.where(fixed > 0, total / torch.where(fixed > 0, fixed, 1), 1)
+    return size * ratio.pow(1 / p)
+
+
+def _smooth(A: LinearOperator) -> bool:
+    """Whether a derivative may be wanted of singular values that are those of the dense matrix."""
+    return is_differentiated(*named_tensors(A).values()) and not svdvals.knows(A)
 
 
 def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Tensor, "*batch"]:
@@ -152,7 +182,7 @@ def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Te
             "Give 1 (nuclear), 2 or inf (spectral), or none for the Frobenius norm."
         )
     p = 2 if order is None else torch.inf if order == 2 else order
-    return torch.linalg.vector_norm(values, ord=p, dim=-1)
+    return vector_norm(values, -1, p)
 
 
 @power.register(where=lambda A, p: not float(p).is_integer())

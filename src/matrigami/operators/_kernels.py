@@ -102,6 +102,20 @@ def root_of_squares(
     return torch.where(regular, value * ratio.sqrt(), value)
 
 
+def vector_norm(
+    X: Inexact[Tensor, "..."], dim: int | tuple[int, ...], order: float = 2
+) -> Inexact[Tensor, "..."]:
+    """That of torch, with derivatives of every order that are zero at zero.
+
+    Torch's own second derivative there is NaN, even where it is multiplied by zero.
+    """
+    if not is_differentiated(X):
+        return torch.linalg.vector_norm(X, ord=order, dim=dim)
+    zero = (X == 0).all(dim=dim, keepdim=True)
+    size = torch.linalg.vector_norm(torch.where(zero, 1, X), ord=order, dim=dim, keepdim=True)
+    return torch.where(zero, 0, size).squeeze(dim)
+
+
 def truncated_svd(
     M: Inexact[Tensor, "*batch m n"], rank: int, *, balanced: bool = True
 ) -> tuple[Inexact[Tensor, "*batch m r"], Inexact[Tensor, "*batch r n"]]:

@@ -81,6 +81,135 @@ class _Function(torch.autograd.Function):
         return _First.apply(ctx.f, *ctx.saved_tensors, E)
 
 
+def schatten_sum(D: Inexact[Tensor, "*batch m n"], p: float) -> Float[Tensor, "*batch"]:
+    """`sum_i s_i^p` of the singular values, with its first and second derivative.
+
+    The first is `U diag(p s^(p-1)) V.H`, an odd function of the Hermitian matrix
+    `[[0, D], [D.H, 0]]`, whose derivative is right where singular values repeat.
+    """
+    return _SchattenSum.apply(p, D)
+
+
+class _SchattenSum(torch.autograd.Function):
+    """`sum_i s_i^p`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(p: float, D: Tensor) -> Tensor:
+        """By the singular values."""
+        return torch.linalg.svdvals(D).pow(p).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        """Keep the matrix."""
+        ctx.p, D = inputs
+        ctx.save_for_backward(D)
+        ctx.save_for_forward(D)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        """A multiple of the first derivative."""
+        return None, grads[0][..., None, None] * _SchattenSlope.apply(ctx.p, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Its inner product with the tangent."""
+        return _SchattenStep.apply(ctx.p, *ctx.saved_tensors, E)
+
+
+class _SchattenSlope(torch.autograd.Function):
+    """`U diag(p s^(p-1)) V.H`, zero where a singular value is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(p: float, D: Tensor) -> Tensor:
+        """By the singular vectors."""
+        U, values, Vh = torch.linalg.svd(D, full_matrices=False)
+        return (U * _slope(p).of(values, 0)[..., None, :]) @ Vh
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        """Keep the matrix."""
+        ctx.p, D = inputs
+        ctx.save_for_backward(D)
+        ctx.save_for_forward(D)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        """The derivative is its own adjoint."""
+        (D,) = ctx.saved_tensors
+        return None, _of_dilation(_slope(ctx.p), D, grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The derivative in the direction of the tangent."""
+        (D,) = ctx.saved_tensors
+        return _of_dilation(_slope(ctx.p), D, E)
+
+
+class _SchattenStep(torch.autograd.Function):
+    """The derivative in the direction `E`, in one piece: torch nests no forward mode in a rule."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(p: float, D: Tensor, E: Tensor) -> Tensor:
+        """An inner product."""
+        return (_SchattenSlope.apply(p, D).conj() * E).real.sum((-2, -1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        """Keep the matrix and the direction."""
+        ctx.p, D, E = inputs
+        ctx.save_for_backward(D, E)
+        ctx.save_for_forward(D, E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        """Of the second derivative, and of the first."""
+        (D, E), g = ctx.saved_tensors, grads[0][..., None, None]
+        return None, g * _of_dilation(_slope(ctx.p), D, E), g * _SchattenSlope.apply(ctx.p, D)
+
+    @staticmethod
+    def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, _: None, dD: Tensor | None, dE: Tensor | None
+    ) -> Tensor:
+        """Product rule."""
+        D, E = ctx.saved_tensors
+        moved = torch.zeros_like(E) if dE is None else _SchattenSlope.apply(ctx.p, D).conj() * dE
+        if dD is not None:
+            moved = moved + _of_dilation(_slope(ctx.p), D, dD).conj() * E
+        return moved.real.sum((-2, -1))
+
+
+def _slope(p: float) -> ScalarFunction:
+    """`p |x|^(p-1) sign(x)`, odd, and zero at zero."""
+
+    def of(x: Tensor, k: int) -> Tensor:
+        factor = p
+        for i in range(1, k + 1):
+            factor *= p - i
+        value = factor * x.abs().pow(p - 1 - k) * (x.sgn() if k % 2 == 0 else 1)
+        return torch.where((x == 0) | ~value.isfinite(), 0, value)
+
+    return ScalarFunction(of)
+
+
+def _of_dilation(f: ScalarFunction, D: Tensor, E: Tensor) -> Tensor:
+    """The corner of the derivative of `f([[0, D], [D.H, 0]])` in the direction of that of `E`."""
+    m = D.shape[-2]
+    return _First.apply(f, _dilated(D), _dilated(E))[..., :m, m:]
+
+
+def _dilated(D: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch s s"]:
+    """`[[0, D], [D.H, 0]]`: its eigenvalues are the singular values with both signs."""
+    m, n = D.shape[-2:]
+    above = torch.cat([D.new_zeros(*D.shape[:-1], m), D], -1)
+    return torch.cat([above, torch.cat([D.mH, D.new_zeros(*D.shape[:-2], n, n)], -1)], -2)
+
+
 class _First(torch.autograd.Function):
     """The derivative of `f(A)` in the direction `E`: linear in it."""
 

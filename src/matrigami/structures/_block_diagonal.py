@@ -47,12 +47,14 @@ from matrigami.operators import (
     project,
     resolve_blocks,
     scale,
+    schatten,
     shift,
     slogdet,
     solve,
     svd,
     svdvals,
     times,
+    vector_norm,
 )
 
 __all__ = ["BlockDiagonal", "BlockDiagonalMatrix"]
@@ -234,7 +236,12 @@ def _(A: BlockDiagonalMatrix) -> Float[Tensor, "*batch d"]:
 
 @norm.register(where=is_frobenius)
 def _(A: BlockDiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    return torch.linalg.vector_norm(A.blocks, dim=(-3, -2, -1))
+    return vector_norm(A.blocks, (-3, -2, -1))
+
+
+@norm.register(where=lambda A, order=None: order is not None)
+def _(A: BlockDiagonalMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    return schatten(norm(DenseMatrix(A.blocks), order), order)
 
 
 @power.register(where=_square)

@@ -279,7 +279,7 @@ def _(A: KroneckerSumMatrix, order: float | None = None) -> Float[Tensor, "*batc
     return root_of_squares(squares)
 
 
-@svdvals.register(where=_hermitian)
+@svdvals.register(where=lambda A: _hermitian(A) and (is_big(A) or not differentiated(A)))
 def _(A: KroneckerSumMatrix) -> Float[Tensor, "*batch n"]:
     return svdvals(_spectral(A))
 

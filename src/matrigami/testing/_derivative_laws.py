@@ -24,7 +24,7 @@ from matrigami.operators import (
     trace,
     with_tensors,
 )
-from matrigami.testing._expectations import expect, like, random
+from matrigami.testing._expectations import expect, expect_close, like, random
 
 Line = Callable[[Tensor], Tensor]
 """A number as a function of a number."""
@@ -99,6 +99,20 @@ def derivatives_of_products(A: LinearOperator) -> None:
     for B in special_points(A):
         expect_derivatives(along_a_line(B, lambda M: squares(M @ X)), "|A X|^2")
     expect_derivatives(along_a_line(A, lambda M: norm(M).square()), "norm(A)^2")
+    expect_derivatives(along_a_line(A, lambda M: norm(M, 3)), "norm(A, 3)")
+
+
+def derivatives_at_zero(A: LinearOperator) -> None:
+    """With all tensors zero: norms have zeros in every order, the square has its own."""
+    zero = with_tensors(A, iter([torch.zeros_like(t) for t in named_tensors(A).values()]))
+    if not exists(zero):
+        return
+    expect_derivatives(along_a_line(zero, lambda M: trace(M.H @ M).real), "trace(A.H A) at zero")
+    if float(norm(zero)) > 0:  # the inverse of a stored zero is none, a contraction may be fixed
+        return
+    line, at = along_a_line(zero, norm), torch.zeros((), dtype=torch.float64)
+    expect_close(torch.func.grad(line)(at), at, "the derivative of a norm at zero", 0.0)
+    expect_close(torch.func.grad(torch.func.grad(line))(at), at, "the second one", 0.0)
 
 
 def derivatives_of_solutions(A: LinearOperator) -> None:
@@ -132,6 +146,7 @@ def derivatives_of_hermitian_functions(A: LinearOperator) -> None:
 
 DERIVATIVE_LAWS = (
     derivatives_of_products,
+    derivatives_at_zero,
     derivatives_of_solutions,
     derivatives_of_hermitian_functions,
 )
