@@ -2,13 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from matrigami.cli._main import group
 from matrigami.studies import default_workers, parse_spec, plan_study, read_results, run_study
-from matrigami.studies._launch import Ended, Launcher, Place, supervise
+from matrigami.studies._launch import EMPTY_HANDS, Ended, Launcher, Place, supervise
 from matrigami.studies._launchers import launcher_of
 from matrigami.studies._lock import hold
 from matrigami.studies._run import collect, prepare
@@ -87,6 +88,35 @@ def test_a_run_that_kills_its_worker_twice_is_given_up(plan, tmp_path):
     assert (outcome.left, outcome.crashed) == (0, 1)
     bad = next(r for r in outcome.records if r["status"] == "crashed")
     assert bad["cause"] == "it died"
+
+
+class Frail(Here):
+    """Workers of which the first die before they take a run, or between two."""
+
+    def start(self, job):
+        self.started += 1
+        if not self.deaths:
+            super().start(job)
+            return
+        left = self.deaths.pop(0)
+        configs = [c for c in job.configs if read_status(job.out, c)["status"] == "queued"][:left]
+        work(replace(job, configs=tuple(configs)), lambda: False, steps)
+        self.done.append(Ended(job, "it died"))
+
+
+def test_a_worker_that_dies_between_runs_is_replaced(plan, tmp_path):
+    launcher = Frail(deaths=[0, 1, 0])
+    outcome = supervised(plan, tmp_path, launcher)
+    assert (outcome.left, outcome.crashed) == (0, 0)
+
+
+def test_workers_that_all_die_before_their_first_run_end_the_study(plan, tmp_path):
+    launcher = Frail(deaths=[1] + [0] * 50)
+    with pytest.raises(ValueError, match="2 runs are left") as caught:
+        supervised(plan, tmp_path, launcher)
+    assert launcher.started == EMPTY_HANDS + 1
+    assert "it died" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_run_in_other_hands_is_not_buried(plan, tmp_path):

@@ -28,6 +28,7 @@ from matrigami.studies import (
     write_results,
 )
 from matrigami.studies._run import collect, prepare
+from matrigami.studies._signals import stop_signals
 from matrigami.studies._size import run_size
 from matrigami.studies._train import CHECKPOINT
 from matrigami.studies._worker import Job, read_status, run_folder, work
@@ -199,8 +200,30 @@ def test_sizes_need_no_memory_and_are_those_of_the_model():
     assert size.macs == model.macs()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
-def test_a_closed_terminal_keeps_the_state(tmp_path):
+@pytest.fixture
+def hang_up():
+    """SIGHUP as a terminal leaves it: these tests may run under `nohup` themselves."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("no terminals that hang up")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_who_was_started_by_nohup_does_not_hear_a_terminal_hang_up(hang_up):
+    with stop_signals() as asked:
+        os.kill(os.getpid(), hang_up)
+        assert asked.is_set()
+    signal.signal(hang_up, signal.SIG_IGN)
+    with stop_signals() as asked:
+        os.kill(os.getpid(), hang_up)
+        assert not asked.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.is_set()
+    assert signal.getsignal(hang_up) == signal.SIG_IGN
+
+
+def test_a_closed_terminal_keeps_the_state(tmp_path, hang_up):
     spec = tmp_path / "s.toml"
     spec.write_text(SPEC.replace("epochs = 2", "epochs = 5000"))
     arguments = ["-m", "matrigami.cli", "train", str(spec), "--out", str(tmp_path / "run")]
@@ -215,7 +238,7 @@ def test_a_closed_terminal_keeps_the_state(tmp_path):
     while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(hang_up)
     assert process.wait(60) == 130
     with safe_open(tmp_path / "run" / CHECKPOINT, "pt") as file:
         assert json.loads(file.metadata()["position"])["history"]

@@ -31,6 +31,9 @@ from matrigami.studies.tasks._datasets import data_folder
 
 _POLL_SECONDS = 0.5
 
+EMPTY_HANDS = 4
+"""How many workers in a row may die without a run in their hands and get a successor."""
+
 
 class Ended(NamedTuple):
     """A worker that has ended.
@@ -86,8 +89,12 @@ def supervise(
         workers: How many at a time; None for as many as the launcher has parts.
         asked: Whether to stop.
         report: Called twice a second.
+
+    Raises:
+        ValueError: If workers die before they take a run, one after the other.
     """
     waiting, alive = launcher.parts(job, workers), 0
+    replacement = Replacement()
     try:
         while waiting or alive:
             if asked.is_set():
@@ -99,10 +106,50 @@ def supervise(
             time.sleep(_POLL_SECONDS)
             ended = launcher.ended()
             alive -= len(ended)
-            waiting += [end.job for end in ended if end.cause and (bury(end) or not end.own)]
+            waiting += [end.job for end in ended if replacement.due(end)]
             report()
     finally:
         launcher.close()
+    if not asked.is_set():
+        replacement.check(job)
+
+
+class Replacement:
+    """Whether a worker that died gets a successor.
+
+    A run is tried a number of times; of workers that die without one, a number in a row.
+    """
+
+    def __init__(self) -> None:
+        self.empty_handed: list[Ended] = []
+        self.left = 0
+
+    def due(self, end: Ended) -> bool:
+        """Whether another is to be put in the place of this one."""
+        if not end.cause:
+            return False
+        if bury(end) or not end.own:
+            return True
+        left = unfinished(end.job)
+        if left < self.left:
+            self.empty_handed.clear()
+        self.left = left
+        self.empty_handed.append(end)
+        return left > 0 and len(self.empty_handed) <= EMPTY_HANDS
+
+    def check(self, job: Job) -> None:
+        """Say so if nobody is left to train.
+
+        Raises:
+            ValueError: If runs are left that no worker lived to take.
+        """
+        if len(self.empty_handed) <= EMPTY_HANDS or not unfinished(job):
+            return
+        raise ValueError(
+            f"Study in {job.out}: {len(self.empty_handed)} workers died before they took a run; "
+            f"{unfinished(job)} runs are left.\nThe last: {self.empty_handed[-1].cause}.\n"
+            "What was trained is kept. Try fewer --workers, and the same command again."
+        )
 
 
 def bury(end: Ended) -> int:

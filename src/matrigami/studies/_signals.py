@@ -9,6 +9,11 @@ STOPPING = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(si
 """A request to stop: `kill`, and a terminal that is closed."""
 
 
+def obeyed() -> tuple[signal.Signals, ...]:
+    """Those of `STOPPING` that whoever started this process did not switch off, as `nohup` does."""
+    return tuple(number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN)
+
+
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that these signals set; a second SIGINT raises KeyboardInterrupt."""
@@ -22,7 +27,7 @@ def stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *STOPPING)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *obeyed())}
     try:
         yield asked
     finally:

@@ -20,7 +20,7 @@ from matrigami.studies._accelerator import prepare
 from matrigami.studies._config import RunConfig
 from matrigami.studies._lock import hold
 from matrigami.studies._record import read_json, write_atomic, write_json
-from matrigami.studies._signals import STOPPING
+from matrigami.studies._signals import obeyed
 from matrigami.studies._stacked import Stack, alike
 from matrigami.studies._together import SharedTask, data, in_turns
 from matrigami.studies._train import Interrupted, Training, training
@@ -209,7 +209,7 @@ def main(job: Job, stop_event: Any, parent: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent decides
-    for number in STOPPING:
+    for number in obeyed():
         signal.signal(number, ask)
     work(job, lambda: asked or stop_event.is_set() or os.getppid() != parent)
 
