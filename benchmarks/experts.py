@@ -49,13 +49,16 @@ def measured(width: int, vectors: int, rounds: int, progress: Progress) -> list[
     recipe = mg.BlockTensorTrain(rank=1)
     layer = StructuredMoE(width, width, recipe, EXPERTS, ACTIVE, bias=False)
     x = torch.randn(vectors, width, requires_grad=True)
-    g = torch.randn(width, vectors).mT
     forms = {"active": partial(layer, x), "all": partial(all_experts, layer, x)}
     outputs = [form().detach() for form in forms.values()]
     error = float((outputs[0] - outputs[1]).norm() / outputs[1].norm())
     calls = {f"{name} f": torch.no_grad()(form) for name, form in forms.items()}
     parameters = [x, *layer.parameters()]
-    calls |= {f"{name} f+b": partial(backward, form, parameters, g) for name, form in forms.items()}
+    grads = [torch.empty_like(output).normal_() for output in outputs]  # in its layout
+    calls |= {
+        f"{name} f+b": partial(backward, form, parameters, g)
+        for (name, form), g in zip(forms.items(), grads, strict=True)
+    }
     seconds = interleaved(calls, rounds, lambda: progress.advance(1, f"width {width}"))
     row: list[object] = [width, vectors]
     for kind in ("f", "f+b"):

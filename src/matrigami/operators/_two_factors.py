@@ -28,17 +28,22 @@ def is_written_in_place(X: Tensor, *factors: Tensor) -> bool:
 
     Tracers, dispatch modes, `torch.func`, forward mode and automatic casts see plain operations.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if torch._C._len_torch_dispatch_stack():
-        return False
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if is_watched():
         return False
     if X.ndim != 2 or X.is_complex() or X.device.type not in {"cpu", "cuda"}:
         return False
     if torch.is_autocast_enabled(X.device.type):
         return False
     return all(type(t) in PLAIN and t.dtype == X.dtype for t in (X, *factors))
+
+
+def is_watched() -> bool:
+    """Whether somebody traces or transforms what is computed now."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def two_factors(
@@ -79,7 +84,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `X`, `R` and `L`."""
         (X, R, L, Z), (dY,) = ctx.saved_tensors, grad_outputs
-        if torch.is_grad_enabled() or _is_batch(dY):
+        if torch.is_grad_enabled() or is_batch(dY):
             return (*_derivatives(X, R, L, dY, ctx.layout), None)
         rows, columns = ctx.layout
         (g, r, i, a), j, k = R.shape, L.shape[1], X.shape[-1]
@@ -148,7 +153,7 @@ def _between(X: Tensor, R: Tensor, columns: bool) -> Float[Tensor, "g ri k"]:
     return torch.bmm(R.reshape(g, r * i, a), _readable(_blocks(X, g, a, columns)))
 
 
-def _is_batch(dY: Tensor) -> bool:
+def is_batch(dY: Tensor) -> bool:
     """Whether this stands for many gradients at once, which cannot be written in place."""
     return is_functorch_wrapped_tensor(dY) or is_legacy_batchedtensor(dY)
 
