@@ -125,6 +125,35 @@ def test_the_drift_is_from_the_given_model_to_the_compressed_prefix():
     assert min(norms[2:]) > 0
 
 
+class InPlace(Block):
+    """The same block, which writes into what it is given."""
+
+    def forward(self, x, scale=1.0):
+        x += scale * self.down(self.up(x).relu())
+        return (x,)
+
+
+@pytest.mark.parametrize("targets", ["*", "blocks.*"])
+def test_blocks_that_work_in_place_are_seen_as_those_that_do_not(targets):
+    usual = Chain()
+    in_place = copy.deepcopy(usual)
+    for block in in_place.blocks:
+        block.__class__ = InPlace
+    data = batches()
+    for model in (usual, in_place):
+        quantize_(model, data, Grid(bits=3), targets=targets)
+    for a, b in zip(usual.parameters(), in_place.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_stands_before_the_blocks_is_run_once_if_nothing_in_it_is_compressed():
+    model, data = Chain(), batches()
+    runs = []
+    model.stem.register_forward_hook(lambda *_: runs.append(1))
+    quantize_(model, data, Grid(bits=4), targets="blocks.*")
+    assert len(runs) == 2 + len(data)  # for the order, the chain, and once for every batch
+
+
 def test_weights_make_up_for_half_of_the_drift():
     """Of inputs that a prefix has halved, all of it would be twice the weights."""
     seen, z = Seen.empty(torch.ones(1, 3)), torch.eye(3).repeat(5, 1)

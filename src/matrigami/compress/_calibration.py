@@ -59,7 +59,7 @@ def block_by_block(
 
         alone(order[:start])
         if inside:
-            calls = _all_caught(model, blocks[0], data)
+            calls = _all_caught(model, blocks[0], data) if start else given
             _along(model, blocks, inside, given, calls, compress, done)
         alone([name for name in order[start:] if name not in inside])
         compress(_unreached(layers, order))
@@ -108,8 +108,9 @@ def _along(
 
 
 def _run(module: nn.Module, call: Call) -> Any:
-    """A block on its arguments."""
-    return module(*call[0], **call[1])
+    """A block on its arguments; it may work in place, and they are needed again."""
+    x, *rest = call[0]
+    return module(x.clone() if isinstance(x, Tensor) else x, *rest, **call[1])
 
 
 def _pass_on(module: nn.Module, calls: list[Call], passed: list[Call], i: int) -> None:
@@ -234,7 +235,7 @@ def _observed(
             """Count its inputs."""
             x = rows(module, input_of(args, kwargs).detach())
             if aside:
-                given[name] = x
+                given[name] = x.clone()  # the block may write into it before the other run
                 return
             z = given.pop(name, None)
             z = z if z is not None and z.shape == x.shape else None
