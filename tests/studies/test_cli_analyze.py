@@ -155,6 +155,7 @@ def test_of_what_is_huge_the_corner_is_filled_alone(folder, capsys):
         (["--kernel", "laplce", "--points", "points.npy"], "Did you mean 'laplace'?"),
         (["--kernel", "laplace", "--points", "none.npy"], "cannot be read"),
         (["--preset", "hpc"], "Did you mean 'hpc_vs_ai'?"),
+        (["--preset", "hpc_vs_ai", "--data-dir", "empty"], "matrigami data get cifar100"),
         (["--preset", "hpc_vs_ai", "--model", "empty"], "config.json cannot be read"),
     ],
 )
@@ -179,10 +180,13 @@ def test_a_matrix_that_would_not_fit_is_named_and_the_others_go_on(folder, capsy
     assert [m["matrix"] for m in found["matrices"]] == ["layer.weight"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.npy", "--preset", "hpc_vs_ai"], ["--kernel", "rbf"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a.npy", "--preset", "hpc_vs_ai"], ["--kernel", "rbf"], ["a.npy", "--data-dir", "."]],
+)
 def test_one_source_is_needed(arguments, tmp_path, capsys):
     assert run(["analyze", *arguments, "-o", str(tmp_path)]) == 2
-    assert "--points" in capsys.readouterr().err
+    assert "--p" in capsys.readouterr().err
 
 
 def test_the_preset_has_three_sizes_of_each_and_what_it_says():
@@ -190,7 +194,7 @@ def test_the_preset_has_three_sizes_of_each_and_what_it_says():
     kinds = [s.name.rsplit(" · ", 1)[0] for s in sources]
     assert {kinds.count(kind) for kind in kinds} == {3}
     chosen = {s.name: s for s in sources}
-    for name in ("Schur complement 3-D · 64", "Green's function 2-D · 64", "laplace sphere · 96"):
+    for name in ("Schur complement 3-D · 64", "Green's function 2-D · 64", "laplace sphere · 128"):
         A, points = chosen[name].read()
         assert tuple(A.shape) == chosen[name].shape
         assert len(points) == len(A)

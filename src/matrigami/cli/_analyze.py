@@ -33,6 +33,9 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--preset", metavar="NAME", help="A set of matrices: hpc_vs_ai.")
 @click.option("--model", type=FOLDER, help="Folder of a small Llama that the preset adds.")
 @click.option(
+    "--data-dir", type=FOLDER, help="Folder with CIFAR-100, of which the preset adds networks."
+)
+@click.option(
     "--budget",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.1,
@@ -63,6 +66,7 @@ def analyze(
     scale: float,
     preset: str | None,
     model: Path | None,
+    data_dir: Path | None,
     budget: float,
     draws: int,
     seed: int,
@@ -80,7 +84,7 @@ def analyze(
     """
     from matrigami.studies import Settings
 
-    sources = _sources(source, kernel, points, scale, preset, model)
+    sources = _sources(source, kernel, points, scale, preset, model, data_dir)
     settings = Settings(budget=budget, draws=draws, seed=seed, largest=largest)
     return _run(sources, out, settings, json_)
 
@@ -92,6 +96,7 @@ def _sources(
     scale: float,
     preset: str | None,
     model: Path | None,
+    data_dir: Path | None,
 ) -> "list[Source]":
     """The matrices that were asked for."""
     from matrigami.studies import file_sources, kernel_source, preset_sources
@@ -100,10 +105,12 @@ def _sources(
         raise click.UsageError("Give one of SOURCE, --kernel with --points, and --preset.")
     if (kernel is None) != (points is None):
         raise click.UsageError("--kernel NAME and --points FILE belong together.")
+    if preset is not None:
+        return preset_sources(preset, model, data_dir)
+    if model is not None or data_dir is not None:
+        raise click.UsageError("--model and --data-dir add matrices to those of --preset.")
     if source is not None:
         return file_sources(source)
-    if preset is not None:
-        return preset_sources(preset, model)
     return [kernel_source(str(kernel), Path(str(points)), scale)]
 
 

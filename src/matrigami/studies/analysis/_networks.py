@@ -1,7 +1,8 @@
 """Matrices of neural networks for the comparison: initial and trained, three sizes of each.
 
-Networks are trained on scikit-learn's digits by the training loop of the studies. Everything is
-made when it is first asked for, and kept, as several matrices come from one network.
+Networks are trained by the training loop of the studies, on scikit-learn's digits and, where their
+folder is given, on the images of CIFAR-100. Everything is made when it is first asked for, and
+kept, as several matrices come from one network.
 """
 
 import functools
@@ -19,18 +20,19 @@ from matrigami.curvature import fisher
 from matrigami.optim import Shampoo
 from matrigami.studies._config import RunConfig
 from matrigami.studies._load import load_run
+from matrigami.studies._size import check_data
 from matrigami.studies._train import train_run
 from matrigami.studies.analysis._sources import Loaded, Source
 from matrigami.studies.models import build_model
 from matrigami.studies.tasks import load_task
 
-WIDTHS = (32, 64, 128)
+WIDTHS = (64, 128, 256)
 """Features of the residual stream; the layer that is shown has four times as many outputs."""
 
-EPOCHS = 30
-"""Of training, enough for an error of no example of the training set."""
+EPOCHS = {"digits": 30, "cifar100": 5}
+"""Of training: enough for an error of no example of digits; of CIFAR-100 a beginning."""
 
-HIDDEN = (8, 16, 24)
+HIDDEN = (8, 16, 32)
 """Neurons of the networks whose curvature is shown, with 16 inputs."""
 
 UNITS = (64, 128, 256)
@@ -49,12 +51,29 @@ def network_sources() -> list[Source]:
     found = []
     for structure, label in (("dense", "weights"), ("btt(rank=1)", "weights of a BTT")):
         for stage in STAGES:
-            found += [_weights(structure, label, stage, w) for w in WIDTHS]
+            found += [_weights("digits", structure, label, stage, w) for w in WIDTHS]
     for stage in STAGES:
         found += [_curvature(stage, h) for h in HIDDEN]
     for side in ("L", "R"):
         found += [_shampoo(side, h) for h in UNITS]
     return found
+
+
+def cifar100_sources(data: Path) -> list[Source]:
+    """Weights of networks on CIFAR-100.
+
+    Args:
+        data: The data folder, with `cifar-100-binary`.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    check_data([_config("cifar100", "dense", WIDTHS[0])], data)
+    return [
+        _weights("cifar100", "dense", "CIFAR-100 weights", stage, w, data)
+        for stage in STAGES
+        for w in WIDTHS
+    ]
 
 
 def _source(name: str, m: int, n: int, load: Callable[[], Tensor]) -> Source:
@@ -67,11 +86,13 @@ def _source(name: str, m: int, n: int, load: Callable[[], Tensor]) -> Source:
     return Source(f"{name} · {m}x{n}", (m, n), loaded, identity)
 
 
-def _weights(structure: str, label: str, stage: str, width: int) -> Source:
+def _weights(
+    task: str, structure: str, label: str, stage: str, width: int, data: Path | None = None
+) -> Source:
     """The first layer of a residual block of the network of the studies."""
 
     def load() -> Tensor:
-        return getattr(_trained(structure, width), stage)
+        return getattr(_trained(task, structure, width, data), stage)
 
     return _source(f"{label}, {stage}", 4 * width, width, load)
 
@@ -83,24 +104,22 @@ class Weights(NamedTuple):
     trained: Float[Tensor, "m n"]
 
 
+def _config(task: str, structure: str, width: int) -> RunConfig:
+    """One run of the studies."""
+    shared = {"seed": 0, "lr": LR, "batch_size": BATCH, "depth": 1}
+    return RunConfig(task, "mlp", structure, width, epochs=EPOCHS[task], **shared)
+
+
 @functools.cache
-def _trained(structure: str, width: int) -> Weights:
-    """One network of the studies on digits."""
-    config = RunConfig(
-        "digits", "mlp", structure, width, seed=0, lr=LR, epochs=EPOCHS, batch_size=BATCH, depth=1
-    )
+def _trained(task: str, structure: str, width: int, data: Path | None) -> Weights:
+    """One network of the studies."""
+    config = _config(task, structure, width)
     generator = torch.Generator().manual_seed(2 * config.seed)  # as the run draws it
-    initial = build_model(config, load_task(config).shape, generator)
-    return Weights(_layer(initial), _layer(_run(config)[0]))
-
-
-def _run(config: RunConfig) -> tuple[nn.Module, Tensor, Tensor]:
-    """The trained model, and training examples."""
+    initial = build_model(config, load_task(config, data).shape, generator)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config.to_json()))
-        train_run(config, folder)
-        run = load_run(folder, EXAMPLES)
-        return run.model, run.inputs, run.targets
+        train_run(config, folder, data_dir=data)
+        return Weights(_layer(initial), _layer(load_run(folder, 1, data_dir=data).model))
 
 
 def _layer(model: nn.Module) -> Float[Tensor, "m n"]:
@@ -110,8 +129,7 @@ def _layer(model: nn.Module) -> Float[Tensor, "m n"]:
 
 def _digits() -> tuple[Float[Tensor, "e 64"], Tensor]:
     """Training examples as the task of the studies has them."""
-    config = RunConfig("digits", "mlp", "dense", 8, seed=0, lr=LR, epochs=1, batch_size=BATCH)
-    task = load_task(config)
+    task = load_task(_config("digits", "dense", WIDTHS[0]))
     plan = task.plan(EXAMPLES, torch.Generator().manual_seed(0))
     batch = task.batch(plan, 0, EXAMPLES)
     return batch.inputs.double(), batch.targets

@@ -9,7 +9,7 @@ Shapes: b = blocks of a stack, p = their rows, q = their columns.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,10 +168,17 @@ def _boxes(X: Float[Tensor, "n d"], level: int, levels: int) -> tuple[Tensor, Te
     return X[places].amin(1), X[places].amax(1)
 
 
-def factor_sizes(m: int, n: int, shares: Callable[[int], Sequence[float]]) -> list[tuple[int, int]]:
-    """Sizes of a left factor, near to powers of `m` and `n`, preferring divisors."""
-    most = max(int(math.log2(max(min(m, n), 2))), 2)
-    pairs = [(_divisor(m, m**share), _divisor(n, n**share)) for share in shares(most)]
+def factor_sizes(m: int, n: int) -> list[tuple[int, int]]:
+    """Sizes of a left factor: its share of `m` and of `n` is the same, by logarithms.
+
+    Shares are those of powers of two, and those of the divisors of the shorter side: a layer of 16
+    inputs and 24 outputs has curvature of size 384, and factors of these sizes.
+    """
+    least = max(min(m, n), 2)
+    most = max(int(math.log2(least)), 2)
+    divisors = [math.log(d) / math.log(least) for d in range(2, least) if least % d == 0]
+    shares = [*(i / most for i in range(1, most)), *divisors]
+    pairs = [(_divisor(m, m**share), _divisor(n, n**share)) for share in shares]
     return list(dict.fromkeys(pair for pair in pairs if pair not in {(1, 1), (m, n)}))
 
 

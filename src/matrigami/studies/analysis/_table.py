@@ -47,7 +47,7 @@ def _train_grids(place: Place) -> list[tuple[int, int]]:
 
 def _kronecker_partitions(place: Place) -> list[Partition]:
     """For every size of the left factor between one entry and all."""
-    sizes = _partitions.factor_sizes(*place.size, lambda k: [i / k for i in range(1, k)])
+    sizes = _partitions.factor_sizes(*place.size)
     return [_partitions.kronecker(*place.size, *pair) for pair in sizes]
 
 
