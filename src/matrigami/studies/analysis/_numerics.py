@@ -18,10 +18,10 @@ from matrigami.studies.analysis._sources import Loaded, Source
 KERNELS = (*itertools.product(("laplace", "matern32", "gaussian"), (1, 2, 3)), ("laplace", 0))
 """Kernels with the dimension of their points; 0 is the sphere."""
 
-POINTS = (128, 320, 768)
+POINTS = (128, 256, 512)
 """Points of a kernel."""
 
-GRIDS = {1: (128, 320, 768), 2: (8, 16, 28), 3: (4, 6, 9)}
+GRIDS = {1: (128, 256, 512), 2: (8, 16, 24), 3: (4, 6, 8)}
 """Inner points along an axis, by dimension."""
 
 SEPARATORS = {2: (48, 96, 192), 3: (8, 12, 16)}
