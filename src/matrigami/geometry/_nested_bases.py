@@ -212,24 +212,68 @@ def sketched(A: Ordered, nears: list[Near], error: float, seed: int) -> H2Matrix
     Raises:
         ValueError: If that is as many as the matrix has columns.
     """
-    like = A.zero().expand(*A.leaves, 1)
-    generator = torch.Generator(like.device).manual_seed(seed)
-    k, parts = needed(nears[0], A.leaves[1], START), []
-    while k <= len(A.order):
-        more = k - sum(s.Y.shape[-1] for s in parts)
-        G, F = (_gaussian(like, more, generator) for _ in range(2))
-        Y, Z = A.times(G.flatten(0, 1)), A.times(F.flatten(0, 1).conj(), transposed=True).conj()
-        parts.append(Sketch(Y.reshape(G.shape), G, Z.reshape(G.shape), F))
-        whole = Sketch(*[torch.cat(t, -1) for t in zip(*parts, strict=True)])
-        found = _compressed(whole, nears, error)
-        if not isinstance(found, int):
-            return _assembled(*found, nears, len(A.order))
-        k = found
-    raise ValueError(
-        f"{A.call}({A.A!r}): it takes {k} products, as many as columns, at this tolerance.\n"
-        "Between boxes that are apart the matrix does not compress.\n"
-        "Use a larger tol, a smaller leaf, or points among which it is smooth."
-    )
+    levels = _Levels(A, nears, seed)
+    for near in nears:
+        N, b, _ = levels.sketch.Y.shape
+        if needed(near, b, 0) >= N * b:
+            break
+        levels.add(near, error)
+    levels.grow(int(SPARE * levels.sketch.G.shape[:2].numel()) + 1)
+    return _assembled(levels.steps, _remainder(levels.sketch), nears, len(A.order))
+
+
+class _Levels:
+    """The levels that are done, and a sketch of what they leave, of ever more vectors.
+
+    What is known of a level is not computed again: vectors that are drawn later go through it.
+    """
+
+    def __init__(self, A: Ordered, nears: list[Near], seed: int) -> None:
+        self.A, self.nears = A, nears
+        self.steps: list[Step] = []
+        self.like = A.zero().expand(*A.leaves, 1)
+        self.generator = torch.Generator(self.like.device).manual_seed(seed)
+        self.sketch = self._drawn(0)
+
+    def grow(self, k: int) -> None:
+        """Have at least so many vectors.
+
+        Raises:
+            ValueError: If the matrix has no more columns.
+        """
+        if k > len(self.A.order):
+            raise ValueError(
+                f"{self.A.call}({self.A.A!r}): it takes {k} products, as many as columns, at this "
+                "tolerance.\n"
+                "Between boxes that are apart the matrix does not compress.\n"
+                "Use a larger tol, a smaller leaf, or points among which it is smooth."
+            )
+        more = k - self.sketch.Y.shape[-1]
+        if more > 0:
+            fresh = self._drawn(more)
+            for step, near in zip(self.steps, self.nears, strict=False):
+                fresh = reduced(fresh, step, near)
+            self.sketch = Sketch(*[torch.cat(t, -1) for t in zip(self.sketch, fresh, strict=True)])
+
+    def add(self, near: Near, error: float) -> None:
+        """The next level, by as many vectors as its ranks ask for."""
+        b, rank = self.sketch.Y.shape[1], START
+        while True:
+            self.grow(needed(near, b, rank))
+            step = split(self.sketch, near, error)
+            rank = step.left.shape[-1]
+            if self.sketch.Y.shape[-1] >= needed(near, b, min(rank, b - OVERSAMPLED)):
+                break
+            rank += OVERSAMPLED
+        self.steps.append(step)
+        self.sketch = reduced(self.sketch, step, near)
+
+    def _drawn(self, k: int) -> Sketch:
+        """Products with random vectors."""
+        G, F = (_gaussian(self.like, k, self.generator) for _ in range(2))
+        Y = self.A.times(G.flatten(0, 1))
+        Z = self.A.times(F.flatten(0, 1).conj(), transposed=True).conj()
+        return Sketch(Y.reshape(G.shape), G, Z.reshape(G.shape), F)
 
 
 def _gaussian(
@@ -309,33 +353,3 @@ def _places(boxes: Int[Tensor, " e"], b: int, size: int | None) -> Places:
         return Places(boxes[:, None])
     rows = boxes[:, None] * b + torch.arange(b, device=boxes.device)
     return Places(rows.clamp(max=size)[:, None])
-
-
-def _compressed(
-    sketch: Sketch, nears: list[Near], error: float
-) -> tuple[list[Step], Inexact[Tensor, "m n"]] | int:
-    """All levels, and the matrix of the coefficients that remain; or how many vectors it takes."""
-    steps, k = [], sketch.Y.shape[2]
-    for i, near in enumerate(nears):
-        N, b, _ = sketch.Y.shape
-        if needed(near, b, 0) >= N * b:
-            break
-        if k < needed(near, b, 0):
-            return needed(near, b, 0)
-        step = split(sketch, near, error)
-        rank = step.left.shape[-1]
-        if k < needed(near, b, min(rank, b - OVERSAMPLED)):
-            return needed(near, b, rank + OVERSAMPLED)
-        steps.append(step)
-        sketch = reduced(sketch, step, near)
-        if k < (most := _foreseen(nears[i + 1 :], 2 * rank)):
-            return most
-    return steps, _remainder(sketch)
-
-
-def _foreseen(nears: list[Near], rows: int) -> int:
-    """Vectors for the levels that are left, if ranks grow no more."""
-    wanted = [needed(near, rows, rows // 2) for near in nears]
-    whole = [int(SPARE * len(near.boxes) * rows) + 1 for near in nears]
-    top = next(i for i, (w, N) in enumerate(zip(wanted, whole, strict=True)) if w >= N)
-    return max([*wanted[:top], whole[top]])
