@@ -1,6 +1,7 @@
-"""The page of the comparison of HPC and AI matrices, from the results of a run.
+r"""The page of the comparison of HPC and AI matrices, from the results of a run.
 
-    matrigami analyze --preset hpc_vs_ai --model stories260k --data-dir data -o runs/hpc_vs_ai --draws 3
+    matrigami analyze --preset hpc_vs_ai --model stories260k --data-dir data --draws 3 \
+      -o runs/hpc_vs_ai
     python -m benchmarks.hpc_vs_ai runs/hpc_vs_ai docs/results/hpc_vs_ai
 
 copies the heat map, the table of gains and the machine, and writes the tables of the page between

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from matrigami import DiagonalMatrix, cost, logdet, solve
-from matrigami.geometry import distributed
-from matrigami.geometry.particles import KERNELS, kernel_matrix
+from matrigami.geometry import distributed, distributed_kernel_matrix
+from matrigami.geometry.particles import KERNELS, Kernel, kernel_matrix
 from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
 from matrigami.structures import H2Matrix
 
@@ -36,11 +36,11 @@ def agree(found: Tensor, wanted: Tensor) -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 1e-12
 
 
-def matrix(targets: Tensor, sources: Tensor, kernel: str, scale: float) -> H2Matrix:
+def matrix(
+    targets: Tensor, sources: Tensor, kernel: str, scale: float, planned: bool = False
+) -> H2Matrix:
     """Hierarchical however few the points are."""
-    A = fast_multipole_matrix(targets, sources, KERNELS[kernel], scale, 1e-4)
-    assert isinstance(A, H2Matrix)
-    return A
+    return fast_multipole_matrix(targets, sources, KERNELS[kernel], scale, 1e-4, planned)
 
 
 def multiplies(cloud: str) -> None:
@@ -49,6 +49,9 @@ def multiplies(cloud: str) -> None:
     X = points()
     A = matrix(X[: len(X) // 2] + 0.01, X, kernel, 0.3)
     D, x = distributed(A), vectors(A.shape[1])
+    own = distributed(matrix(X[: len(X) // 2] + 0.01, X, kernel, 0.3, planned=True))
+    assert (own @ x).equal(D @ x)
+    assert (own.T @ vectors(A.shape[0])).equal(D.T @ vectors(A.shape[0]))
     torch.testing.assert_close(D @ x, A @ x, rtol=1e-12, atol=1e-12 * float((A @ x).abs().max()))
     y = vectors(A.shape[0])
     torch.testing.assert_close(
@@ -79,6 +82,31 @@ def shares(cloud: str) -> None:
     assert rows.sort().values.equal(torch.arange(len(X)))
 
 
+def builds(n: int) -> None:
+    """A process computes the entries of its own points alone, and derivatives of these."""
+    X, counts = uniform().repeat(n // 1500, 1), [0, 0]
+    X = X + torch.rand(X.shape, generator=torch.Generator().manual_seed(4))
+
+    def counted(i: int) -> Kernel:
+        def kernel(r: Tensor) -> Tensor:
+            counts[i] += r.numel()
+            return torch.exp(-r)
+
+        return kernel
+
+    A = kernel_matrix(X, counted(0), tol=1e-2)
+    X.requires_grad_()
+    D, x = distributed_kernel_matrix(X, counted(1), tol=1e-2), vectors(n)
+    agree(D @ x, A @ x)
+    (found,) = torch.autograd.grad((D @ x).square().sum(), X)
+    dist.all_reduce(found)
+    (wanted,) = torch.autograd.grad((kernel_matrix(X, counted(0), tol=1e-2) @ x).square().sum(), X)
+    agree(found, wanted)
+    if dist.get_world_size() > 1:
+        assert cost(D).params < 0.7 * cost(A).params
+        assert counts[1] < 0.7 * counts[0] / 2
+
+
 def solves(cloud: str) -> None:
     """Conjugate gradients give one answer, the same bits on all ranks."""
     points, kernel = CLOUDS[cloud]
@@ -95,7 +123,9 @@ def solves(cloud: str) -> None:
 def line(n: int) -> None:
     """Of points on a line products, solutions and determinants are those of one process."""
     x = torch.rand(n, generator=torch.Generator().manual_seed(3))
-    A = kernel_matrix(x, "matern32", scale=0.2) + DiagonalMatrix(torch.ones(n))
+    K = kernel_matrix(x, "matern32", scale=0.2)
+    agree(distributed_kernel_matrix(x, "matern32", scale=0.2) @ vectors(n), K @ vectors(n))
+    A = K + DiagonalMatrix(torch.ones(n))
     D, b = distributed(A), vectors(n)
     agree(D @ b, A @ b)
     agree(D.T @ b, A.T @ b)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from matrigami import DenseMatrix
-from matrigami.geometry import distributed
+from matrigami.geometry import distributed, distributed_kernel_matrix
 from matrigami.geometry.particles import kernel_matrix
 from tests.geometry import distributed_cases as cases
 from tests.ranks import on_ranks
@@ -29,6 +29,11 @@ ROOT = Path(__file__).parents[2]
 def test_products_are_those_of_one_process(ranks: int, cloud: str, tmp_path: Path):
     on_ranks(ranks, tmp_path, cases.multiplies, cloud)
     on_ranks(ranks, tmp_path, cases.shares, cloud)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_each_process_builds_what_it_owns(ranks: int, tmp_path: Path):
+    on_ranks(ranks, tmp_path, cases.builds, 4500)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,7 @@ def test_what_cannot_be_shared_is_refused():
         distributed(DenseMatrix(torch.eye(2)))
     with pytest.raises(ValueError, match="there is no process group"):
         distributed(kernel_matrix(torch.rand(3000, 2), "gaussian"))
+    with pytest.raises(ValueError, match="there is no process group"):
+        distributed_kernel_matrix(torch.rand(3000, 2), "gaussian")
+    with pytest.raises(ValueError, match="must be an H2Matrix or a HODLR"):
+        distributed_kernel_matrix(torch.rand(300, 2), "gaussian")

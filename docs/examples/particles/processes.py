@@ -2,22 +2,22 @@
 
     torchrun --nproc-per-node 2 docs/examples/particles/processes.py
 
-Each process keeps the blocks in the rows of its own points; the answer is that of one process.
+Each process computes the blocks in the rows of its own points; the answer is that of one process.
 """
 
 import torch
 import torch.distributed as dist
 
 from matrigami import cost
-from matrigami.geometry import distributed
+from matrigami.geometry import distributed_kernel_matrix
 from matrigami.geometry.particles import kernel_matrix
 
 
 def main(n: int = 20_000) -> None:
     """Share a matrix, and say how, and how far products differ from those of one process."""
     points = torch.rand(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    A = kernel_matrix(points, "coulomb2d", tol=1e-6)  # the same on every process
-    D = distributed(A)  # its blocks, shared
+    D = distributed_kernel_matrix(points, "coulomb2d", tol=1e-6)  # own blocks
+    A = kernel_matrix(points, "coulomb2d", tol=1e-6)  # all of them, to compare with
     charges = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     potential = D @ charges  # whole, and equal on all
     error = float((potential - A @ charges).norm() / potential.norm())

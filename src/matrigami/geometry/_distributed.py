@@ -18,6 +18,10 @@ from torch import Tensor
 
 from matrigami.geometry._shares import Group, owners, share
 from matrigami.geometry._trees import SharedTreesMatrix, hodlr_of, shared_trees
+from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
+from matrigami.geometry.particles._kernels import Kernel
+from matrigami.geometry.particles._matrix import checked, is_small, kernel_matrix
+from matrigami.geometry.particles._points import TREE_BYTES, Numbers, check_memory
 from matrigami.krylov import implicit_solve, is_large
 from matrigami.operators import Cost, LinearOperator, Places, cost, slogdet, solve
 from matrigami.structures import H2Matrix, HODLRMatrix, by_conjugate_gradients
@@ -151,17 +155,61 @@ def distributed(A: LinearOperator, group: Group = None) -> DistributedMatrix:
             "Few points make a dense matrix: one process is enough for them.\n"
             "Use kernel_matrix of many points."
         )
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(
-            "distributed(A): there is no process group.\n"
-            "Start the program with torchrun, and call torch.distributed.init_process_group first."
-        )
+    _check_group()
     if isinstance(A, H2Matrix):
         found = owners(A, dist.get_world_size(group))
         local = share(A, found, dist.get_rank(group), group)
         return DistributedMatrix(local, Split(found.targets, group), Split(found.sources, group))
     local, owner = shared_trees(*cast("tuple[HODLRMatrix, Tensor]", halves), group)
     return DistributedMatrix(local, Split(owner, group), Split(owner, group))
+
+
+def distributed_kernel_matrix(
+    points: Numbers,
+    kernel: str | Kernel,
+    *,
+    targets: Numbers | None = None,
+    scale: Tensor | float = 1.0,
+    tol: float | None = None,
+    group: Group = None,
+) -> DistributedMatrix:
+    """`distributed(kernel_matrix(...))`, of which each process computes its own blocks alone.
+
+    All have the coordinates and the tree, whose numbers are few; the near field and the bases at
+    the points, which are most of time and memory, are of own points. On a line the whole matrix is
+    built first, in a fraction of a second.
+
+    Args:
+        points: The sources, the same on all processes.
+        kernel: As for `kernel_matrix`, and so `targets`, `scale` and `tol`.
+        targets: The targets.
+        scale: What distances are divided by.
+        tol: The relative error.
+        group: The processes; by default all.
+
+    Raises:
+        ValueError: As `kernel_matrix` and `distributed` do; few points are refused.
+    """
+    Y, X, function, tol = checked(points, kernel, targets, scale, tol)
+    if is_small(Y, X) or (X.shape[1] == 1 and targets is None):
+        A = kernel_matrix(points, kernel, targets=targets, scale=scale, tol=tol)
+        return distributed(A, group)
+    _check_group()
+    check_memory(f"the tree of {len(X)} points", len(X) * TREE_BYTES / X.dtype.itemsize, X)
+    return distributed(fast_multipole_matrix(Y, X, function, scale, tol, planned=True), group)
+
+
+def _check_group() -> None:
+    """Refuse to share among nobody.
+
+    Raises:
+        ValueError: If there is no process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "distributed(A): there is no process group.\n"
+            "Start the program with torchrun, and call torch.distributed.init_process_group first."
+        )
 
 
 def _has_trees(A: Any, *_: Any) -> bool:

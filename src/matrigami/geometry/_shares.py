@@ -17,6 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Inexact, Int
 from torch import Tensor
 
+from matrigami.geometry.particles._planned import PlannedBlocksMatrix
 from matrigami.operators import Cost, LinearOperator, Places, cost
 from matrigami.structures import H2Matrix, PlacedBlocksMatrix, summed_products
 
@@ -275,8 +276,15 @@ def _share(
             Places(_renumbered(c, local, len(columns), found)),
         )
         total = (size[0], len(local) * unit)
-        shared.append(PlacedBlocksMatrix(B.blocks[..., kept, :, :], *places, total))
+        shared.append(PlacedBlocksMatrix(_blocks(B, kept), *places, total))
     return SharedBlocksMatrix(tuple(shared), halo, unit, size)
+
+
+def _blocks(B: PlacedBlocksMatrix, kept: Int[Tensor, " k"]) -> Inexact[Tensor, "*batch k p q"]:
+    """Some blocks; where they are all, which levels may have in common, no copy."""
+    if isinstance(B, PlannedBlocksMatrix):
+        return B.chosen(kept)
+    return B.blocks if len(kept) == B.blocks.shape[-3] else B.blocks[..., kept, :, :]
 
 
 def _block_owners(B: PlacedBlocksMatrix, rows: Int[Tensor, " m"]) -> Int[Tensor, "o e"]:

@@ -6,10 +6,11 @@ coefficients of all of its children at once, with those of each of its neighbour
 same for all parents of a level: a convolution over parents, whose gaps are left out.
 
 Shapes: m = targets, n = sources, N = cells of a level, P = parents of a level, d = dimension, D =
-3^d neighbours, r = rank.
+3^d - 1 neighbours, r = rank.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,8 @@ from matrigami.geometry.particles._chebyshev import (
 from matrigami.geometry.particles._kernels import HOMOGENEOUS, Kernel, interactions, is_singular
 from matrigami.geometry.particles._near import Leaves, gathered_leaves, near_field
 from matrigami.geometry.particles._octree import Octree, decoded, octree, offsets
-from matrigami.operators import LinearOperator, Places, is_differentiated
+from matrigami.geometry.particles._planned import placed
+from matrigami.operators import Places, is_differentiated
 from matrigami.structures import H2Matrix, PlacedBlocksMatrix
 
 CAP = {1: 64, 2: 64, 3: 64}
@@ -59,8 +61,9 @@ def fast_multipole_matrix(
     kernel: Kernel,
     scale: Tensor | float,
     tol: float,
-) -> LinearOperator:
-    """The kernel matrix; `targets is sources` for one cloud."""
+    planned: bool = False,
+) -> H2Matrix:
+    """The kernel matrix; `targets is sources` for one cloud; blocks of points may be planned."""
     d = sources.shape[1]
     with torch.no_grad():
         points = targets.detach(), sources.detach()
@@ -75,12 +78,12 @@ def fast_multipole_matrix(
     size = (len(targets), len(sources))
     rows = gathered_leaves(tree, of_targets=True)
     columns = rows if same else gathered_leaves(tree, of_targets=False)
-    near = near_field(tree, rows, targets, sources, entries)
+    near = near_field(tree, rows, targets, sources, entries, planned)
     partners = [_partners(tree, level) for level in range(1, len(tree.levels) - 1)]
     spanned = _spanned(kernel, entries, scale, singular)
     far = _far_levels(tree, partners, kernel, entries, spanned, tol, sources)
-    left = _leaf_bases(tree, rows, targets, far)
-    right = left if same else _leaf_bases(tree, columns, sources, far)
+    left = _leaf_bases(tree, rows, targets, far, planned)
+    right = left if same else _leaf_bases(tree, columns, sources, far, planned)
     up = _transfers(tree, far)
     return H2Matrix(
         near,
@@ -176,7 +179,7 @@ def _level_couplings(
     if (partners >= 0).any():
         return _parent_couplings(b, entries, d)
     width = 2**d * b.U.shape[1]
-    return b.U.new_zeros(1, 1, 1).expand(3**d, width, width)
+    return b.U.new_zeros(1, 1, 1).expand(3**d - 1, width, width)
 
 
 def _errors(entries: Entries, sizes: list[float], tol: float, like: Tensor) -> list[float]:
@@ -208,11 +211,17 @@ def _parent_couplings(b: Basis, entries: Entries, d: int) -> Float[Tensor, "D cr
     blocks = b.M @ entries(b.skeleton, b.skeleton + apart) @ b.M.mT
     table = torch.cat([blocks, blocks.new_zeros(1, r, r)])
     octants = _octants(d)
-    shift = 2 * offsets(d)[:, None, None] + octants[None, None] - octants[None, :, None]  # D c c d
+    sides = offsets(d)[_others(3**d)]
+    shift = 2 * sides[:, None, None] + octants[None, None] - octants[None, :, None]  # D c c d
     lookup = torch.full((7,) * d, len(far))
     lookup[tuple((far + 3).unbind(-1))] = torch.arange(len(far))
     index = lookup[tuple((shift + 3).unbind(-1))]  # D c c
     return table[index].transpose(-3, -2).reshape(len(shift), c * r, c * r)
+
+
+def _others(count: int) -> list[int]:
+    """The places among `3^d` cells of all but the one in the middle."""
+    return [i for i in range(count) if i != count // 2]
 
 
 def _octants(d: int) -> Int[Tensor, "c d"]:
@@ -231,19 +240,16 @@ def _coupling(partner: Int[Tensor, "D P"], far: Far) -> PlacedBlocksMatrix:
     rows = torch.where(found, order, P)
     columns = torch.where(found, partner.gather(1, order), P)
     width = far.couplings.shape[-1]
-    return PlacedBlocksMatrix(
-        far.couplings[chosen], Places(rows), Places(columns), (P * width, P * width)
-    )
+    blocks = far.couplings if len(chosen) == len(far.couplings) else far.couplings[chosen]
+    return PlacedBlocksMatrix(blocks, Places(rows), Places(columns), (P * width, P * width))
 
 
 def _partners(tree: Octree, level: int) -> Int[Tensor, "D P"]:
-    """For each neighbour, which parent it is; minus one for no other parent."""
+    """For each neighbour, which parent it is; minus one for none."""
     parents, cells = _parents(tree, level), tree.levels[level]
     slot = torch.full((len(cells.codes) + 1,), -1, device=parents.device)
     slot[parents] = torch.arange(len(parents), device=parents.device)
-    partner = slot[cells.neighbours[parents]].T.clone()
-    partner[len(partner) // 2] = -1  # the parent itself
-    return partner
+    return slot[cells.neighbours[parents][:, _others(cells.neighbours.shape[1])]].T
 
 
 def _transfers(tree: Octree, far: list[Far]) -> tuple[PlacedBlocksMatrix, ...]:
@@ -268,7 +274,7 @@ def _transfers(tree: Octree, far: list[Far]) -> tuple[PlacedBlocksMatrix, ...]:
 
 
 def _leaf_bases(
-    tree: Octree, leaves: list[Leaves], X: Float[Tensor, "n d"], far: list[Far]
+    tree: Octree, leaves: list[Leaves], X: Float[Tensor, "n d"], far: list[Far], planned: bool
 ) -> tuple[tuple[PlacedBlocksMatrix, ...], ...]:
     """From the coefficients of leaves to their points, level by level."""
     d = X.shape[1]
@@ -281,10 +287,16 @@ def _leaf_bases(
         above = tree.levels[leaf.level - 1]
         slot = torch.searchsorted(above.codes[above.split], leaf.codes // 2**d) * 2**d
         slot = slot + leaf.codes % 2**d
-        inside = padded[leaf.points] - tree.centers(leaf.level, leaf.codes)[:, None]
-        blocks = F.basis.at(inside) * F.factor
-        r = blocks.shape[-1]
+        make = partial(_basis_at, F, padded, leaf, tree.centers(leaf.level, leaf.codes))
+        r = F.basis.U.shape[1]
         size = (len(X), int(above.split.sum()) * 2**d * r)
-        rows, columns = Places(leaf.points[:, None]), Places(slot[:, None])
-        found[leaf.level - 2].append(PlacedBlocksMatrix(blocks, rows, columns, size))
+        blocks = placed(make, leaf.points, slot, size, r, F.basis.U, planned)
+        found[leaf.level - 2].append(blocks)
     return tuple([tuple(level) for level in found])
+
+
+def _basis_at(
+    far: Far, X: Float[Tensor, "n d"], leaf: Leaves, centers: Float[Tensor, "l d"], kept: Tensor
+) -> Float[Tensor, "k p r"]:
+    """The basis at the points of some leaves."""
+    return far.basis.at(X[leaf.points[kept]] - centers[kept][:, None]) * far.factor

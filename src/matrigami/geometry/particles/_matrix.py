@@ -68,6 +68,33 @@ def kernel_matrix(
                 [1.0000, 0.0000, 0.5000],
                 [0.3333, 0.5000, 0.0000]])
     """
+    Y, X, function, tol = checked(points, kernel, targets, scale, tol)
+    check_tree_memory(X, OCCUPANCY[X.shape[1]])
+    if is_small(Y, X):
+        check_memory("a dense kernel matrix", 4 * len(X) * len(Y), X)
+        return DenseMatrix(interactions(function, Y, X, scale))
+    if X.shape[1] == 1 and targets is None:
+        return line_matrix(X[:, 0], function, scale, tol)
+    return fast_multipole_matrix(Y, X, function, scale, tol)
+
+
+def is_small(Y: Tensor, X: Tensor) -> bool:
+    """Whether a dense matrix is quicker."""
+    return max(len(X), len(Y)) <= CROSSOVER[X.shape[1]] or min(len(X), len(Y)) == 0
+
+
+def checked(
+    points: Numbers,
+    kernel: str | Kernel,
+    targets: Numbers | None,
+    scale: Tensor | float,
+    tol: float | None,
+) -> tuple[Tensor, Tensor, Kernel, float]:
+    """Targets, sources, the kernel and the tolerance; `targets is sources` for one cloud.
+
+    Raises:
+        ValueError: If one of them will not do.
+    """
     X, function = checked_points("points", points), kernel_of(kernel)
     Y = X if targets is None else checked_points("targets", targets)
     tol = max(1e-6, 100 * torch.finfo(X.dtype).eps) if tol is None else tol
@@ -78,14 +105,8 @@ def kernel_matrix(
             f"kernel_matrix: points have {X.shape[1]} coordinates, targets {Y.shape[1]}.\n"
             "Both must be in one space."
         )
-    check_tree_memory(X, OCCUPANCY[X.shape[1]])
     _try(function, X.detach(), Y.detach(), scale)
-    if max(len(X), len(Y)) <= CROSSOVER[X.shape[1]] or min(len(X), len(Y)) == 0:
-        check_memory("a dense kernel matrix", 4 * len(X) * len(Y), X)
-        return DenseMatrix(interactions(function, Y, X, scale))
-    if X.shape[1] == 1 and targets is None:
-        return line_matrix(X[:, 0], function, scale, tol)
-    return fast_multipole_matrix(Y, X, function, scale, tol)
+    return Y, X, function, tol
 
 
 def _try(kernel: Kernel, X: Tensor, Y: Tensor, scale: Tensor | float) -> None:

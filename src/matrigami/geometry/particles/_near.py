@@ -7,14 +7,16 @@ Shapes: l = leaves of a stack, p = points of a leaf, q = points near it, d = dim
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from matrigami.geometry.particles._octree import DEPTH, Cloud, Octree
+from matrigami.geometry.particles._planned import placed
 from matrigami.geometry.particles._points import check_memory
-from matrigami.operators import Places, is_differentiated
+from matrigami.operators import is_differentiated
 from matrigami.structures import PlacedBlocksMatrix
 
 ROUND = 4
@@ -127,8 +129,9 @@ def near_field(
     targets: Float[Tensor, "m d"],
     sources: Float[Tensor, "n d"],
     entries: Entries,
+    planned: bool = False,
 ) -> tuple[PlacedBlocksMatrix, ...]:
-    """The blocks between leaves and what touches them."""
+    """The blocks between leaves and what touches them, computed now or planned."""
     leaf, start, count = _touching(tree)
     members, _ = ragged(start, count)
     total = torch.zeros(int(leaf.max()) + 1, dtype=count.dtype, device=count.device)
@@ -136,7 +139,7 @@ def near_field(
     near = tree.sources.order[members]
     first = total.cumsum(0) - total
     wanted = sum(float(total[s.number].sum()) * s.points.shape[1] for s in stacks)
-    check_memory("the near field of these points", 1.2 * wanted, sources)
+    check_memory("the near field of these points", 1.2 * wanted * (not planned), sources)
     X, Y = torch.cat([targets, targets[:1]]), torch.cat([sources, sources[:1]])
     found = []
     for stack in stacks:
@@ -150,17 +153,17 @@ def near_field(
             index = (first[number][:, None] + place).clamp(max=len(near) - 1)
             columns = torch.where(place < total[number][:, None], near[index], len(sources))
             rows = stack.points[here]
-            blocks = _blocks(entries, X, rows, Y, columns)
+            make = partial(_blocks, entries, X, rows, Y, columns)
             size = (len(targets), len(sources))
-            places = Places(rows[:, None]), Places(columns[:, None])
-            found.append(PlacedBlocksMatrix(blocks, *places, size))
+            found.append(placed(make, rows, columns, size, width, Y, planned))
     return tuple(found)
 
 
 def _blocks(
-    entries: Entries, X: Tensor, rows: Tensor, Y: Tensor, columns: Tensor
+    entries: Entries, X: Tensor, rows: Tensor, Y: Tensor, columns: Tensor, kept: Tensor
 ) -> Float[Tensor, "l p q"]:
-    """The kernel of the points of each block, a few blocks at a time."""
+    """The kernel of the points of some blocks, a few blocks at a time."""
+    rows, columns = rows[kept], columns[kept]
     if is_differentiated(entries(X[rows[:1, :1]], Y[columns[:1, :1]])):  # in a parameter, too
         return entries(X[rows], Y[columns])
     at_a_time = max(CHUNK // max(rows.shape[1] * columns.shape[1], 1), 1)
