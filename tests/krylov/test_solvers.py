@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch.testing import assert_close
 
 import matrigami as mg
@@ -243,3 +244,47 @@ def test_bad_systems_are_refused(method):
         method(matrix("definite"), torch.full((N, 1), torch.nan))
     with pytest.raises(ValueError, match=rf"{name}\(A, B\): A is 3x4; it must be square"):
         method(mg.DenseMatrix(random(3, 4)), random(3, 1))
+
+
+def neumann(n):
+    """Second differences of a path: constants are lost."""
+    d = torch.full((n,), 2.0, dtype=torch.float64)
+    d[0] = d[-1] = 1
+    off = -torch.ones(n - 1, dtype=torch.float64)
+    return torch.diag(d) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+@solvers
+def test_hopeless_systems_end_early(method):
+    L, eye = neumann(16), torch.eye(16, dtype=REAL)
+    A = mg.DenseMatrix(torch.kron(L, eye) + torch.kron(eye, L))
+    B = torch.ones(256, 1, dtype=torch.float64) + torch.linspace(-1, 1, 256).double()[:, None]
+    found = method(A, B)
+    assert not found.converged.any()
+    assert found.steps <= 400  # of 2560
+    mean_free = B - B.mean()
+    assert method(A, mean_free).converged.all()
+
+
+def test_exact_breakdown_of_an_inconsistent_system_is_seen():
+    A = mg.DenseMatrix(torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+    found = minres(A, torch.ones(3, 1, dtype=torch.float64), max_steps=10**6)
+    assert found.steps < 10
+    assert not found.converged.any()
+
+
+def test_slow_but_steady_iterations_go_on():
+    d = torch.logspace(-5, 0, 400, dtype=torch.float64)
+    A = mg.DenseMatrix(torch.diag(d))
+    assert minres(A, torch.ones(400, 1, dtype=torch.float64)).converged.all()
+
+
+def test_direct_solutions_of_singular_matrices_are_refused():
+    L, b = neumann(30), torch.ones(30, dtype=torch.float64)
+    for A in (mg.DenseMatrix(L), mg.from_scipy(csr_array(L.numpy()))):
+        with pytest.raises(torch.linalg.LinAlgError, match="lstsq"):
+            mg.solve(A, b)
+        x = mg.lstsq(A, b)
+        assert_close(x, 0 * x, atol=1e-8, rtol=0)
+    scaled = mg.DenseMatrix(torch.diag(torch.tensor([1e-20, 1.0], dtype=torch.float64)))
+    assert_close(mg.solve(scaled, b[:2]), torch.tensor([1e20, 1.0]).double())

@@ -63,7 +63,7 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
     Z = M(R)  # 1
     P, rho = Z, dot(R, Z).real  # 1
     residual, history = norms(R), []
-    for _ in range(system.steps):  # 2
+    for step in range(1, system.steps + 1):  # 2
         AP = system.product(P)
         curvature = dot(AP, P).real
         active = (residual > system.goal) & (curvature > 0)
@@ -77,4 +77,6 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
         P = Z + rho / safe(last) * P  # 7, 8
         residual = where(active, norms(R), residual)
         history.append(residual)
+        if system.is_lost(X, residual, step):
+            break
     return X, history

@@ -61,9 +61,10 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
     p_old, p = torch.zeros_like(B), torch.zeros_like(B)  # 1: search directions
     eta, off = beta, torch.zeros_like(beta)  # 1: right-hand side of the triangular system
     c_old, c, s_old, s = (torch.full_like(beta, value) for value in (1.0, 1.0, 0.0, 0.0))
-    residual, history = beta, []
-    for _ in range(system.steps):
-        active = residual > system.goal
+    residual, history, size = beta, [], torch.zeros_like(beta)
+    tiny = torch.finfo(beta.dtype).eps
+    active = residual > system.goal
+    for step in range(1, system.steps + 1):
         if not active.any():
             break
         v = system.product(q) - off * q_old  # 2: Lanczos step
@@ -73,6 +74,9 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
         above2 = s_old * off  # 3: the two last rotations on the new column of T
         above1 = c_old * off
         above1, pivot = c * above1 + s * diagonal, -s * above1 + c * diagonal
+        size = torch.maximum(size, torch.hypot(diagonal, off_next))
+        slope = torch.hypot(pivot, c * off_next)  # |A R| / |R| (Choi, Paige and Saunders 2011)
+        active = active & (slope > tiny * size)  # else no solution leaves less
         c_old, s_old = c, s
         radius = torch.hypot(pivot, off_next)  # 4: the new rotation
         c, s = pivot / safe(radius), off_next / safe(radius)
@@ -82,4 +86,7 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
         q_old, q, off = q, v / safe(off_next), off_next
         residual = torch.where(active, eta.abs(), residual)
         history.append(residual)
+        active = active & (residual > system.goal)
+        if system.is_lost(X, residual, step):
+            break
     return X, history

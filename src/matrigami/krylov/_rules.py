@@ -105,10 +105,10 @@ def _iterate(
     found = method(A, B, tol=tol, **inverse)
     if not found.converged.all():
         raise RuntimeError(
-            f"solve(A, B): {method.__name__.upper()} did not converge for {A!r}.\n"
-            f"It reached a relative residual of {float(found.residuals[-1].max()):.1e} in "
-            f"{found.steps} steps.\n"
-            "Call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."
+            f"solve(A, B): {method.__name__.upper()} reached a relative residual of "
+            f"{float(found.residuals[-1].max()):.1e} in {found.steps} steps for {A!r}, no less.\n"
+            "If A is singular, lstsq(A, B) gives the X of least norm.\n"
+            "Else call matrigami.krylov.cg, minres or gmres with a preconditioner or a looser tol."
         )
     return found.X
 

@@ -29,6 +29,15 @@ from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
 
+CHECKED = 100
+"""Steps between two computed residuals within a cycle."""
+
+BELIEVED = 2.0
+"""A recurrence is no more followed where the computed residual is larger by this factor."""
+
+PACE = 10
+"""Cycles whose pace tells whether the steps that are left can be enough, and how often over."""
+
 
 class Cycle(NamedTuple):
     """What a cycle of a solver is given: find `D` with `A D = R` up to `goal`.
@@ -46,6 +55,16 @@ class Cycle(NamedTuple):
     R: Tensor
     goal: Tensor
     steps: int
+
+    def is_lost(self, X: Tensor, residual: Tensor, step: int) -> bool:
+        """Whether what a recurrence says after a step is no more true: of a singular matrix.
+
+        Rounding errors along its null space grow, and are taken for progress.
+        """
+        if step % CHECKED:
+            return False
+        true = norms(self.R - self.product(X))
+        return not ((residual > self.goal) & (true <= BELIEVED * residual)).any()
 
 
 Method = Callable[[Cycle], tuple[Tensor, list[Tensor]]]
@@ -235,7 +254,7 @@ def corrected(
     Returns:
         The solution, and the sizes after each step, the computed one last.
     """
-    history = [residual]
+    history, ends = [residual], [residual]
     while left > 0 and (residual > tol).any():
         D, steps = correct(R, residual, left)
         if not steps:
@@ -249,6 +268,17 @@ def corrected(
         residual = torch.where(better, reached, residual)
         history.append(residual)
         left -= len(steps)
-        if stalled:
+        ends.append(residual)
+        if stalled or _is_hopeless(ends, tol, left, len(steps)):
             break
     return X, history
+
+
+def _is_hopeless(ends: list[Tensor], tol: float, left: int, cycle: int) -> bool:
+    """Whether the pace of the last cycles would take many times the steps that are left."""
+    if len(ends) <= PACE:
+        return False
+    last, before = ends[-1], ends[-1 - PACE]
+    gained = (before / safe(last)).log().clamp_min(torch.finfo(last.dtype).eps)
+    wanted = (last / tol).log() / gained * PACE * cycle
+    return bool((wanted > PACE * left).all())

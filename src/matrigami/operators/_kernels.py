@@ -11,6 +11,9 @@ from jaxtyping import Inexact
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+LOST = 1e-2
+"""Relative residual of a direct solution above which its matrix counts as singular."""
+
 
 def is_concrete(*tensors: Tensor) -> bool:
     """Whether numbers can be looked at: not while tracing, under `vmap`, or on the meta device."""
@@ -47,9 +50,30 @@ def lu_solve(
             raise
         raise torch.linalg.LinAlgError(str(error)) from error
     n, k = B.shape[-2:]
-    return torch.linalg.lu_solve(
+    X = torch.linalg.lu_solve(
         LU.expand(*batch, n, n), pivots.expand(*batch, n), B.expand(*batch, n, k)
     )
+    if is_concrete(LU, X) and X.numel() and _has_small_pivot(LU.detach()):
+        refuse_lost(D.detach() @ X.detach(), B.detach())
+    return X
+
+
+def _has_small_pivot(LU: Inexact[Tensor, "*batch n n"]) -> bool:
+    """Whether rounding alone may have kept a matrix from being singular."""
+    d = torch.diagonal(LU, dim1=-2, dim2=-1).abs()
+    rounding = LU.shape[-1] * torch.finfo(LU.dtype).eps
+    return bool((d.amin(-1) <= rounding * d.amax(-1)).any())
+
+
+def refuse_lost(Y: Inexact[Tensor, "... n k"], B: Inexact[Tensor, "... n k"]) -> None:
+    """Refuse a solution whose image has no two digits of the right-hand side.
+
+    Raises:
+        torch.linalg.LinAlgError: If there is one among the columns.
+    """
+    rest = torch.linalg.vector_norm(Y - B, dim=-2)
+    if bool((rest > LOST * torch.linalg.vector_norm(B, dim=-2)).any()):
+        raise torch.linalg.LinAlgError("singular in working precision")
 
 
 def lu_inverse(D: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:

@@ -30,6 +30,7 @@ from matrigami.operators import (
     expand,
     is_concrete,
     is_differentiated,
+    refuse_lost,
     scale,
     slogdet,
     solve,
@@ -313,6 +314,7 @@ def _by_superlu(A: SparseMatrix, B: Tensor) -> Tensor:
     double = as_array(columns.to(torch.promote_types(columns.dtype, torch.float64)))
     factors = _factorized(A.to(torch.promote_types(A.dtype, torch.float64)))
     X = torch.as_tensor(factors.solve(np.asfortranarray(double))).to(B)
+    refuse_lost(A @ X, columns)
     return X.unflatten(1, (*B.shape[:-2], B.shape[-1])).movedim(0, -2)
 
 

@@ -150,8 +150,10 @@ def _is_diagonalized(A: SecondDifferenceMatrix, *_: Any) -> bool:
     return A.boundary != "neumann" or not is_large(A)
 
 
-@solve.register(where=_is_diagonalized)
+@solve.register
 def _(A: SecondDifferenceMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    if A.boundary == "neumann":
+        raise torch.linalg.LinAlgError("only differences of the unknowns are determined")
     return solve(SpectralMatrix(*eigh(A)), B)
 
 

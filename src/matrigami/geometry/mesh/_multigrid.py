@@ -21,7 +21,17 @@ from torch import Tensor
 
 from matrigami.geometry.mesh._diffusion import DiffusionMatrix
 from matrigami.krylov import cg, implicit_solve
-from matrigami.operators import Cost, LinearOperator, as_array, cost, iterate, solve
+from matrigami.operators import (
+    Cost,
+    DiagonalMatrix,
+    LinearOperator,
+    as_array,
+    cost,
+    diagonal,
+    iterate,
+    lstsq,
+    solve,
+)
 from matrigami.structures import SparseMatrix
 from matrigami.structures._sparse import solve_sparse
 
@@ -247,6 +257,15 @@ def _(A: DiffusionMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "...
     if "dirichlet" not in A.ends:
         raise torch.linalg.LinAlgError("only differences of the unknowns are determined")
     return implicit_solve(A, B, _solved)
+
+
+@lstsq.register(where=lambda A, *_: "dirichlet" not in A.ends)
+def _(A: DiffusionMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
+    """The solution of mean zero: constants are lost, so one unknown may be held while solving."""
+    rows = A.sparse()
+    held = diagonal(rows)[..., :1] * torch.eye(1, A.shape[-1], dtype=A.dtype, device=A.device)[0]
+    X = solve_sparse(rows + DiagonalMatrix(held), B - B.mean(-2, keepdim=True))
+    return X - X.mean(-2, keepdim=True)
 
 
 def _large_definite(A: SparseMatrix, *_: Any, **__: Any) -> bool:
