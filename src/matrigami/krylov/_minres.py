@@ -62,7 +62,7 @@ def _cycle(system: Cycle) -> tuple[Tensor, list[Tensor]]:
     eta, off = beta, torch.zeros_like(beta)  # 1: right-hand side of the triangular system
     c_old, c, s_old, s = (torch.full_like(beta, value) for value in (1.0, 1.0, 0.0, 0.0))
     residual, history, size = beta, [], torch.zeros_like(beta)
-    tiny = torch.finfo(beta.dtype).eps
+    tiny = 4 * torch.finfo(beta.dtype).eps
     active = residual > system.goal
     for step in range(1, system.steps + 1):
         if not active.any():
