@@ -261,3 +261,45 @@ def test_further_tensors_of_a_call_are_refused():
     batch = torch.randint(5, (6, 2)), torch.arange(6) % 3
     with pytest.raises(TypeError, match="EmbeddingBag, was called with 2 tensors"):
         kfac(Weighted(), LOSS, batch)
+
+
+class Dropped(nn.Module):
+    """Two branches, one of them cut off."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x).detach()
+
+
+class Headed(nn.Module):
+    """A table whose weight is the head, too, by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix = nn.Embedding(5, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.mix(self.table(x))), self.table.weight)
+
+
+@methods
+def test_what_is_not_seen_is_refused(method):
+    x, y = batch()
+    with pytest.raises(ValueError, match="b has no part in the outputs"):
+        method(Dropped(), LOSS, (x, y))
+    tokens = torch.randint(5, (6,))
+    with pytest.raises(ValueError, match=r"table\.weight is used outside of its layer"):
+        method(Headed(), LOSS, (tokens, tokens))
+
+
+@methods
+def test_complex_parameters_and_targets_without_classes_are_refused(method):
+    x, y = batch()
+    model = nn.Linear(4, 3, dtype=torch.complex128)
+    with pytest.raises(ValueError, match="weight is complex"):
+        method(model, nn.MSELoss(), (x.to(torch.complex128), torch.ones(6, 3) * 1j))
+    with pytest.raises(ValueError, match=r"targets \(6,\) are torch.float64"):
+        method(network(), LOSS, (x, y.double()))

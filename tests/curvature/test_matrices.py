@@ -1,5 +1,7 @@
 """Hessian, Gauss-Newton and Fisher matrices against their definitions."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 
 import matrigami as mg
-from matrigami.curvature import fisher, ggn, hessian
+from matrigami.curvature import ekfac, fisher, ggn, hessian
 from matrigami.krylov import largest_eigenpairs, stochastic_logdet
 
 LOSSES = {
@@ -172,3 +174,33 @@ def test_bad_input_is_refused():
     for labels in (0, "type2", 1.5):
         with pytest.raises((ValueError, TypeError)):
             fisher(network(), nn.CrossEntropyLoss(), (x, y), labels=labels)
+
+
+@pytest.mark.parametrize("make", [hessian, ggn, fisher])
+def test_a_layer_in_two_places_stays_in_the_model_and_counts_twice(make):
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(4, 3))
+    x, y = data("cross entropy")
+    found = make(model, nn.CrossEntropyLoss(), (x, y)).dense()
+    assert isinstance(layer.weight, nn.Parameter)
+    twin = copy.deepcopy(layer)
+    twin.weight, twin.bias = layer.weight, layer.bias
+    tied = nn.Sequential(layer, nn.Tanh(), twin, nn.Tanh(), model[4])
+    assert_close(found, make(tied, nn.CrossEntropyLoss(), (x, y)).dense())
+    model(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_rows_without_gradients_are_not_in_the_gauss_newton_matrix():
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
+    x, y = torch.tensor([[0, 1], [2, 0], [3, 4], [1, 1]]), torch.tensor([0, 1, 2, 1])
+    G, loss = ggn(model, nn.CrossEntropyLoss(), (x, y)).dense(), nn.CrossEntropyLoss()
+    rows = [
+        torch.autograd.grad(o, list(model.parameters()), retain_graph=True)
+        for o in model(x).flatten()
+    ]
+    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    H = torch.func.hessian(lambda o: loss(o.view(4, 3), y))(model(x).detach().flatten())
+    assert_close(G, J.mT @ H @ J)
+    assert G[:4].abs().max() == 0
+    assert_close(mg.trace(ekfac(model, loss, (x, y))), G.trace())

@@ -24,6 +24,7 @@ from matrigami.curvature._tape import (
     pull_back,
     recording,
     refuse_not_finite,
+    refuse_other_uses,
 )
 from matrigami.nn import OneHot, Use
 
@@ -65,6 +66,8 @@ class Observer:
         """
         with recording(self.layers) as calls:
             outputs = one_tensor(self.model(inputs))
+        if not self.finder.known:
+            refuse_other_uses(outputs, calls)
         found = self.finder.find(inputs, outputs, calls)
         if found.outputs.examples < len(outputs):
             raise ValueError(

@@ -56,14 +56,15 @@ class GaussNewtonMatrix(LinearOperator):
         """Push each column forward, apply the output curvature, pull it back."""
         at = dict(zip(self.names, self.parameters, strict=True))
         total = torch.zeros_like(X)
+        push = _backward_twice if _has_rows_apart(self.objective.model) else _forward
         for inputs, targets, weight in self.objective:
             model = partial(self.objective.outputs, inputs=inputs)
             curvature = partial(self.curvature, self.objective.loss, targets)
 
             def product(v: Tensor, model: Any = model, curvature: Any = curvature) -> Tensor:
                 """One column, over one batch."""
-                outputs, tangent = jvp(model, (at,), (split(v, at),))[:2]
-                _, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
+                outputs, pull = vjp(model, at)  # pyright: ignore[reportAssignmentType]
+                tangent = push(model, at, split(v, at), outputs)
                 return join(pull(curvature(outputs, tangent))[0])
 
             total = total + weight * columnwise(product, X)
@@ -77,6 +78,27 @@ class GaussNewtonMatrix(LinearOperator):
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix itself, column by column."""
         return self.matmat(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+
+
+Tensors = dict[str, Tensor]
+"""Parameters, or directions of them, by name."""
+
+
+def _forward(model: Any, at: Tensors, v: Tensors, outputs: Tensor) -> Tensor:  # noqa: ARG001
+    """`J v` in forward mode."""
+    return jvp(model, (at,), (v,))[1]
+
+
+def _backward_twice(model: Any, at: Tensors, v: Tensors, outputs: Tensor) -> Tensor:
+    """`J v` as the derivative of `u -> J.T u`: of the same `J` as the gradients."""
+    pull = vjp(model, at)[1]  # pyright: ignore[reportAssignmentType]
+    return vjp(pull, torch.zeros_like(outputs))[1]((v,))[0]  # pyright: ignore[reportCallIssue]
+
+
+def _has_rows_apart(model: nn.Module) -> bool:
+    """Whether some rows of a table have no gradient, of which forward mode does not know."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    return any(m.padding_idx is not None for m in tables)
 
 
 def ggn(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> GaussNewtonMatrix:

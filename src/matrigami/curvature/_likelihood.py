@@ -193,8 +193,7 @@ def _(loss: Categorical, targets: Tensor) -> Terms:
     if targets.is_floating_point():
         return _of_probabilities(loss, targets, averages)
     kept = targets != loss.ignore_index
-    plain = loss.weight is None and bool(kept.all())
-    if plain:
+    if loss.weight is None and bool(kept.all()):
         return Terms(targets.numel() if averages else 1)
     weights = kept.to(torch.float64)
     if loss.weight is None:
@@ -208,13 +207,17 @@ def _(loss: Categorical, targets: Tensor) -> Terms:
 
 def _of_probabilities(loss: Categorical, targets: Tensor, averages: bool) -> Terms:
     """Targets that are distributions over classes: the weight of a term is that of its classes."""
+    if targets.ndim < 2:
+        raise ValueError(
+            f"{type(loss).__name__}: the targets {tuple(targets.shape)} are {targets.dtype}.\n"
+            "Classes are integers (targets.long()); probabilities have an axis of classes, (N, C)."
+        )
     classes = targets.shape[1]
     smooth = getattr(loss, "label_smoothing", 0.0)
     mixed = targets.double() * (1 - smooth) + smooth / classes
     if loss.weight is not None:
         mixed = mixed * loss.weight.double().view(1, -1, *[1] * (targets.ndim - 2))
-    weights = mixed.sum(1, keepdim=True)
-    return Terms(targets.numel() // classes if averages else 1, weights)
+    return Terms(targets.numel() // classes if averages else 1, mixed.sum(1, keepdim=True))
 
 
 @terms.register

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase  # the base of all batch and instance norms
 from torch.nn.modules.dropout import _DropoutNd
 
 from matrigami.curvature._likelihood import MODULES, as_module, terms
 from matrigami.curvature._tape import unobserved
+from matrigami.nn import called_with
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of outputs and targets, such as `nn.CrossEntropyLoss()`."""
@@ -65,7 +65,7 @@ class Objective:
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
         """What the model gives with these parameters; its own are not touched."""
         with unobserved(), differentiable(self.model):
-            return functional_call(self.model, dict(parameters), (inputs,))
+            return called_with(self.model, parameters, inputs)
 
 
 def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Objective:
@@ -86,6 +86,7 @@ def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Ob
             f"curvature: the {type(model).__name__} has no trainable parameters.\n"
             "A frozen model has none.\nCall model.requires_grad_() on what should count."
         )
+    _refuse_complex(model)
     _refuse_noise(model)
     loss = as_module(loss)
     every = readable_again(data)
@@ -161,6 +162,16 @@ def differentiable(model: nn.Module) -> ExitStack:
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
     return stack
+
+
+def _refuse_complex(model: nn.Module) -> None:
+    """The moments of real gradients are not the curvature of complex parameters."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.is_complex():
+            raise ValueError(
+                f"curvature: {name} is complex.\nThe approximations are for real parameters.\n"
+                "Freeze it with requires_grad_(False), or hold its real and imaginary parts."
+            )
 
 
 def _refuse_noise(model: nn.Module) -> None:

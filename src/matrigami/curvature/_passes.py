@@ -46,6 +46,7 @@ from matrigami.curvature._tape import (
     pull_back,
     recording,
     refuse_not_finite,
+    refuse_other_uses,
     unwrapped,
 )
 from matrigami.nn import OneHot, Use
@@ -98,7 +99,8 @@ class Passes:
             with recording(self.layers) as calls:
                 outputs = one_tensor(self.objective.model(inputs))
             refuse_shapes(self.objective.loss, outputs.detach(), targets)
-            self._refuse_unused(calls)
+            if i == 0:
+                refuse_other_uses(outputs, calls)
             width = sum(c.x[..., 0].numel() * _width(c.layer.module) for c in calls)
             turns = max(1, ENTRIES // max(width, 1))
             found = self.finder.find(inputs, outputs, calls) if self.apart else None
@@ -108,6 +110,7 @@ class Passes:
             every = self._columns(outputs.detach(), targets, counted, generator, found)
             for columns in _in_turns(every, turns):
                 pull_back(outputs, calls, weight**0.5 * columns)
+                self._refuse_unused(calls)
                 refuse_not_finite(calls, i)
                 seen = with_gradients(calls, places)
                 yield by_block(seen, SharedInputs(), rows, reduce=self.reduce)
@@ -138,8 +141,8 @@ class Passes:
             yield from iter([columns]) if whole else by_positions(columns, place)
 
     def _refuse_unused(self, calls: list[LayerCall]) -> None:
-        """A layer that is not called has no curvature."""
-        called = {id(call.layer) for call in calls if call.edge is not None}
+        """A layer that is not called, or whose outputs are dropped, has no curvature."""
+        called = {id(call.layer) for call in calls if call.g is not None}
         for layer in self.layers:
             if id(layer) not in called:
                 raise ValueError(

@@ -17,6 +17,7 @@ from matrigami.nn._anatomy import (
     unread,
 )
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
+from matrigami.nn._called import called_with
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._experts import StructuredMoE
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
@@ -64,6 +65,7 @@ __all__ = [
     "adam_rule",
     "affine",
     "anatomy",
+    "called_with",
     "chosen",
     "coordinate_check",
     "coordinate_slope",

@@ -104,7 +104,10 @@ def _(layer: nn.MultiheadAttention) -> Parts:
             found[name] = Part(Role.BIAS)
     inner = parts(layer.out_proj)
     found |= {f"out_proj.{name}": part for name, part in inner.items()}
-    return {name: _unseen(part, "whose projections are fused") for name, part in found.items()}
+    return {
+        name: _unseen(part, "whose projections are fused (nn.separate_(model) parts them)")
+        for name, part in found.items()
+    }
 
 
 def _unseen(part: Part, why: str) -> Part:

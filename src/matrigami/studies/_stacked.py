@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
+from matrigami.nn import called_with
 from matrigami.optim import MatrixOptimizer
 from matrigami.studies._accelerator import Accelerator, Steps
 from matrigami.studies._config import RunConfig
@@ -193,7 +194,7 @@ def _passes(run: Stackable, *, batched: bool) -> Passes:
     """From weights and batch to gradients and sums; all runs have one batch, or each its own."""
 
     def one(weights: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        score = run.task.score(functional_call(run.model, weights, (batch.inputs,)), batch)
+        score = run.task.score(called_with(run.model, weights, batch.inputs), batch)
         sums = torch.stack([score.loss_sum.double(), score.error_sum.double()])
         return score.loss, sums.detach()
 
