@@ -292,7 +292,7 @@ def test_classes_must_be_where_the_loss_has_them():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KFAC(network()), "was asked to watch"),
+        (lambda: KFAC(network()), "a loss is needed"),
         (lambda: KFAC(network(), nn.L1Loss()), "likelihood is not known"),
         (lambda: KFAC(network(), LOSS, damping=0.0), "damping=0.0"),
         (lambda: KFAC(network(), LOSS, decay=1.0), "decay=1.0"),

@@ -232,3 +232,30 @@ def test_going_up_is_going_down_the_negative(name):
 def test_a_plan_says_where_to_start(name):
     rate = OPTIMIZERS[name].starting_rate()
     assert repr(plan(network(), OPTIMIZERS[name])).endswith(f"start with lr={rate:g}")
+
+
+def _stepped(optimizer, model):
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("method", [SOAP, Shampoo, Muon])
+def test_parameters_that_are_others_now_and_options_out_of_range_are_refused_in_words(method):
+    model = nn.Linear(4, 3).float()
+    optimizer = method(model)
+    _stepped(optimizer, model)
+    model.double()
+    with pytest.raises(ValueError, match=r"is \(3, 4\) in torch.float64 now; its state is"):
+        _stepped(optimizer, model)
+    model.float()
+    model.weight.grad = None
+    model.weight.data = torch.ones(5, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"is \(5, 4\) in torch.float32 now"):
+        _stepped(optimizer, model)
+    other = nn.Linear(4, 3)
+    optimizer = method(other)
+    _stepped(optimizer, other)
+    optimizer.param_groups[0]["adam_eps"] = -1.0
+    with pytest.raises(ValueError, match=r"adam_eps=-1.0\): this is out of range"):
+        _stepped(optimizer, other)

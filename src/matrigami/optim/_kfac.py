@@ -156,9 +156,10 @@ class KFAC(WatchingOptimizer):
             ValueError: If the loss is missing or no known likelihood, or the optimiser is watching.
         """
         if model is None or loss is None or self.estimator is not None:
+            fault = "a loss is needed" if self.estimator is None else "it watches a model already"
             raise ValueError(
-                f"KFAC was asked to watch {type(model).__name__} with the loss {loss}.\n"
-                "It needs a model and a loss, once; parameters alone cannot be watched.\n"
+                f"KFAC.attach({type(model).__name__}, {loss}): {fault}.\n"
+                "Labels are drawn from what the loss says of the outputs of one model.\n"
                 "Give KFAC(model, loss), or KFAC(groups) and then attach(model, loss)."
             )
         self.watch(FisherEstimator(model, loss, (), labels=labels, optimal=optimal))

@@ -130,8 +130,10 @@ class Muon(WatchingOptimizer):
             ValueError: If the optimiser is watching, or is not to use inputs.
         """
         if self.estimator is not None or not self.defaults["inputs"]:
+            watches = self.estimator is not None
+            fault = "it watches a model already" if watches else "inputs=True is needed"
             raise ValueError(
-                f"Muon was asked to watch {type(model).__name__}.\n"
+                f"Muon.attach({type(model).__name__}): {fault}.\n"
                 "It watches one model, once, and only where inputs are used.\n"
                 "Give Muon(model, inputs=True); or Muon(groups, inputs=True), and attach(model)."
             )

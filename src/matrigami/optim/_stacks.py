@@ -19,6 +19,7 @@ from torch import Tensor
 from matrigami.operators import BlockView
 from matrigami.optim._adam import Adam
 from matrigami.optim._method import MatrixMethod, Method, Options, State
+from matrigami.optim._options import check_options
 from matrigami.optim._schedule import spread
 from matrigami.optim.distributed import Groups, Update, local, working_dtype
 
@@ -103,6 +104,7 @@ class Bucket:
     ) -> None:
         self.method, self.slots, self.options = method, slots, options
         self.entries = entries
+        self.kinds = {s.parameter: (working_dtype(s.parameter), *s.parameter.shape) for s in slots}
         counts = torch.tensor([slot.blocks for slot in slots])
         device = slots[0].parameter.device
         self.owner = torch.arange(len(slots)).repeat_interleave(counts).to(device)
@@ -228,8 +230,15 @@ class Bucket:
     def _gradient(self, slot: Slot, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         """A gradient in the working precision; zero where there is none."""
         p = slot.parameter
-        G = gradients.get(p)
         dtype = working_dtype(p)
+        if (dtype, *p.shape) != self.kinds[p]:
+            raise ValueError(
+                f"step(): a parameter is {tuple(p.shape)} in {dtype} now; its state is of "
+                f"{self.kinds[p][1:]} in {self.kinds[p][0]}.\n"
+                "The moments of the one mean nothing for the other.\n"
+                "Make a new optimiser after model.double() or a change of sizes."
+            )
+        G = gradients.get(p)
         if G is None:
             return torch.zeros(slot.shape, dtype=dtype, device=p.device)
         return G.to(dtype)
@@ -279,6 +288,8 @@ class Layout:
         elsewhere = _without_entry(groups, state) - fresh
         same = signature == self.signature and all(b.is_current(state) for b in self.buckets)
         if fresh or elsewhere or not same:
+            for group in groups:
+                check_options(self.method.__name__, group)
             places = _places(groups, signature, state, gradients)
             self._adopt(fresh, places.values(), state, gradients)
             stagger(groups, state, fresh | elsewhere, self.method)
