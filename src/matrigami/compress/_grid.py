@@ -14,11 +14,8 @@ from torch import Tensor
 
 from matrigami.operators import Cost, LinearOperator, conj, cost, scale
 
-SHRINKS = 40
-"""Ranges tried by a grid that is fitted: from the full one down to half of it."""
-
-EXPONENT = 2.4
-"""Of the rounding error that a fitted grid minimises (Frantar et al. 2022): outliers count."""
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+"""Shares of the full range that a fitted grid tries."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,8 +145,8 @@ class Grid:
         parts = self._parts(W)
         steps, zero = self._range(parts, 1.0)
         best = _misfit(parts, steps, zero, self.least) if self.fitted else torch.zeros(())
-        for i in range(1, SHRINKS if self.fitted else 1):
-            tried = self._range(parts, 1 - i / (2 * SHRINKS))
+        for shrink in SHRINKS[1:] if self.fitted else ():
+            tried = self._range(parts, shrink)
             error = _misfit(parts, *tried, self.least)
             better = error < best
             best = torch.where(better, error, best)
@@ -203,4 +200,4 @@ def _misfit(parts: Tensor, steps: Tensor, zero: Tensor, least: int) -> Tensor:
     """The rounding error of each group."""
     offset = zero[..., None]
     codes = (parts / steps[..., None] + offset).round().clamp(least, -1 - least)
-    return ((codes - offset) * steps[..., None] - parts).abs().pow(EXPONENT).sum(-1)
+    return ((codes - offset) * steps[..., None] - parts).square().sum(-1)

@@ -26,8 +26,8 @@ from matrigami.compress._moments import checked_moments, damped, row_losses, uni
 from matrigami.compress._scales import refitted
 from matrigami.operators import LinearOperator
 
-PANEL = 64
-"""Columns whose errors are spread at once to the columns before them."""
+LEAF = 8
+"""Columns whose errors are spread one by one; those of more are spread by a product."""
 
 TILE = 16
 """Rows and columns of a tile of the two-sided order."""
@@ -92,19 +92,17 @@ def round_ldl(
         True
     """
     grid = Grid() if grid is None else grid
-    double, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
-    kind = torch.promote_types(W.dtype, torch.float32)
-    sides = judge.to(kind), None if B is None else B.to(kind)
-
-    loss = partial(_lost, sides, kind)
-    nearest = grid.round(double)
-    plain, whole = loss(double - nearest.dense()), loss(double).sum(-1)
+    _, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
+    work = W.to(torch.promote_types(W.dtype, torch.float32))
+    loss = partial(_lost, judge.to(work), None if B is None else B.to(work))
+    nearest = grid.round(work)
+    plain, whole = loss(work - nearest.dense()), loss(work).sum(-1)
     if A is None:
         lost = plain.sum(-1) / whole
         return Rounding(_like(nearest, W), lost, lost, 0.0, W.shape[:-1].numel())
     options = damping if isinstance(damping, tuple) else (damping,)
-    tried = _rounded(double, inputs, B, grid, nearest, options, by_activity, refit, kind)
-    losses = loss(double - tried.dense())
+    tried = _rounded(work, inputs, B, grid, nearest, options, by_activity, refit)
+    losses = loss(work - tried.dense())
     best = int(losses.flatten(1).sum(-1).argmin())
     worse = _worse(losses[best], plain, B is not None)
     value = _chosen(worse, nearest, _each(tried, lambda t: t[best]))
@@ -112,9 +110,9 @@ def round_ldl(
     return Rounding(_like(value, W), lost, plain.sum(-1) / whole, options[best], int(worse.sum()))
 
 
-def _lost(sides: tuple[Tensor, Tensor | None], kind: torch.dtype, E: Tensor) -> Tensor:
+def _lost(A: Tensor, B: Tensor | None, E: Tensor) -> Tensor:
     """What the errors of each row cost."""
-    return row_losses(E.to(kind), *sides).double()
+    return row_losses(E, A, B).double()
 
 
 def _rounded(
@@ -126,9 +124,11 @@ def _rounded(
     dampings: tuple[float, ...],
     by_activity: bool,
     refit: bool,
-    kind: torch.dtype,
 ) -> QuantizedMatrix:
-    """Round with each damping: a stack, whose steps are taken all at once."""
+    """Round with each damping: a stack, whose steps are taken all at once.
+
+    Factors are those of moments in double precision; all else is in the precision of `W`.
+    """
     Ad = torch.stack([damped(A, d) for d in dampings])
     Bd = None if B is None else torch.stack([damped(B, d) for d in dampings])
     W, n, size = W.expand(len(dampings), *W.shape), W.shape[-1], nearest.group
@@ -138,15 +138,15 @@ def _rounded(
     problem = Problem(W, spread(nearest.scale, size, n), zeros, grid.least).columns(columns)
     L = unit_lower(_both(Ad, columns), "A")[0]
     if Bd is None:
-        codes = by_columns(problem.to(kind), L.to(kind))
+        codes = by_columns(problem, L.to(W))
     else:
         rows = _order(Bd, by_activity)
         K = unit_lower(_both(Bd, rows), "B")[0]
-        codes = by_tiles(problem.rows(rows).to(kind), K.to(kind), L.to(kind))
+        codes = by_tiles(problem.rows(rows), K.to(W), L.to(W))
         codes = _taken(codes.mT, rows.argsort(-1)).mT
     codes = _taken(codes, columns.argsort(-1))
     value = replace(nearest, codes=codes.to(torch.int8))
-    return refitted(value, W, Ad, Bd) if refit else value
+    return refitted(value, W, Ad.to(W), None if Bd is None else Bd.to(W)) if refit else value
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,6 @@ class Problem:
         """The rows in another order."""
         return self._each(lambda t: _taken(t.mT, order).mT)
 
-    def to(self, dtype: torch.dtype) -> "Problem":
-        """The numbers in another type."""
-        return self._each(lambda t: t.to(dtype))
-
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Problem":
         """The same with every tensor exchanged."""
         zeros = None if self.zeros is None else function(self.zeros)
@@ -180,17 +176,48 @@ def by_columns(problem: Problem, L: Float[Tensor, "*batch n n"]) -> Tensor:
     """The codes, column by column from the last; all rows at once."""
     W, steps, least = problem.W.mT.contiguous(), problem.steps.mT.contiguous(), problem.least
     zeros = torch.zeros_like(W) if problem.zeros is None else problem.zeros.mT.contiguous()
-    target, codes, E = W.clone(), torch.empty_like(W), torch.empty_like(W)
-    for stop in range(W.shape[-2], 0, -PANEL):
-        start = max(stop - PANEL, 0)
-        for j in range(stop - 1, start - 1, -1):
-            step, zero = steps[..., j, :], zeros[..., j, :]
-            code = (target[..., j, :] / step + zero).round_().clamp_(least, -1 - least)
-            codes[..., j, :] = code
-            E[..., j, :] = W[..., j, :] - (code - zero) * step
-            target[..., start:j, :] += L[..., j, start:j, None] * E[..., j, None, :]
-        target[..., :start, :] += L[..., start:stop, :start].mT @ E[..., start:stop, :]
+    codes = torch.empty_like(W)
+    each = [t.unbind(-2) for t in (W, steps, zeros, codes)]  # views, made at once
+
+    def rounded(j: int, target: Tensor) -> Tensor:
+        """The code of one column."""
+        w, step, zero, code = (t[j] for t in each)
+        torch.addcdiv(zero, target, step, out=code).round_().clamp_(least, -1 - least)
+        return torch.addcmul(w, code - zero, step, value=-1)
+
+    feed_back(W, L, rounded)
     return codes.mT
+
+
+def feed_back(
+    W: Float[Tensor, "*batch n m"], L: Tensor, rounded: Callable[[int, Tensor], Tensor]
+) -> None:
+    """Columns of a matrix, given as rows, from the last one, each after the errors behind it.
+
+    Of a range of columns the second half comes first, and one product spreads its errors to the
+    first half: nearly all of the work is in large products.
+
+    Args:
+        W: The transpose of the weights.
+        L: The unit lower triangle.
+        rounded: Rounds column j, of which the target is given, and returns its error.
+    """
+    target, E = W.clone(), torch.empty_like(W)
+    targets, errors = target.unbind(-2), E.unbind(-2)
+
+    def halves(start: int, stop: int) -> None:
+        """The columns of a range."""
+        if stop - start <= LEAF:
+            for j in range(stop - 1, start - 1, -1):
+                errors[j].copy_(rounded(j, targets[j]))
+                target[..., start:j, :].addcmul_(L[..., j, start:j, None], E[..., j, None, :])
+            return
+        middle = (start + stop) // 2
+        halves(middle, stop)
+        target[..., start:middle, :] += L[..., middle:stop, start:middle].mT @ E[..., middle:stop, :]
+        halves(start, middle)
+
+    halves(0, W.shape[-2])
 
 
 def by_tiles(problem: Problem, K: Float[Tensor, "*batch m m"], L: Tensor) -> Tensor:

@@ -15,30 +15,33 @@ CG_STEPS = 12
 
 
 def refitted(value: QuantizedMatrix, W: Tensor, A: Tensor, B: Tensor | None) -> QuantizedMatrix:
-    """The scales that are best for the codes, by least squares; one that would vanish stays."""
-    ones = replace(value, scale=torch.ones_like(value.scale))
-    Q = ones.dense()
+    """The scales that are best for the codes, by least squares; one that would vanish stays.
+
+    They move by what the errors ask for, a small number: the products may be of single precision.
+    """
+    Q = replace(value, scale=torch.ones_like(value.scale)).dense()
     E = W - value.dense()
     if B is None:
-        move = torch.linalg.solve(
-            _gram(Q, A, value.group), _summed(Q * (E @ A), value.group)[..., None]
-        )
-        moved = value.scale + move[..., 0]
+        asked = _summed(Q * (E @ A), value.group)[..., None].double()
+        move = torch.linalg.solve(_gram(Q, A, value.group).double(), asked)[..., 0].to(W)
     else:
-        moved = value.scale + _two_sided_move(Q, E, A, B, value.group)
+        move = _two_sided_move(Q, E, A, B, value.group)
+    moved = value.scale + move
     return replace(value, scale=torch.where(moved > 0, moved, value.scale))
 
 
 def _gram(Q: Tensor, A: Tensor, size: int) -> Tensor:
     """For every row `Q_g A Q_h.T` of its groups g, h; the diagonal is kept off zero."""
-    n = Q.shape[-1]
-    rows = [
-        _summed((Q[..., i : i + size] @ A[..., i : i + size, :]) * Q, size)
-        for i in range(0, n, size)
+    starts = range(0, Q.shape[-1], size)
+    upper = [
+        _summed((Q[..., i : i + size] @ A[..., i : i + size, i:]) * Q[..., i:], size)
+        for i in starts
     ]
-    N = torch.stack(rows, -2)
+    pad = torch.nn.functional.pad
+    N = torch.stack([pad(row, (g, 0)) for g, row in enumerate(upper)], -2)
     d = N.diagonal(dim1=-2, dim2=-1)
-    return N + torch.diag_embed(torch.where(d > 0, 1e-9 * d, torch.ones_like(d)))
+    off = torch.where(d > 0, 1e-6 * d, torch.ones_like(d))
+    return N + N.triu(1).mT + torch.diag_embed(off)
 
 
 def _summed(X: Tensor, size: int) -> Tensor:

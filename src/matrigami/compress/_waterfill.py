@@ -19,7 +19,7 @@ from jaxtyping import Float, Inexact, Int32
 from torch import Tensor
 
 from matrigami.compress._moments import checked_moments, damped, row_losses, unit_lower
-from matrigami.compress._rounding import PANEL, Problem, by_tiles
+from matrigami.compress._rounding import Problem, by_tiles, feed_back
 from matrigami.operators import Cost, LinearOperator, conj, cost
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -198,16 +198,16 @@ def entropy(codes: Int32[Tensor, "m n"]) -> float:
 def _by_columns(W: Tensor, L: Tensor, steps: Tensor) -> LatticeMatrix:
     """Column by column from the last, each shrunk by least squares once it is rounded."""
     W = W.mT.contiguous()
-    target, codes, E, scales = W.clone(), torch.zeros_like(W), torch.empty_like(W), steps.clone()
-    for stop in range(len(W), 0, -PANEL):
-        start = max(stop - PANEL, 0)
-        for j in range(stop - 1, start - 1, -1):
-            code = codes[j].copy_((target[j] / steps[j]).round_())
-            square = code.square().sum()
-            scales[j] = torch.where(square > 0, code @ target[j] / square.clamp_min(1), steps[j])
-            E[j] = W[j] - scales[j] * code
-            target[start:j] += L[j, start:j, None] * E[j]
-        target[:start] += L[start:stop, :start].mT @ E[start:stop]
+    codes, scales = torch.zeros_like(W), steps.clone()
+
+    def rounded(j: int, target: Tensor) -> Tensor:
+        """The code of one column, and its scale."""
+        code = codes[j].copy_((target / steps[j]).round_())
+        square = code.square().sum()
+        scales[j] = torch.where(square > 0, code @ target / square.clamp_min(1), steps[j])
+        return W[j] - scales[j] * code
+
+    feed_back(W, L, rounded)
     return LatticeMatrix(codes.mT.to(torch.int32), torch.ones_like(W[0]), scales)
 
 
