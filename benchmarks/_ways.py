@@ -8,7 +8,7 @@ with one moment and with two.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,8 @@ def train(m: int, n: int, share: float) -> Any:
 
 
 def nearest(grid: Grid) -> Callable[[Tensor], tuple[Tensor, float, float]]:
-    """Rounding to nearest."""
+    """Rounding to nearest, in the range from the least to the greatest weight."""
+    grid = replace(grid, fitted=False)
     return lambda W: (grid.round(W).dense(), packed_bytes(grid, W), W.numel())
 
 

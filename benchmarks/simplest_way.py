@@ -2,10 +2,10 @@
 
     python -m benchmarks.simplest_way docs/results/simplest_way [--stories FOLDER TEXT]
 
-Every network is trained here, so that what is trained in and what is done afterwards start from the
-same data and the same number of steps: a perceptron on scikit-learn's digits, and with `--stories`
-a small Llama of the configuration in FOLDER on TEXT. The budget counts the layers that are
-compressed, all but the last, in float32. Finished measurements in `results.csv` are kept.
+A perceptron on scikit-learn's digits is trained here. With `--stories` the dense network is the
+Llama in FOLDER: what is trained learns from its outputs on TEXT, from a random start or from what
+was made of it, for the same number of steps. The budget counts the layers that are compressed, all
+but the last, in float32. Finished measurements in `results.csv` are kept.
 """
 
 import copy
@@ -32,8 +32,6 @@ from matrigami.nn import chosen, param_groups, replace_
 from matrigami.studies import environment
 
 BUDGETS = (0.5, 0.25, 0.125)
-TUNING = 0.1
-"""Of the steps of training, for what is trained a little more afterwards."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,14 @@ class Problem:
         build: The dense model of which the layers that count have about this share of the weights.
         batches: Training batches of a seed, one a step.
         held: Batches that are held out.
-        loss: The loss of a model on a batch, a mean.
+        loss: The loss of a model on a batch that is held out, a mean.
+        lesson: What training makes small.
         calibration: Batches as `compress_` takes them.
-        lr: Learning rate of Adam.
+        rates: Learning rates of Adam, from a random start and afterwards.
+        tuning: Share of the steps for what is trained afterwards.
         seeds: Starts.
         budgets: Shares.
+        given: The dense model, where it is trained already.
     """
 
     name: str
@@ -57,10 +58,13 @@ class Problem:
     batches: Callable[[int], list[Any]]
     held: list[Any]
     loss: Callable[[nn.Module, Any], Tensor]
+    lesson: Callable[[nn.Module, Any], Tensor]
     calibration: Callable[[int], list[Any]]
-    lr: float
+    rates: tuple[float, float]
+    tuning: float
     seeds: int
     budgets: tuple[float, ...]
+    given: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -103,32 +107,39 @@ def digits() -> Problem:
         at = torch.randint(len(x) - 500, (400, 128), generator=generator)
         return [(x[i], y[i]) for i in at]
 
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        """Of the labels."""
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
     return Problem(
-        "digits, perceptron of width 256",
-        build,
-        batches,
-        [(x[-500:], y[-500:])],
-        lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
-        lambda _: list(x[:-500].split(128)),
-        2e-3,
-        5,
-        BUDGETS,
+        name="digits, perceptron of width 256",
+        build=build,
+        batches=batches,
+        held=[(x[-500:], y[-500:])],
+        loss=loss,
+        lesson=loss,
+        calibration=lambda _: list(x[:-500].split(128)),
+        rates=(2e-3, 2e-3 / 3),
+        tuning=0.1,
+        seeds=5,
+        budgets=BUDGETS,
     )
 
 
-def stories(folder: Path, text: Path, steps: int = 250) -> Problem:
-    """A Llama of the configuration of a folder, trained from the start."""
+def stories(folder: Path, text: Path, steps: int = 800) -> Problem:
+    """A Llama that is given, as the teacher of all that are made of it or like it."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
-    from benchmarks.language_models import read_text  # noqa: PLC0415
+    from benchmarks.language_models import LENGTH, read_text  # noqa: PLC0415
 
     data = read_text(text, AutoTokenizer.from_pretrained(folder))
+    given = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def build(share: float) -> nn.Module:
         """Narrower by the root of the share, heads of one size; the rest goes into the MLP."""
         config = AutoConfig.from_pretrained(folder)
         if share == 1:
-            return LlamaForCausalLM(config)
+            return LlamaForCausalLM(config)  # of random weights
         n, k = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
         budget = share * ((2 + 2 * k) * n**2 + 3 * n * config.intermediate_size)
         size = n // config.num_attention_heads
@@ -139,9 +150,9 @@ def stories(folder: Path, text: Path, steps: int = 250) -> Problem:
         return LlamaForCausalLM(config)
 
     def batches(seed: int) -> list[Any]:
-        """Draws of eight sequences."""
+        """Draws of four sequences."""
         generator = torch.Generator().manual_seed(seed)
-        at = torch.randint(len(data.pool), (steps, 8), generator=generator)
+        at = torch.randint(len(data.pool), (steps, 4), generator=generator)
         return [{"input_ids": data.pool[i]} for i in at]
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -150,23 +161,41 @@ def stories(folder: Path, text: Path, steps: int = 250) -> Problem:
         labels = batch["input_ids"].masked_fill(mask == 0, -100)
         return model(**batch, labels=labels).loss
 
-    held = data.held[::3]
-    parts = (data.calibration, 5e-3, 1, BUDGETS[:2])
-    return Problem(f"Llama like {folder.name}, {steps} steps", build, batches, held, loss, *parts)
+    def lesson(model: nn.Module, batch: Any) -> Tensor:
+        """The divergence from what is given, a token."""
+        with torch.no_grad():
+            aim = given(**batch).logits.log_softmax(-1).flatten(0, 1)
+        found = model(**batch).logits.log_softmax(-1).flatten(0, 1)
+        return nn.functional.kl_div(found, aim, log_target=True, reduction="batchmean")
+
+    return Problem(
+        name=f"{folder.name}, {steps} steps",
+        build=build,
+        batches=batches,
+        held=[{key: t[:, :LENGTH] for key, t in batch.items()} for batch in data.held],
+        loss=loss,
+        lesson=lesson,
+        calibration=data.calibration,
+        rates=(1e-2, 3e-3),
+        tuning=1.0,
+        seeds=1,
+        budgets=BUDGETS[:2],
+        given=given,
+    )
 
 
-def fit(problem: Problem, model: nn.Module, seed: int, share: float = 1.0) -> int:
-    """Adam with a falling rate; for a share of the steps, at a third of the rate, afterwards."""
-    batches = problem.batches(seed if share == 1 else seed + 1000)
-    batches = batches[: round(share * len(batches))]
-    rate = problem.lr if share == 1 else problem.lr / 3
-    masks = {p: p != 0 for p in model.parameters() if bool((p == 0).any())} if share < 1 else {}
+def fit(problem: Problem, model: nn.Module, seed: int, *, afterwards: bool = False) -> int:
+    """Adam with a falling rate; afterwards what is zero stays."""
+    batches = problem.batches(seed + 1000 * afterwards)
+    batches = batches[: round(problem.tuning * len(batches))] if afterwards else batches
+    rate = problem.rates[afterwards]
+    masks = {p: p != 0 for p in model.parameters() if bool((p == 0).any())} if afterwards else {}
     optimizer = torch.optim.Adam(param_groups(model, rate))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     model.train()
     for batch in batches:
         optimizer.zero_grad()
-        problem.loss(model, batch).backward()
+        problem.lesson(model, batch).backward()
         optimizer.step()
         schedule.step()
         for p, mask in masks.items():
@@ -234,9 +263,9 @@ def pruned(problem: Problem, dense: nn.Module, seed: int, budget: float) -> tupl
 
 
 def and_tuned(make: Callable[..., tuple[Made, int]], problem: Problem, *args: Any) -> Any:
-    """The same, trained for a few steps more; what is zero stays."""
+    """The same, trained afterwards."""
     made, _ = make(problem, *args)
-    return made, fit(problem, made.model, args[1], TUNING)
+    return made, fit(problem, made.model, args[1], afterwards=True)
 
 
 WAYS: dict[str, Callable[..., tuple[Made, int]]] = {
@@ -258,9 +287,9 @@ def run(problem: Problem, done: set[Any]) -> Iterator[Result]:
         if {dense_key, *keys} <= done:
             continue
         torch.manual_seed(seed)
-        dense = problem.build(1.0)
         start = time.process_time()
-        steps = fit(problem, dense, seed)
+        dense = problem.build(1.0) if problem.given is None else problem.given
+        steps = fit(problem, dense, seed) if problem.given is None else 0
         took = time.process_time() - start
         if dense_key not in done:
             yield Result(*dense_key, 1.0, 1.0, held_out(problem, dense), steps, took)
@@ -330,8 +359,8 @@ structure projected afterwards, fewer bits, or fewer weights?"""
 
 ABOUT = """Bytes and multiply-adds are shares of those of the dense layers in float32; scales of 16
 bits and a bit for each entry of sparse weights are counted. *steps* are those of training that the
-way needs itself: where there are none, the dense network of the first line is needed. Means over
-all starts, and the least and largest.
+way needs itself: where there are none, or it is *then trained*, the dense network of the first line
+is needed too. Means over all starts, and the least and largest.
 
 *Trained in* is a block tensor train, or low rank where no train is so small; *projected* takes the
 nearest of a train, Monarch matrices and low rank in both moments; *bits* and *sparsity* are

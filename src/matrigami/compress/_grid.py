@@ -114,7 +114,8 @@ class Grid:
         group: Inputs that share a scale; None for the whole row. The last group may be shorter.
         symmetric: Whether 0 is the code 0, which stored formats and kernels prefer; else the range
             reaches from the least to the greatest weight of the group.
-        fitted: Whether the range is shrunk to the least rounding error, which cuts outliers off.
+        fitted: Whether the range of each group is shrunk to the least squared rounding error, which
+            cuts outliers off; else nothing is cut off.
 
     Examples:
         >>> Grid(4, group=2).round(torch.tensor([[1.0, -7.5, 0.1, 0.15]])).codes
@@ -124,7 +125,7 @@ class Grid:
     bits: int = 4
     group: int | None = 128
     symmetric: bool = True
-    fitted: bool = False
+    fitted: bool = True
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
