@@ -126,7 +126,7 @@ def digits() -> Problem:
     )
 
 
-def stories(folder: Path, text: Path, steps: int = 800) -> Problem:
+def stories(folder: Path, text: Path, steps: int = 600) -> Problem:
     """A Llama that is given, as the teacher of all that are made of it or like it."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
