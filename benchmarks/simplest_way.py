@@ -32,6 +32,8 @@ from matrigami.nn import chosen, param_groups, replace_
 from matrigami.studies import environment
 
 BUDGETS = (0.5, 0.25, 0.125)
+TOKENS = 128
+"""Of a sequence that the Llama learns from, or is judged on."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def stories(folder: Path, text: Path, steps: int = 600) -> Problem:
     """A Llama that is given, as the teacher of all that are made of it or like it."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
-    from benchmarks.language_models import LENGTH, read_text  # noqa: PLC0415
+    from benchmarks.language_models import read_text  # noqa: PLC0415
 
     data = read_text(text, AutoTokenizer.from_pretrained(folder))
     given = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -153,7 +155,7 @@ def stories(folder: Path, text: Path, steps: int = 600) -> Problem:
         """Draws of four sequences."""
         generator = torch.Generator().manual_seed(seed)
         at = torch.randint(len(data.pool), (steps, 4), generator=generator)
-        return [{"input_ids": data.pool[i]} for i in at]
+        return [{"input_ids": data.pool[i, :TOKENS]} for i in at]
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         """Of the next tokens."""
@@ -172,7 +174,7 @@ def stories(folder: Path, text: Path, steps: int = 600) -> Problem:
         name=f"{folder.name}, {steps} steps",
         build=build,
         batches=batches,
-        held=[{key: t[:, :LENGTH] for key, t in batch.items()} for batch in data.held],
+        held=[{key: t[:, :TOKENS] for key, t in batch.items()} for batch in data.held],
         loss=loss,
         lesson=lesson,
         calibration=data.calibration,

@@ -157,8 +157,9 @@ def test_fewer_rows_than_inputs_and_dead_inputs_keep_the_nearest(rows):
     x = torch.randn(rows, 16)
     x[:, 8:] = 0.0
     model = nn.Sequential(nn.Linear(16, 6), nn.Linear(6, 3))
-    nearest = Grid(4, None).round(weight(model[0]))
-    report = quantize_(model, [x], Grid(4, None))
+    grid = Grid(4, None, fitted=False)
+    nearest = grid.round(weight(model[0]))
+    report = quantize_(model, [x], grid)
     assert torch.equal(report.values["0"].codes[:, 8:], nearest.codes[:, 8:])
     assert report.layers[0].loss <= report.layers[0].simple + 1e-12
 

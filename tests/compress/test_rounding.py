@@ -64,8 +64,9 @@ def test_the_loss_is_the_sum_of_squared_rounding_errors_weighted_by_the_pivots()
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_feedback_beats_rounding_to_nearest(symmetric, two_sided):
     W, A, B = layer(24, 40)
-    found = round_ldl(W, A, B if two_sided else None, grid=Grid(3, 8, symmetric=symmetric))
-    nearest = Grid(3, 8, symmetric=symmetric).round(W)
+    grid = Grid(3, 8, symmetric=symmetric, fitted=False)
+    found = round_ldl(W, A, B if two_sided else None, grid=grid)
+    nearest = grid.round(W)
     judge = B if two_sided else None
     whole = row_losses(W, A, judge).sum()
     torch.testing.assert_close(
@@ -79,9 +80,27 @@ def test_feedback_beats_rounding_to_nearest(symmetric, two_sided):
 
 def test_both_moments_beat_one_where_both_count():
     W, A, B = layer(32, 32)
-    one, two = (round_ldl(W, A, b, grid=Grid(2, 16, symmetric=False)) for b in (None, B))
+    one, two = (round_ldl(W, A, b, grid=Grid(2, 16, False, False)) for b in (None, B))
     losses = [row_losses(W - r.value.dense(), A, B).sum() for r in (one, two)]
     assert losses[1] < 0.8 * losses[0]
+
+
+def test_ranges_are_fitted_to_the_columns_that_count():
+    """An outlier of a column without activity is cut off, and what counts is rounded finely."""
+    W = torch.randn(6, 32).clamp(-1, 1)
+    W[:, 0] = 20.0
+    activity = torch.ones(32)
+    activity[0] = 1e-6
+    alike, weighted = (Grid(4, None).round(W, a).dense() for a in (None, activity))
+    errors = [((W - V).square() * activity).sum() for V in (alike, weighted)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, 300])
+def test_losses_of_rows_by_blocks_are_the_whole_product(n):
+    W, A, _ = layer(3, n)
+    torch.testing.assert_close(row_losses(W, A, None), (W @ A * W).sum(-1))
+    torch.testing.assert_close(row_losses(W, A, torch.eye(3)), (W @ A * W).sum(-1))
 
 
 def test_refitted_scales_are_stationary():
@@ -97,8 +116,9 @@ def test_refitted_scales_are_stationary():
 def test_no_row_is_worse_than_rounding_to_nearest():
     W, A, _ = layer(40, 24)
     holdout = moment(24, 30, seed=5)
-    found = round_ldl(W, A, grid=Grid(4, None), holdout=holdout, damping=1e-4)
-    nearest = Grid(4, None).round(W)
+    grid = Grid(4, None, fitted=False)
+    found = round_ldl(W, A, grid=grid, holdout=holdout, damping=1e-4)
+    nearest = grid.round(W)
     E, E0 = W - found.value.dense(), W - nearest.dense()
     assert (row_losses(E, holdout, None) <= row_losses(E0, holdout, None) * (1 + 1e-9)).all()
 
@@ -148,8 +168,7 @@ def test_a_full_grid_gives_members_back():
 def test_a_fitted_grid_is_no_worse():
     W = torch.randn(6, 64).pow(3)
     errors = [
-        (W - Grid(3, 32, fitted=fitted).round(W).dense()).square().sum()
-        for fitted in (False, True)
+        (W - Grid(3, 32, fitted=fitted).round(W).dense()).square().sum() for fitted in (False, True)
     ]
     assert errors[1] < errors[0]
 

@@ -7,6 +7,7 @@ Shapes: m = rows, n = columns, g = groups of a row, k = right-hand sides.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Inexact, Int8
@@ -141,22 +142,34 @@ class Grid:
         """The lowest code; the highest is `-1 - least`."""
         return -(2 ** (self.bits - 1))
 
-    def levels(self, W: Float[Tensor, "*batch m n"]) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero of every group of a matrix, `(*batch, m, g)`."""
+    def levels(
+        self, W: Float[Tensor, "*batch m n"], activity: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero of every group of a matrix, `(*batch, m, g)`.
+
+        Args:
+            W: The matrix.
+            activity: How much an error in each column counts when a range is fitted, `(*batch, n)`:
+                the mean square of the inputs; None for all alike.
+        """
         parts = self._parts(W)
+        counts = torch.ones_like(W[..., :1, :]) if activity is None else activity[..., None, :]
+        misfit = partial(_misfit, parts, self._parts(counts.to(W)), self.least)
         steps, zero = self._range(parts, 1.0)
-        best = _misfit(parts, steps, zero, self.least) if self.fitted else torch.zeros(())
+        best = misfit(steps, zero) if self.fitted else torch.zeros(())
         for shrink in SHRINKS[1:] if self.fitted else ():
             tried = self._range(parts, shrink)
-            error = _misfit(parts, *tried, self.least)
+            error = misfit(*tried)
             better = error < best
             best = torch.where(better, error, best)
             steps, zero = torch.where(better, tried[0], steps), torch.where(better, tried[1], zero)
         return steps, None if self.symmetric else zero
 
-    def round(self, W: Float[Tensor, "*batch m n"]) -> QuantizedMatrix:
-        """Round every weight to the nearest point of the grid (RTN)."""
-        (steps, zero), size, n = self.levels(W), self.size(W.shape[-1]), W.shape[-1]
+    def round(
+        self, W: Float[Tensor, "*batch m n"], activity: Tensor | None = None
+    ) -> QuantizedMatrix:
+        """Round every weight to the nearest point of the grid (RTN), whose range may be fitted."""
+        (steps, zero), size, n = self.levels(W, activity), self.size(W.shape[-1]), W.shape[-1]
         codes = W / spread(steps, size, n) + (0 if zero is None else spread(zero, size, n))
         codes = codes.round().clamp(self.least, -1 - self.least).to(torch.int8)
         return QuantizedMatrix(codes, steps, zero, self.bits, size)
@@ -197,8 +210,10 @@ def _positive(steps: Tensor) -> Tensor:
     return torch.where(steps > 0, steps, torch.ones_like(steps))
 
 
-def _misfit(parts: Tensor, steps: Tensor, zero: Tensor, least: int) -> Tensor:
-    """The rounding error of each group."""
+def _misfit(
+    parts: Tensor, counts: Tensor, least: int, steps: Tensor, zero: Tensor
+) -> Float[Tensor, "*batch m g"]:
+    """The rounding error of each group, column by column as it counts."""
     offset = zero[..., None]
-    codes = (parts / steps[..., None] + offset).round().clamp(least, -1 - least)
-    return ((codes - offset) * steps[..., None] - parts).square().sum(-1)
+    codes = (parts / steps[..., None] + offset).round_().clamp_(least, -1 - least)
+    return (codes.sub_(offset).mul_(steps[..., None]).sub_(parts).square_() * counts).sum(-1)

@@ -9,7 +9,7 @@ Shapes: m = outputs, n = inputs of a layer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -177,17 +177,23 @@ def _one(damping: float | tuple[float, ...] | None) -> float:
 def _rounded(
     grid: Grid, W: Tensor, seen: Seen | None, B: Tensor | None, damping: float | tuple[float, ...]
 ) -> Outcome:
-    """Round one matrix."""
+    """Round one matrix, in the fitted range of its groups or in the whole one: the better counts.
+
+    Fitted ranges cut off what feedback may need to make up for errors of nearly equal inputs.
+    """
     if seen is None:
         value = grid.round(W)
         told = (0.0, NAN, NAN, NAN, quantized_bytes(value), W.numel(), UNREACHED)
         return Outcome(value.dense(), value, *told)
     A, holdout = seen.moments()
-    found = round_ldl(W, A, B, grid=grid, damping=damping, holdout=holdout)
+    ranges = (grid, replace(grid, fitted=False)) if grid.fitted else (grid,)
+    made = [round_ldl(W, A, B, grid=g, damping=damping, holdout=holdout) for g in ranges]
+    found = min(made, key=lambda m: float(m.loss))
     note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
     new = found.value.dense()
     absolute = _half_loss(W - new, holdout, B)
-    told = (found.damping, float(found.loss), float(found.nearest), absolute)
+    nearest = min(float(m.nearest) for m in made)
+    told = (found.damping, float(found.loss), nearest, absolute)
     return Outcome(new, found.value, *told, quantized_bytes(found.value), W.numel(), note)
 
 

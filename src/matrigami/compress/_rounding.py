@@ -29,6 +29,9 @@ from matrigami.operators import LinearOperator
 LEAF = 8
 """Columns whose errors are spread one by one; those of more are spread by a product."""
 
+ACTIVITY = 0.01
+"""Of the mean activity added to all when ranges are fitted, so that dead inputs count a little."""
+
 TILE = 16
 """Rows and columns of a tile of the two-sided order."""
 
@@ -95,7 +98,8 @@ def round_ldl(
     _, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
     work = W.to(torch.promote_types(W.dtype, torch.float32))
     loss = partial(_lost, judge.to(work), None if B is None else B.to(work))
-    nearest = grid.round(work)
+    activity = None if A is None else damped(inputs, ACTIVITY).diagonal(dim1=-2, dim2=-1)
+    nearest = grid.round(work, activity)
     plain, whole = loss(work - nearest.dense()), loss(work).sum(-1)
     if A is None:
         lost = plain.sum(-1) / whole
@@ -214,7 +218,8 @@ def feed_back(
             return
         middle = (start + stop) // 2
         halves(middle, stop)
-        target[..., start:middle, :] += L[..., middle:stop, start:middle].mT @ E[..., middle:stop, :]
+        first, second = slice(start, middle), slice(middle, stop)
+        target[..., first, :] += L[..., second, first].mT @ E[..., second, :]
         halves(start, middle)
 
     halves(0, W.shape[-2])
