@@ -105,3 +105,17 @@ def test_incomplete_recipes_are_refused(recipe: BlockLowRank):
 def test_members_without_a_rank_cannot_be_drawn():
     with pytest.raises(ValueError, match="the ranks follow from a matrix"):
         BlockLowRank(tile=2, tol=0.1).init(4, 4)
+
+
+def test_no_other_ranks_reach_a_tolerance_with_fewer_numbers():
+    """Near tiles of full rank take part: their small singular values are the error, too."""
+    x = torch.linspace(0, 1, 24, dtype=torch.float64)
+    W = torch.exp(-8 * (x[:, None] - x).abs())
+    tol, tile = 0.05, 6
+    P = project(BlockLowRank(tile=tile, tol=tol), W)
+    assert float((P.dense() - W).norm() / W.norm()) <= tol
+    kept = int((P.link.index < P.right.shape[-3] * P.right.shape[-1]).sum())
+    tiles = W.unflatten(0, (4, tile)).unflatten(-1, (4, tile)).transpose(1, 2)
+    values = torch.linalg.svdvals(tiles).flatten().sort(descending=True).values
+    rest = values.square().flip(0).cumsum(0).flip(0)
+    assert kept == int((rest > (tol * W.norm()) ** 2).sum())  # the fewest, of whichever tiles

@@ -11,6 +11,7 @@ from matrigami.operators._algebra import (
     multiplied,
     summed,
 )
+from matrigami.operators._alternating import alternate
 from matrigami.operators._base import (
     LinearOperator,
     add,
@@ -113,6 +114,7 @@ from matrigami.operators._memory import (
     is_big,
 )
 from matrigami.operators._metric import Metric, roots
+from matrigami.operators._newton import newton_fit
 from matrigami.operators._norm_terms import NormTerm, norm_terms
 from matrigami.operators._places import (
     Places,
@@ -197,6 +199,7 @@ __all__ = [
     "TransposedMatrix",
     "TriangularMatrix",
     "add",
+    "alternate",
     "as_array",
     "as_tensor",
     "averaged_gram",
@@ -255,6 +258,7 @@ __all__ = [
     "mirrored",
     "multiplied",
     "named_tensors",
+    "newton_fit",
     "norm",
     "norm_terms",
     "operator",

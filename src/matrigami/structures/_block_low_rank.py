@@ -8,7 +8,10 @@ blocked layout; with ranks that differ it is a list of indices.
 Storage and cost per vector: `p + q` for each rank of each tile, `r n (m / p + ...)` in all; square
 tiles of side `b` in an `n x n` matrix: `2 r n^2 / b`. Projection: one SVD for each tile, the best
 approximation for the given ranks; with a budget or a tolerance the singular values of all tiles
-compete, which is the best choice of ranks too. `solve` and `slogdet` of large ones by block LU
+compete, which is the best choice of ranks too: no other one has a smaller error with as many
+numbers. A near tile of full rank takes part, and loses what is not worth its `p + q` numbers; kept
+whole it would be exact, and take twice its dense size. Where most near tiles have full rank take
+HODLR or H2, which store them dense. `solve` and `slogdet` of large ones by block LU
 (`_block_low_rank_factors.py`). Source: Amestoy, Buttari, L'Excellent and Mary
 (2017), SIAM J. Sci. Comput. 39(4); as layers, Monarch (rank 1) and BTT (rank r), Qiu et al. (2024),
 arXiv:2406.06248.
@@ -138,7 +141,8 @@ class BlockLowRank(Structure):
         rank: The rank of every tile, an int or a fraction of `tile`.
         budget: Stored numbers as a fraction of the dense matrix: ranks go where they are worth
             most.
-        tol: Relative error in the Frobenius norm: the fewest numbers that reach it.
+        tol: Relative error in the Frobenius norm of the whole: the fewest numbers that reach it.
+            No tile is exempt, dense ones on the diagonal neither.
 
     Examples:
         >>> BlockLowRank(tile=4, rank=1).init(8, 8)

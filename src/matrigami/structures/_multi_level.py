@@ -8,9 +8,8 @@ arXiv:2509.07963).
 Storage and cost per vector: `(m + n) sum_l r_l`. Off-diagonal blocks have low rank, so that `solve`
 and `slogdet` of a large square one are those of HODLR. Projection: level by level the SVDs of what
 the other levels leave, again and again: each is the best for its level and the error never grows
-(block coordinate descent, quasi-best); small matrices are then refined in all levels at once, until
-a step decreases the squared error by less than `1e-5`: with three levels and more the valley is
-flat, and many more steps would gain a few thousandths of the error.
+(block coordinate descent, quasi-best), then all levels at once: with three levels and more the
+valley is flat, and sweeps crawl. Small ones go by Newton's method to the minimum, others by L-BFGS.
 Source: Parshakova, Hastie, Darve and Boyd (2023), arXiv:2310.19214.
 
 Shapes: p = blocks of a level, i x j = size of a block, r = rank, m = rows, n = columns, k =
@@ -31,8 +30,10 @@ from matrigami.operators import (
     Contraction,
     Fan,
     LinearOperator,
+    Metric,
     Structure,
     add,
+    alternate,
     contraction,
     contractions,
     cropped,
@@ -42,7 +43,8 @@ from matrigami.operators import (
     example,
     fans,
     is_big,
-    least_squares_fit,
+    named_tensors,
+    newton_fit,
     norm,
     padded_size,
     project,
@@ -51,6 +53,7 @@ from matrigami.operators import (
     scale,
     slogdet,
     solve,
+    stacked,
     truncated_svd,
 )
 from matrigami.structures._hodlr import HODLRMatrix
@@ -60,12 +63,17 @@ __all__ = ["MultiLevelLowRank", "MultiLevelLowRankMatrix", "as_hodlr"]
 SWEEPS = 200
 """Most sweeps over the levels of a projection."""
 
-STALLED = 1e-6
-"""Relative decrease of the error at which they end."""
+STALLED = 1e-5
+"""Relative decrease of the error at which they end: all levels together gain more."""
 
+FEW = 300
+"""Stored numbers up to which all levels together go by Newton's method, else by L-BFGS."""
 
-REFINED = 1024
-"""Entries up to which the tensors are refined together (Levenberg-Marquardt)."""
+TOGETHER = 40
+"""Most steps of L-BFGS."""
+
+FLAT = 1e-4
+"""Relative decrease of the squared error in five of them at which they end."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -278,24 +286,37 @@ def _square(U: Tensor, V: Tensor) -> Float[Tensor, "*batch"]:
 @torch.no_grad()
 def _(recipe: MultiLevelLowRank, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
     m, n = W.shape[-2:]
-    M, N = recipe._sizes(m, n)
-    D = torch.nn.functional.pad(W, (0, N - n, 0, M - m))
-    terms = [torch.zeros_like(D) for _ in recipe.ranks]
-    rest, error, factors = D, math.inf, []
+    recipe._sizes(m, n)
+    double = W.to(torch.promote_types(W.dtype, torch.float64))
+    found = [_nearest(recipe, D) for D in double.reshape(-1, m, n)]
+    return stacked(found, tuple(W.shape[:-2])).to(W.dtype)
+
+
+def _nearest(recipe: MultiLevelLowRank, W: Inexact[Tensor, "m n"]) -> LinearOperator:
+    """By sweeps over the levels, then in all levels at once."""
+    (m, n), (M, N) = W.shape, recipe._sizes(*W.shape)
+    A = cropped(_swept(recipe.ranks, torch.nn.functional.pad(W, (0, N - n, 0, M - m))), m, n)
+    if len(recipe.ranks) == 1:
+        return A
+    if sum(t.numel() for t in named_tensors(A).values()) <= FEW:
+        return newton_fit(A, W)
+    return alternate(A, W, Metric(), tol=FLAT, steps=TOGETHER)
+
+
+def _swept(ranks: Sequence[int], W: Inexact[Tensor, "m n"]) -> MultiLevelLowRankMatrix:
+    """Each level in turn is the best for what the others leave."""
+    terms = [torch.zeros_like(W) for _ in ranks]
+    rest, error, factors = W, math.inf, []
     for _ in range(SWEEPS):
         factors = []
-        for k, r in enumerate(recipe.ranks):
+        for k, r in enumerate(ranks):
             rest = rest + terms[k]
             U, Vh = truncated_svd(_blocks(rest, 2**k), int(r))
             terms[k] = MultiLevelLowRankMatrix((U,), (Vh.mT,)).dense()
             rest = rest - terms[k]
             factors.append((U, Vh.mT))
         last, error = error, float(torch.linalg.vector_norm(rest))
-        if len(recipe.ranks) == 1 or last - error <= STALLED * error:
+        if len(ranks) == 1 or last - error <= STALLED * error:
             break
     left, right = zip(*factors, strict=True)
-    A = cropped(MultiLevelLowRankMatrix(tuple(left), tuple(right)), m, n)
-    if m * n > REFINED:
-        return A
-    double = torch.promote_types(W.dtype, torch.float64)
-    return least_squares_fit(A.to(double), W.to(double)).to(W.dtype)
+    return MultiLevelLowRankMatrix(tuple(left), tuple(right))
