@@ -50,17 +50,24 @@ LOWER = {
 }
 """What is there, and what is asked for."""
 
+BY_ERROR = {
+    "hodlr, tol": (HODLR(leaf=4, rank=2), HODLR(leaf=4, tol=0.3)),
+    "blr, tol": (BlockLowRank(tile=4, rank=3), BlockLowRank(tile=4, tol=0.3)),
+    "blr, budget": (BlockLowRank(tile=4, rank=3), BlockLowRank(tile=4, budget=0.5)),
+}
+"""What is there, and what chooses the ranks."""
+
 
 def drawn(recipe: Structure, *size: int, seed: int = 0) -> LinearOperator:
     return recipe.init(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", LOWER)
+@pytest.mark.parametrize("name", [*LOWER, *BY_ERROR])
 def test_lower_ranks_are_those_of_the_dense_matrix(name: str):
-    wide, narrow = LOWER[name]
+    wide, narrow = (LOWER | BY_ERROR)[name]
     A = drawn(wide, 16, 16)
     B = A + drawn(wide, 16, 16, seed=1)
-    for M in (A, B, 2.0 * A):
+    for M in (A, B, 2.0 * A, (1 + 2j) * A + B):
         found, dense = round_to(M, narrow), project(narrow, M.dense())
         assert found is not None
         assert_close(found.dense(), dense.dense())
@@ -140,3 +147,20 @@ def test_a_million_rows(wide: Structure, narrow: Structure, n: int):
 def test_what_is_wider_is_made_dense_as_before():
     A = kron(*torch.randn(2, 4, 4, dtype=torch.float64))
     assert round_to(A, Monarch(blocks=4)) is None
+
+
+def test_tiles_of_differing_ranks_add_up_and_round():
+    x = torch.linspace(0, 1, 32, dtype=torch.float64)
+    K = torch.exp(-3 * (x[:, None] - x).abs())
+    tight, loose = BlockLowRank(tile=8, tol=1e-4), BlockLowRank(tile=8, tol=0.05)
+    A, B = project(tight, K), project(tight, K.roll(3, 0))
+    even = drawn(BlockLowRank(tile=8, rank=1), 32, 32)
+    for M, D in ((A + B, A.dense() + B.dense()), (A + even, A.dense() + even.dense())):
+        assert type(M) is type(A)
+        assert_close(M.dense(), D)
+        assert_close((even + M).T.dense(), (even.dense() + D).mT)
+        for recipe in (loose, BlockLowRank(tile=8, rank=2)):
+            found, dense = round_to(M, recipe), project(recipe, D)
+            assert found is not None
+            assert_close(found.dense(), dense.dense())
+            assert cost(found) == cost(dense)

@@ -306,8 +306,16 @@ def _(recipe: BlockLowRank, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
         return cropped(BlockLowRankMatrix(left, right), m, n)
     L, R = truncated_svd(tiles, b)
     values = torch.linalg.svdvals(tiles.detach())
-    kept = _worth_most(values, recipe.tol, recipe.budget, m * n / (2 * b))
-    return cropped(_linked(L, R, kept), m, n)
+    return cropped(tiles_worth_most(recipe, (L, values, R), m * n), m, n)
+
+
+def tiles_worth_most(
+    recipe: BlockLowRank, parts: tuple[Tensor, Tensor, Tensor], entries: int
+) -> BlockLowRankMatrix:
+    """Of tiles `L R` with their singular values those columns that the recipe pays for."""
+    L, values, R = parts
+    kept = _worth_most(values, recipe.tol, recipe.budget, entries / (2 * recipe.tile))
+    return _linked(L, R, kept)
 
 
 def _worth_most(
@@ -355,7 +363,7 @@ def joined_tiles(
                 [3., 3.]])
     """
     (i, g), batch = grid, U.shape[:-2]
-    in_row, in_column = _counted(row), _counted(column)
+    in_row, in_column = counted(row), counted(column)
     t, s = (int(place.max()) + 1 if len(place) else 0 for place in (in_row, in_column))
     left = U.new_zeros(*batch, i * t, U.shape[-1]).index_add(-2, row * t + in_row, U)
     right = V.new_zeros(*batch, g * s, V.shape[-1]).index_add(-2, column * s + in_column, V)
@@ -366,7 +374,7 @@ def joined_tiles(
     )
 
 
-def _counted(owner: Int[Tensor, " e"]) -> Int[Tensor, " e"]:
+def counted(owner: Int[Tensor, " e"]) -> Int[Tensor, " e"]:
     """The place of each among those of one owner."""
     ascending, order = owner.sort(stable=True)
     place = torch.arange(len(owner), device=owner.device)

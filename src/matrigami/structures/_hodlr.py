@@ -231,7 +231,8 @@ def _(recipe: HODLR, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
         r = resolve_rank(recipe.rank, min(p, q), str(recipe)) if levels else 0
         factors = [truncated_svd(block, r) for block in blocks]
     else:
-        factors = _worth_most(blocks, (recipe.tol or 0.0) * torch.linalg.matrix_norm(W.detach()))
+        error = (recipe.tol or 0.0) * torch.linalg.matrix_norm(W.detach())
+        factors = levels_worth_most(blocks, error, [sum(B.shape[-2:]) for B in blocks])
     left = tuple([U for U, _ in factors])
     right = tuple([siblings(Vh.mT) for _, Vh in factors])
     return cropped(HODLRMatrix(leaves, left, right), m, n)
@@ -244,13 +245,21 @@ def _off_diagonal(D: Inexact[Tensor, "*batch m n"], s: int) -> Inexact[Tensor, "
     return grid[..., row, row ^ 1, :, :]
 
 
-def _worth_most(blocks: list[Tensor], error: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Factors by the singular values that are worth most for each stored number (greedy)."""
+def levels_worth_most(
+    blocks: list[Tensor], error: Tensor, prices: list[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Factors by the singular values that are worth most for each stored number (greedy).
+
+    Args:
+        blocks: Those of each level, or their cores between orthonormal bases.
+        error: The Frobenius norm of what may be left out.
+        prices: The numbers that a singular value of each level takes.
+    """
     spectra = [torch.linalg.svdvals(B.detach()).square() for B in blocks]
     spectra = [e.flatten(0, -3).sum(0) if e.ndim > 2 else e for e in spectra]  # s r
     if not spectra:
         return []
-    worth = [e / sum(B.shape[-2:]) for e, B in zip(spectra, blocks, strict=True)]
+    worth = [e / price for e, price in zip(spectra, prices, strict=True)]
     flat, order = torch.cat([w.flatten() for w in worth]).sort(descending=True, stable=True)
     energy = torch.cat([e.flatten() for e in spectra])[order]
     tails = energy.flip(0).cumsum(0).flip(0)

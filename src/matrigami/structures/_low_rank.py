@@ -219,7 +219,7 @@ def _(A: LowRankMatrix) -> Float[Tensor, "*batch d"]:
     return descending(svd(A).values, A)
 
 
-def _orthogonalized(A: LowRankMatrix) -> tuple[Tensor, Tensor, Tensor]:
+def orthogonalized(A: LowRankMatrix) -> tuple[Tensor, Tensor, Tensor]:
     """`Q1, core, Q2` with `A = Q1 core Q2.T`: orthonormal bases, and what is between them."""
     (Q1, R1), (Q2, R2) = torch.linalg.qr(A.U), torch.linalg.qr(A.V)
     return Q1, times(R1, R2.mT), Q2
@@ -227,7 +227,7 @@ def _orthogonalized(A: LowRankMatrix) -> tuple[Tensor, Tensor, Tensor]:
 
 @svd.register
 def _(A: LowRankMatrix) -> Svd:
-    Q1, core, Q2 = _orthogonalized(A)
+    Q1, core, Q2 = orthogonalized(A)
     U, values, Vh = torch.linalg.svd(core, full_matrices=False)
     d = min(A.shape[-2:])  # more columns than that make no more singular values
     return Svd(
@@ -240,14 +240,14 @@ def _(A: LowRankMatrix) -> Svd:
 @norm.register(where=is_frobenius)
 def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     """Digits from orthonormal bases, derivatives from Gram matrices: `U = 0` is no exception."""
-    _, core, _ = _orthogonalized(A.detach())
+    _, core, _ = orthogonalized(A.detach())
     squares = (times(A.U.mH, A.U) * times(A.V.mH, A.V)).sum((-2, -1)).real
     return root_of_squares(squares, torch.linalg.matrix_norm(core))
 
 
 @pinv.register
 def _(A: LowRankMatrix) -> LowRankMatrix:
-    Q1, core, Q2 = _orthogonalized(A)
+    Q1, core, Q2 = orthogonalized(A)
     inner = torch.linalg.pinv(core, rtol=max(A.shape[-2:]) * torch.finfo(A.dtype).eps)
     return LowRankMatrix(times(Q2.conj(), inner), Q1.conj())
 
@@ -265,7 +265,7 @@ def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
 
 def lower_rank(A: LowRankMatrix, rank: int) -> LowRankMatrix:
     """The nearest of a rank at most: the SVD of the small matrix between orthonormal bases."""
-    Q1, core, Q2 = _orthogonalized(A)
+    Q1, core, Q2 = orthogonalized(A)
     L, R = truncated_svd(core, min(rank, *core.shape[-2:]))
     return LowRankMatrix(times(Q1, L), times(Q2, R.mT))
 

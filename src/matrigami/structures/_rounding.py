@@ -21,20 +21,26 @@ from matrigami.operators import (
     conj,
     differentiated,
     is_big,
+    norm,
     resolve_rank,
     round_to,
     svd,
 )
-from matrigami.structures._block_low_rank import BlockLowRank, BlockLowRankMatrix
+from matrigami.structures._block_low_rank import (
+    BlockLowRank,
+    BlockLowRankMatrix,
+    tiles_worth_most,
+)
+from matrigami.structures._block_low_rank_layouts import tile_factors
 from matrigami.structures._block_tensor_train import (
     BlockTensorTrain,
     BlockTensorTrainMatrix,
     all_ranks,
 )
 from matrigami.structures._einsum import Einsum, EinsumMatrix
-from matrigami.structures._hodlr import HODLR, HODLRMatrix
+from matrigami.structures._hodlr import HODLR, HODLRMatrix, levels_worth_most
 from matrigami.structures._hodlr_factors import siblings
-from matrigami.structures._low_rank import LowRank, LowRankMatrix, lower_rank
+from matrigami.structures._low_rank import LowRank, LowRankMatrix, lower_rank, orthogonalized
 from matrigami.structures._monarch import Monarch, MonarchMatrix
 
 __all__ = []
@@ -55,8 +61,8 @@ def _plain(A: LinearOperator) -> bool:
 
 
 def _same_leaves(A: HODLRMatrix, recipe: Any) -> bool:
-    """Whether the recipe asks for the blocks that are there, in a rank."""
-    if not isinstance(recipe, HODLR) or recipe.rank is None or not _plain(A):
+    """Whether the recipe asks for the blocks that are there."""
+    if not isinstance(recipe, HODLR) or not _plain(A):
         return False
     levels, p, q = recipe._sizes(*A.shape[-2:])
     return len(A.left) == levels and A.leaves.shape[-3:] == (2**levels, p, q)
@@ -65,25 +71,40 @@ def _same_leaves(A: HODLRMatrix, recipe: Any) -> bool:
 @round_to.register(where=_same_leaves)
 def _(A: HODLRMatrix, recipe: Any) -> HODLRMatrix:
     _, p, q = recipe._sizes(*A.shape[-2:])
-    rank = resolve_rank(recipe.rank, min(p, q), str(recipe)) if A.left else 0
-    pairs = [_filled(U, siblings(V), rank) for U, V in zip(A.left, A.right, strict=True)]
+    levels = [(U, siblings(V)) for U, V in zip(A.left, A.right, strict=True)]
+    if recipe.rank is None:
+        pairs = _to_tolerance(levels, recipe.tol * norm(A.detach()))
+    else:
+        rank = resolve_rank(recipe.rank, min(p, q), str(recipe)) if A.left else 0
+        pairs = [_filled(U, V, rank) for U, V in levels]
     left = tuple([U for U, _ in pairs])
     return HODLRMatrix(A.leaves.clone(), left, tuple([siblings(V) for _, V in pairs]))
 
 
+def _to_tolerance(levels: list[Pair], error: Tensor) -> list[Pair]:
+    """The fewest columns of all levels that leave out no more than an error."""
+    bases = [orthogonalized(LowRankMatrix(U, V)) for U, V in levels]
+    prices = [U.shape[-2] + V.shape[-2] for U, V in levels]
+    cores = levels_worth_most([core for _, core, _ in bases], error, prices)
+    return [(Q1 @ L, Q2 @ R.mT) for (Q1, _, Q2), (L, R) in zip(bases, cores, strict=True)]
+
+
 def _same_tiles(A: BlockLowRankMatrix, recipe: Any) -> bool:
-    """Whether the recipe asks for the tiles that are there, in a rank."""
-    if not isinstance(recipe, BlockLowRank) or recipe.rank is None or A.link is not None:
-        return False
-    b = recipe.tile
+    """Whether the recipe asks for the tiles that are there."""
+    b = recipe.tile if isinstance(recipe, BlockLowRank) else 0
     return A.left.shape[-2] == A.right.shape[-2] == b and _plain(A)
 
 
 @round_to.register(where=_same_tiles)
 def _(A: BlockLowRankMatrix, recipe: Any) -> BlockLowRankMatrix:
-    i, g = A.left.shape[-3], A.right.shape[-3]
-    U = A.left.unflatten(-1, (g, -1)).transpose(-3, -2)  # ... i g p r
-    V = A.right.unflatten(-1, (i, -1)).movedim(-2, -4)  # ... i g q r
+    m, n = A.shape[-2:]
+    recipe._grid(m, n)
+    U, V = tile_factors(A)
+    if recipe.rank is None:
+        left, values, right = svd(LowRankMatrix(U, V))
+        root = values.sqrt()[..., None, :]
+        parts = left.dense() * root, values, (right.dense().conj() * root).mT
+        return tiles_worth_most(recipe, parts, m * n)
     U, V = _filled(U, V, resolve_rank(recipe.rank, recipe.tile, str(recipe)))
     left, right = U.transpose(-3, -2).flatten(-2), V.movedim(-4, -2).flatten(-2)
     return BlockLowRankMatrix(left, right)
