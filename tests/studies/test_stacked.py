@@ -113,9 +113,11 @@ def test_one_optimiser_takes_the_steps_of_all(tmp_path, monkeypatch, optimizer):
     """Given the gradients that they have alone; those of a stack differ in rounding."""
 
     def backward(stack, batches):
+        tables = [dict(run.model.named_parameters()) for run in stack.runs]
         for run, batch in zip(stack.runs, batches, strict=True):
             run.optimizer.zero_grad()
             run._score(run.model, batch, run.sums).loss.backward()
+        return {name: torch.stack([table[name].grad for table in tables]) for name in tables[0]}
 
     monkeypatch.setattr(Stack, "_backward", backward)
     configs = [digits(seed=seed, lr=lr, optimizer=optimizer) for seed, lr in ((3, 1e-3), (8, 3e-3))]
@@ -129,7 +131,7 @@ def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch):
     """Several sizes of batch, mixtures of another weight at each step."""
     configs = [digits(seed=seed, epochs=4) for seed in (3, 8)]
     plain = work_through(configs, tmp_path / "plain")
-    monkeypatch.setattr(_stacked, "PLAIN_STEPS", 1)
+    monkeypatch.setattr(_stacked, "RECORD_FROM", 1)
     recorded = work_through(configs, tmp_path / "recorded")
     for config in configs:
         ours, theirs = (recorded[config.id], plain[config.id])

@@ -7,7 +7,6 @@ passes from one run to another, so one that diverges leaves the others alone.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -25,6 +24,8 @@ from matrigami.optim import MatrixOptimizer
 from matrigami.studies._accelerator import Accelerator, Steps
 from matrigami.studies._config import RunConfig
 from matrigami.studies._position import Position
+from matrigami.studies._stacked_adam import JoinedAdamW
+from matrigami.studies._stacked_graph import simplified
 from matrigami.studies.models import Network
 from matrigami.studies.tasks import Batch, Task
 
@@ -35,11 +36,11 @@ With more of them, arithmetic takes the time and not the calls: `python -m bench
 """
 
 
-PLAIN_STEPS = 250
-"""Steps of each size of batch before one is recorded.
+RECORD_FROM = 250
+"""Steps with batches of one size from which they are recorded.
 
-Recording takes a second; the list of kernels that it makes runs without `vmap` and autograd, whose
-bookkeeping is half of a small step, some milliseconds: it pays in runs that go on for long.
+Recording takes as long as a hundred steps; the list of kernels that it makes runs without `vmap`
+and autograd, whose bookkeeping is more than half of a small step.
 """
 
 Passes = Callable[[dict[str, Tensor], Batch], tuple[list[Tensor], Tensor]]
@@ -75,8 +76,7 @@ class Stack:
         self.place = (0, 0)
         self.weights: dict[str, Tensor] = {}
         self.parameters: list[list[Tensor]] = []
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.steps: Counter[tuple[int, ...]] = Counter()
+        self.optimizer: torch.optim.Optimizer | JoinedAdamW | None = None
         self.recorded: dict[tuple[int, ...], Passes] = {}
 
     def pays(self, run: Stackable) -> bool:
@@ -124,44 +124,63 @@ class Stack:
         self.waiting.clear()
         if self.optimizer is None:
             self.optimizer = self._joined()
-        self._backward(batches)
-        _merge(self.optimizer, [run.optimizer for run in self.runs])
-        self.optimizer.step()
+        self._move(self.optimizer, batches)
         self._share(time.process_time() - before)
 
-    def _joined(self) -> torch.optim.Optimizer:
+    def _move(
+        self, optimizer: torch.optim.Optimizer | JoinedAdamW, batches: Sequence[Batch]
+    ) -> None:
+        """Gradients of all runs, and the step of one optimiser."""
+        gradients = self._backward(batches)
+        if isinstance(optimizer, JoinedAdamW):
+            optimizer.step(gradients)
+            return
+        for same, name in zip(self.parameters, self.weights, strict=True):
+            for p, g in zip(same, gradients[name].unbind(), strict=True):
+                p.grad = g
+        _merge(optimizer, [run.optimizer for run in self.runs])
+        optimizer.step()
+
+    def _joined(self) -> torch.optim.Optimizer | JoinedAdamW:
         """Weights that are views of stacks, and one optimiser with the groups and states of all."""
         self.recorded.clear()
         tables = [dict(run.model.named_parameters()) for run in self.runs]
+        optimizers = [run.optimizer for run in self.runs]
+        if JoinedAdamW.fits(optimizers[0]):
+            joined = JoinedAdamW(optimizers, tables)
+            self.weights = {name: joined.weights[name] for name in tables[0]}
+            return joined
         self.weights = {
             name: torch.stack([table[name].detach() for table in tables]) for name in tables[0]
         }
         self.parameters = [[table[name] for table in tables] for name in self.weights]
         for same, W in zip(self.parameters, self.weights.values(), strict=True):
             _make_views(same, W)
-        return _joined_optimizer([run.optimizer for run in self.runs])
+        return _joined_optimizer(optimizers)
 
-    def _backward(self, batches: Sequence[Batch]) -> None:
-        """The gradient of each run, and its sums."""
+    def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The gradients of all runs, as stacks; their sums go to the runs."""
         shared = all(batch is batches[0] for batch in batches)
         batch = _with_tensors(batches[0]) if shared else _stacked(batches)
         gradients, sums = self._passes(shared, batch)(self.weights, batch)
         for run, total in zip(self.runs, sums, strict=True):
             run.sums += total
-        for same, G in zip(self.parameters, gradients, strict=True):
-            for p, g in zip(same, G.unbind(), strict=True):
-                p.grad = g
+        return dict(zip(self.weights, gradients, strict=True))
 
     def _passes(self, shared: bool, batch: Batch) -> Passes:
-        """Forward and back; recorded for each size of batch, after some plain steps."""
+        """Forward and back; recorded for each size of batch, if it comes often."""
         size = tuple(batch.inputs.shape)
-        self.steps[size] += 1
         if size not in self.recorded:
             passes = _passes(self.runs[0], batched=not shared)
-            if self.steps[size] <= PLAIN_STEPS:
-                return passes
-            self.recorded[size] = make_fx(passes)(self.weights, batch)
+            often = self._steps(size[0 if shared else 1]) >= RECORD_FROM
+            recorded = simplified(make_fx(passes)(self.weights, batch)) if often else passes
+            self.recorded[size] = recorded
         return self.recorded[size]
+
+    def _steps(self, examples: int) -> int:
+        """Of a run, with batches of so many examples; the last of an epoch may have fewer."""
+        config, every = self.runs[0].config, self.runs[0].task.examples
+        return config.epochs * (every // examples if examples == config.batch_size else 1)
 
     def _share(self, seconds: float) -> None:
         """Of the time of a step each run has its part; it was measured in the last one's turn."""
