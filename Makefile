@@ -12,7 +12,7 @@ FIND    := for p in $(TRIED); do "$$p" -c 'import sys; sys.exit(sys.version_info
 OUT     ?= runs/demo
 INSTALL := $(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
 # What only some users need; the tests of these skip without them.
-EXTRAS  := hf,onnx,entropy,mesh
+EXTRAS  := hf,onnx,entropy,mesh,kernels
 # Tests compare with these two. They ask for torchvision, which they use in their examples only.
 PEERS   := curvlinops-for-pytorch backpack-for-pytorch
 # The Python whose torch sees the card, and its packages: by default the one on the path, not .venv.
@@ -55,7 +55,7 @@ test: setup  ## the whole test-suite, in two passes
 	@echo '== 2 of 2: torch.compile and torch.export'
 	@TYPECHECK=0 $(BIN)/python -m pytest -q -n 2 -m 'compile and not slow'
 
-test-extras: setup  ## install the extras hf, onnx, entropy and mesh, and run the tests that are skipped without them
+test-extras: setup  ## install the extras hf, onnx, entropy, mesh and kernels, and run the tests that are skipped without them
 	@$(INSTALL) -e '.[plots,data,dev,$(EXTRAS)]'
 	@TYPECHECK=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 \
 	  $$(grep -rlE --include='test_*.py' "needs the extra ($$(echo $(EXTRAS) | tr , '|'))\"" tests)
