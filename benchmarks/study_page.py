@@ -43,7 +43,7 @@ def page(
     lines += ["## How it was made", ""]
     lines += [
         "```sh",
-        f"matrigami study run --preset {name} --out runs/{name} --workers 1 --threads 1",
+        env["command"],
         f"python -m benchmarks.study_page runs/{name} docs/results/{name}",
         "```",
         "",
