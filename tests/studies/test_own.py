@@ -59,6 +59,9 @@ def wrong(features):
 def number():
     return 3
 
+def breaks(features=0):
+    return {}["key"]
+
 def arrays():
     x = torch.arange(80.0).reshape(20, 4).sin()
     return x, x[:, :1] ** 2, x[:8], x[:8, :1] ** 2
@@ -182,7 +185,7 @@ def test_a_folder_of_images(folder):
     assert load_task(run(folder, "pets", side=4)).shape == Shape(3, 4, 2)
     (folder / "pets" / "test" / "cow").mkdir()
     refused(lambda: load_task(run(folder, "pets")), "cow, which train lacks")
-    refused(lambda: load_task(run(folder, "nets.py")), "are no|of the text|Windows of 128")
+    refused(lambda: load_task(run(folder, "nets.py")), "Name its function .* nets.py:function")
 
 
 def test_a_text_and_a_function_that_gives_one(folder):
@@ -233,6 +236,10 @@ def test_missing_sources_are_refused(folder):
         lambda: load_task(run(folder, "nets.py:array")), "no function"
     )
     refused(lambda: load_task(run(folder, "nets.py:number")), "it gave a int")
+    refused(
+        lambda: load_task(run(folder, "nets.py:breaks")), r"failed in line \d+: KeyError: 'key'"
+    )
+    refused(lambda: load_task(run(folder, "nets.py:needs")), "failed: TypeError: .* missing 2")
     (folder / "bad.py").write_text("1 / 0")
     refused(lambda: load_task(run(folder, "bad.py:f")), "ZeroDivisionError")
     (folder / "latin.txt").write_bytes("é".encode("latin-1") * 400)
@@ -321,6 +328,7 @@ def test_models_that_do_not_fit_are_refused(folder):
     refused(built("nets.py:wrong"), r"answers with a tensor of \(1, 77\)")
     refused(built("nets.py:convs"), "it fails on one")
     refused(built("nets.py:number"), "gave a int")
+    refused(built("nets.py:breaks"), r"failed in line \d+: KeyError")
     refused(built("nets.py:mlp", structured_layers="hidden"), "Say by `targets`")
     refused(built("mlp", targets="0"), "puts the structure in place itself")
     with pytest.raises(ValueError, match="matches no layer of the Sequential") as caught:

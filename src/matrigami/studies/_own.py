@@ -7,6 +7,7 @@ that no result is silently of other data.
 
 import hashlib
 import runpy
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,23 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
             f"Nearest: {nearest_few(function, functions)}."
         )
     return found
+
+
+def call(name: str, folder: str, function: Callable[..., Any], **arguments: Any) -> Any:
+    """What a function of a Python file gives.
+
+    Raises:
+        ValueError: If it fails: with its error, and the last line of the file that was reached.
+    """
+    try:
+        return function(**arguments)
+    except Exception as error:
+        path, frames = str(source_path(name, folder)), traceback.extract_tb(error.__traceback__)
+        line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
+        raise ValueError(
+            f"{name}: the function failed{line}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}.\nMend it, or call it in Python to see more."
+        ) from error
 
 
 def source_hash(name: str, folder: str, known: Iterable[str]) -> str:

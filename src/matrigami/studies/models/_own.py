@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matrigami.nn import StructuredLinear, chosen, matrix_view, replace_
 from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
-from matrigami.studies._own import function_of, refuse_changed
+from matrigami.studies._own import call, function_of, refuse_changed
 from matrigami.studies.models._base import Network
 from matrigami.studies.tasks import DTYPE, Shape
 
@@ -59,7 +59,8 @@ class OwnModel(Network):
         arguments = _arguments(function, config, shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2 * config.seed)
-            self.net = _module(function(**arguments), config.model)
+            made = call(config.model, config.folder, function, **arguments)
+            self.net = _module(made, config.model)
             targets = config.targets or None
             if not isinstance(recipe := parse(config.structure), Dense):
                 replace_(self.net, recipe, targets=targets, init="random")

@@ -174,7 +174,7 @@ def _tensor(dataset: str, name: str, a: Any) -> Tensor:
         raise _refusal(
             dataset,
             f"{name} is {'complex' if t.is_complex() else 'a single number'}",
-            "Give one row for each example.",
+            "Give one row of real numbers for each example.",
         )
     if t.is_floating_point() and not torch.isfinite(t).all():
         raise _refusal(dataset, f"{name} has NaN or infinite entries", "Remove or replace them.")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from matrigami.studies._config import RunConfig
-from matrigami.studies._own import function_of, is_function, refuse_changed, source_path
+from matrigami.studies._own import call, function_of, is_function, refuse_changed, source_path
 from matrigami.studies.tasks._arrays import task_of_arrays
 from matrigami.studies.tasks._base import Task
 from matrigami.studies.tasks._folder import read_folder
@@ -29,9 +29,14 @@ def own_task(config: RunConfig, device: torch.device) -> Task:
     name, path = config.dataset, source_path(config.dataset, config.folder)
     refuse_changed(config.folder, name, config.data_hash)
     if is_function(name):
-        return _task_of(function_of(name, config.folder)(), config, device)
+        made = call(name, config.folder, function_of(name, config.folder))
+        return _task_of(made, config, device)
     if path.is_dir():
         return image_task(read_folder(name, path, config.side), config, device)
+    if path.suffix == ".py":
+        raise ValueError(
+            f"{name}: a Python file is no data.\nName its function that gives them: {name}:function."
+        )
     if path.suffix == ".npz":
         return task_of_arrays(_arrays(name, path), config, device)
     return text_task(_text(name, path), config, device)
