@@ -35,7 +35,8 @@ def own_task(config: RunConfig, device: torch.device) -> Task:
         return image_task(read_folder(name, path, config.side), config, device)
     if path.suffix == ".py":
         raise ValueError(
-            f"{name}: a Python file is no data.\nName its function that gives them: {name}:function."
+            f"{name}: a Python file is no data.\n"
+            f"Name its function that gives them: {name}:function."
         )
     if path.suffix == ".npz":
         return task_of_arrays(_arrays(name, path), config, device)
