@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
@@ -148,15 +148,19 @@ class Stack:
         optimizers = [run.optimizer for run in self.runs]
         if JoinedAdamW.fits(optimizers[0]):
             joined = JoinedAdamW(optimizers, tables)
-            self.weights = {name: joined.weights[name] for name in tables[0]}
+            self.weights = joined.weights
             return joined
+        self._stack(tables)
+        return _joined_optimizer(optimizers)
+
+    def _stack(self, tables: Sequence[dict[str, nn.Parameter]]) -> None:
+        """Stacks of the weights of all runs, of which those of each become a part."""
         self.weights = {
             name: torch.stack([table[name].detach() for table in tables]) for name in tables[0]
         }
         self.parameters = [[table[name] for table in tables] for name in self.weights]
         for same, W in zip(self.parameters, self.weights.values(), strict=True):
             _make_views(same, W)
-        return _joined_optimizer(optimizers)
 
     def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradients of all runs, as stacks; their sums go to the runs."""

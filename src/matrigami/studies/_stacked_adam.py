@@ -64,13 +64,17 @@ class JoinedAdamW:
         sizes = [p.numel() for p in parameters[0]]
         parts = zip(names, *[t.split(sizes, 1) for t in (P, M, V)], strict=True)
         for name, W, *moments in parts:
-            shape = self.tables[0][name].shape
-            self.weights[name] = W.view(len(W), *shape)
-            for s, (optimizer, table) in enumerate(zip(self.optimizers, self.tables, strict=True)):
-                table[name].data = self.weights[name][s]
-                for kind, m in zip(MOMENTS, moments, strict=True):
-                    optimizer.state[table[name]][kind] = m[s].view(shape)
+            self._share(name, W, moments)
         return P, M, V
+
+    def _share(self, name: str, W: Tensor, moments: Sequence[Tensor]) -> None:
+        """Let a parameter of each run, and its moments, be a part of the long tensors."""
+        shape = self.tables[0][name].shape
+        self.weights[name] = W.view(len(W), *shape)
+        for s, (optimizer, table) in enumerate(zip(self.optimizers, self.tables, strict=True)):
+            table[name].data = self.weights[name][s]
+            for kind, m in zip(MOMENTS, moments, strict=True):
+                optimizer.state[table[name]][kind] = m[s].view(shape)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Move the weights of all runs; the gradients are stacks, too."""
