@@ -19,6 +19,7 @@ from matrigami.studies import (
     plan_study,
     train_run,
 )
+from matrigami.studies._own import refuse_changed
 from matrigami.studies._run import collect, prepare
 from matrigami.studies._worker import Job, work
 from matrigami.studies.tasks import Shape
@@ -375,3 +376,7 @@ def test_a_spec_names_what_is_missing(folder):
         lambda: parse_spec(SPEC.format(dataset="two.npz", model="mpl"), folder=folder),
         "known are mlp",
     )
+
+
+def test_a_source_that_was_moved_away_is_told(tmp_path):
+    refused(lambda: refuse_changed(str(tmp_path), "data.npz", "0" * 16), "Put it back where it was")
