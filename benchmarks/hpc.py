@@ -4,7 +4,7 @@
 
 writes the tables of `README.md` there, between its marks; what people wrote around them stays.
 Seconds are CPU time of the process, one thread. Libraries that are not installed are left out, with
-a line that says so (`pip install pyamg fmm3dpy`).
+a line that says so (`pip install pyamg fmm3dpy pykeops higp`).
 """
 
 import argparse
@@ -34,7 +34,7 @@ from matrigami.operators import as_array
 
 D = torch.float64
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
-PEERS = ("pyamg", "fmm3dpy", "scipy")
+PEERS = ("pyamg", "fmm3dpy", "pykeops", "higp", "scipy")
 
 
 class Row(NamedTuple):
@@ -107,6 +107,41 @@ def _fmm3d(x: Tensor, q: Tensor) -> Iterator[Row]:
         error = np.linalg.norm(scale * found.pot[index] - exact.numpy()) / float(exact.norm())
         work = f"1/r, {len(x)} points of a cube, eps {eps:g}"
         yield Row(work, "fmm3dpy", {"set-up and product": seconds}, f"error {float(error):.1e}")
+
+
+def smooth(n: int = 10_000) -> Iterator[Row]:
+    """A smooth kernel of a cube, by nested bases and by all pairs."""
+    x, q, scale = torch.rand(n, 3, dtype=D), torch.randn(n, dtype=D), 0.3
+    work = f"Matern-3/2, {n} points of a cube"
+    index = torch.arange(0, n, n // 200)
+    exact = interactions(KERNELS["matern32"], x[index], x, scale) @ q
+
+    def row(by: str, seconds: dict[str, float], found: Any) -> Row:
+        error = float((torch.as_tensor(found).flatten()[index] - exact).norm() / exact.norm())
+        return Row(work, by, seconds, f"error {error:.1e}")
+
+    A, build = timed(lambda: kernel_matrix(x, "matern32", scale=scale, tol=3e-5))
+    _ = A @ q
+    y, product = timed(lambda: A @ q)
+    yield row("matrigami", {"set-up": build, "product": product}, y)
+    library = peer("higp_cext")
+    if library is not None:
+        options = {"kernel_type": 2, "l": scale, "f": 1.0, "s": 1e-9, "nthreads": 1, "h2_tol": 1e-5}
+        points = np.ascontiguousarray(x.numpy().T)
+        K, build = timed(lambda: library.krnlmat.setup(data=points, **options))
+        y, product = timed(lambda: K.matmul(q.numpy()))
+        yield row("higp", {"set-up": build, "product": product}, y)
+    if peer("pykeops.torch") is not None:
+        _ = _all_pairs(x, q, scale)  # compiles the formula, in other processes
+        y, product = timed(lambda: _all_pairs(x, q, scale))
+        yield row("pykeops", {"product": product}, y)
+
+
+def _all_pairs(x: Tensor, q: Tensor, scale: float) -> Tensor:
+    """The sums by KeOps, which keeps nothing."""
+    lazy = import_module("pykeops.torch").LazyTensor
+    u = ((lazy(x[:, None]) - lazy(x[None])) ** 2).sum(-1).sqrt() * (3**0.5 / scale)
+    return ((-u).exp() * (1 + u)) @ q[:, None]
 
 
 def line(n: int = 100_000) -> Iterator[Row]:
@@ -230,6 +265,7 @@ def schur(k: int = 127, m: int = 255) -> Iterator[Row]:
 
 WORK = {
     "space": space,
+    "smooth": smooth,
     "line": line,
     "poisson": poisson,
     "diagonals": diagonals,
@@ -237,25 +273,54 @@ WORK = {
 }
 
 
+SPACES = ((1, "matern32", 1e-6), (2, "coulomb2d", 1e-6), (3, "laplace", 1e-3))
+"""Dimension, kernel and tolerance of the table of storage."""
+
+
 def growth(powers: range) -> str:
-    """Numbers stored for each point, what all cells of a level share aside."""
-    body, spread = [], []
-    for d, name, tol in ((2, "coulomb2d", 1e-6), (3, "laplace", 1e-3)):
-        numbers = []
-        for power in powers:
-            n = 2**power
-            x = torch.rand(n, d, dtype=D)
-            A: Any = fast_multipole_matrix(x, x, KERNELS[name], 1.0, tol)
-            own = [B for level in A.left for B in level] + list(A.near)
-            numbers.append(sum(B.blocks.numel() for B in own) / n)
-            shared = sum(B.blocks.numel() for B in (*A.couplings, *A.up))
-            macs = mg.cost(A).macs / n
-            body.append([d, f"{tol:g}", f"2^{power}", *map(round, (numbers[-1], macs)), shared])
-        mean = sum(numbers) / len(numbers)
-        worst = max(abs(number / mean - 1) for number in numbers)
-        spread.append(f"In {d} dimensions the numbers stay within {worst:.0%} of their mean.")
-    head = ["dimension", "tol", "n", "numbers a point", "multiply-adds a point", "shared"]
-    return "\n".join([table(head, body), "", *spread])
+    """Numbers stored for each point, what all cells of a level share aside, and multiply-adds."""
+    body, told = [], []
+    for d, name, tol in SPACES:
+        found = [_numbers(d, name, tol, 2**power) for power in powers]
+        body += [
+            [d, f"{tol:g}", f"2^{p}", *map(round, f[:2]), f"{f[2]:.2f}", f[3]]
+            for p, f in zip(powers, found, strict=True)
+        ]
+        kinds = ("numbers", "multiply-adds", "multiply-adds over those without a surface")
+        spread = [_spread([f[i] for f in found]) for i in range(3)]
+        parts = [f"{kind} within {s:.0%}" for kind, s in zip(kinds, spread, strict=True)]
+        told.append(f"In {d}-D, of their mean: {', '.join(parts)}.")
+    head = ["dimension", "tol", "n", "numbers a point", "multiply-adds a point"]
+    return "\n".join([table([*head, "share without a surface", "shared"], body), "", *told])
+
+
+def _spread(numbers: list[float]) -> float:
+    """The largest distance from their mean, relative to it."""
+    mean = sum(numbers) / len(numbers)
+    return max(abs(number / mean - 1) for number in numbers)
+
+
+def _numbers(d: int, name: str, tol: float, n: int) -> tuple[float, float, float, int]:
+    """A point's stored numbers and multiply-adds, these over what they would be without a surface.
+
+    With `G` cells along an edge a cell has `(3 - 2 / G)^d` neighbours in the mean, itself among
+    them; without a surface `3^d`. The coupling of a parent is with the others, of full width.
+    """
+    x = torch.rand(n, d, dtype=D)
+    A: Any = fast_multipole_matrix(x + 0.0, x, KERNELS[name], 1.0, tol)
+    own = [B for level in A.left for B in level] + list(A.near)
+    numbers = sum(B.blocks.numel() for B in own) / n
+    shared = sum(B.blocks.numel() for B in (*A.couplings, *A.up))
+    macs = mg.cost(A).macs / n
+    whole = 0.0
+    for C in A.couplings:
+        width = C.blocks.shape[-1]
+        parents = C.shape[0] // width
+        whole += parents * (3**d - 1) * width**2 - mg.cost(C).macs
+    cells = sum(len(B.rows.index) for level in A.left for B in level)
+    inside = (3 / (3 - 2 / max(cells, 1) ** (1 / d))) ** d
+    near = sum(B.blocks.numel() for B in A.near)
+    return numbers, macs, macs / (macs + (whole + (inside - 1) * near) / n), shared
 
 
 def page(folder: Path, report: str) -> None:
