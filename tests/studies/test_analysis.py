@@ -8,7 +8,7 @@ import torch
 
 import matrigami as mg
 from matrigami.studies import analyze
-from matrigami.studies.analysis import FAMILIES, Analysis
+from matrigami.studies.analysis import FAMILIES, Analysis, _partitions
 from matrigami.studies.analysis._curves import competing, from_steps
 from matrigami.studies.analysis._families import Place
 from matrigami.studies.analysis._nulls import Nulls
@@ -110,6 +110,17 @@ def test_a_gaussian_matrix_has_no_structure():
     assert found.verdict == "no structure"
     assert set(found["hodlr"].errors) == {"given", "random", "pca", "rcm"}
     assert not any(any(f.traces) for f in found.findings)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 3), (2, 5)])
+def test_the_smallest_matrices_have_no_structure(size):
+    assert analyze(torch.randn(size), draws=2).verdict == "no structure"
+
+
+def test_the_factors_of_a_layer_are_tried():
+    """24 is not near a power of the root of 384."""
+    assert (24, 24) in _partitions.factor_sizes(384, 384)
+    assert _partitions.factor_sizes(7, 7) == [(3, 3)]
 
 
 def test_decaying_singular_values_alone_are_no_structure():

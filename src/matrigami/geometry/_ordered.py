@@ -219,9 +219,11 @@ def _check_options(call: str, A: Any, tol: float, size: int | None, leaf: int | 
             f"{call}(A): A is a {type(A).__name__}; it must be a value or a function.\n"
             "Wrap a matrix of numbers: DenseMatrix(A)."
         )
-    if not (0 < tol < 1 and (leaf is None or leaf >= 1) and (size is None or size >= 0)):
+    whole = all(isinstance(number, int | None) for number in (leaf, size))
+    holds = whole and isinstance(tol, int | float) and 0 < tol < 1
+    if not (holds and (leaf is None or leaf >= 1) and (size is None or size >= 0)):
         raise ValueError(
-            f"{call}(A, tol={tol:g}, size={size}) of blocks of {leaf} rows: a number is out of "
+            f"{call}(A, tol={tol!r}, size={size!r}) of blocks of {leaf!r} rows: a number is out of "
             "range.\n"
             "tol is above 0 and below 1, a block has 1 row or more, and size is not negative."
         )

@@ -56,6 +56,8 @@ def eigh(A: LinearOperator, k: int | None = None) -> Eigh:
         values descend in magnitude; without, their order is the structure's own (a Kronecker
         product does not sort).
     """
+    if k is not None:
+        _check_count(k, A.shape[-1])
     values, vectors = torch.linalg.eigh(finite(A, "eigh"))
     pairs = Eigh(values, DenseMatrix(vectors))
     return pairs if k is None else largest(pairs, k)
@@ -67,14 +69,22 @@ def largest(pairs: Eigh, k: int) -> Eigh:
     Raises:
         ValueError: If there are fewer than `k`.
     """
-    n = pairs.values.shape[-1]
+    _check_count(k, pairs.values.shape[-1])
+    order = pairs.values.abs().argsort(dim=-1, descending=True)[..., :k]
+    vectors = columns(pairs.vectors, order)
+    return Eigh(pairs.values.take_along_dim(order, -1), DenseMatrix(vectors))
+
+
+def _check_count(k: int, n: int) -> None:
+    """Refuse a number of eigenvalues that there are not.
+
+    Raises:
+        ValueError: If there are fewer than `k`.
+    """
     if not isinstance(k, int) or not 1 <= k <= n:
         raise ValueError(
             f"eigh(A, k={k!r}): A has {n} eigenvalues.\nk must be a whole number from 1 to {n}."
         )
-    order = pairs.values.abs().argsort(dim=-1, descending=True)[..., :k]
-    vectors = columns(pairs.vectors, order)
-    return Eigh(pairs.values.take_along_dim(order, -1), DenseMatrix(vectors))
 
 
 def columns(Q: LinearOperator, order: Tensor) -> Tensor:

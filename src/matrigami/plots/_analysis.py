@@ -208,10 +208,9 @@ def _gains_figure(analyses: Sequence[Analysis]) -> Figure:
     ax.set_xticks(range(len(names)), [labels[n] for n in names], rotation=55, ha="right")
     ax.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
-    storage = f"{shown[0].storages[0]:.0%}"
-    drawing.colorbar(
-        image, ax=ax, shrink=0.5, label=f"log10 gain at {storage} storage", extend="max"
-    )
+    told = f"log10 gain\nat {shown[0].storages[0]:.0%} storage"
+    bar = drawing.colorbar(image, ax=ax, shrink=min(1.0, 10 / len(shown)), extend="max")
+    bar.ax.set_title(told, fontsize=8, loc="right")  # above, as few rows are low
     return drawing
 
 

@@ -22,6 +22,7 @@ from matrigami.geometry.mesh._differences import (
     first_difference,
 )
 from matrigami.geometry.mesh._diffusion import DiffusionMatrix
+from matrigami.geometry.mesh._functions import given_at
 from matrigami.operators import LinearOperator, free_memory, identity, kron, kron_sum
 
 BOUNDARIES = ("dirichlet", "neumann", "periodic")
@@ -117,8 +118,8 @@ class Grid:
         Raises:
             ValueError: If it is not positive or of another shape.
         """
-        values = self.values(coefficient) if callable(coefficient) else coefficient
-        c = torch.as_tensor(values, dtype=self.dtype, device=self.device)
+        X = self.points() if callable(coefficient) else torch.zeros(0, 1, dtype=self.dtype)
+        c = given_at("stiffness(coefficient)", coefficient, X.to(self.device))
         if c.ndim == 0 or (c.shape == (len(self.sizes),) and c.shape != tuple(self.sizes)):
             terms = [
                 SecondDifferenceMatrix(factor / h**2, n, end)
@@ -159,10 +160,7 @@ class Grid:
 
     def values(self, function: Callable[..., Any]) -> Inexact[Tensor, " n"]:
         """A function of the coordinates `f(x, y, ...)` of tensors, at the unknowns."""
-        columns = self.points().unbind(-1)
-        found = torch.as_tensor(function(*columns), device=self.device)
-        found = found if found.is_complex() else found.to(self.dtype)
-        return found.expand(len(columns[0]))
+        return given_at("values(function)", function, self.points())
 
     def norm(self, u: Inexact[Tensor, " n"]) -> Float[Tensor, ""]:
         """The norm of L2: the root of the integral of the square."""

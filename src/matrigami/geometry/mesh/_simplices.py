@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
+from matrigami.geometry.mesh._functions import given_at
 from matrigami.structures import SparseMatrix
 from matrigami.structures._sparse import assembled
 
@@ -54,6 +55,11 @@ class Simplices:
 
     def __post_init__(self) -> None:
         """Refuse what is no mesh."""
+        if not self.vertices.is_floating_point() or self.cells.is_floating_point():
+            raise TypeError(
+                f"Simplices(vertices, cells): types {self.vertices.dtype}, {self.cells.dtype}.\n"
+                "Give real coordinates, and indices: cells.long()."
+            )
         d = self.vertices.shape[1]
         if not 1 <= d <= 3 or self.cells.shape[1] != d + 1 or not len(self.cells):
             raise ValueError(
@@ -62,9 +68,10 @@ class Simplices:
                 "vertices, and there must be at least one.\n"
                 "Give vertices (v, d) and cells (e, d + 1)."
             )
-        if int(self.cells.min()) < 0 or int(self.cells.max()) >= len(self.vertices):
+        low, high = int(self.cells.min()), int(self.cells.max())
+        if low < 0 or high >= len(self.vertices):
             raise ValueError(
-                f"Simplices(vertices, cells): a cell names vertex {int(self.cells.max())}.\n"
+                f"Simplices(vertices, cells): a cell names vertex {low if low < 0 else high}.\n"
                 f"There are {len(self.vertices)} vertices.\nGive indices from 0."
             )
         if not bool(self.vertices.detach().isfinite().all()):
@@ -121,7 +128,7 @@ class Simplices:
         """A mesh of meshio (points, cells) or of scikit-fem (p, t), or a file that meshio reads.
 
         Raises:
-            ValueError: If it has no triangles and no tetrahedra.
+            ValueError: If it has no triangles and no tetrahedra, or the file cannot be read.
             ImportError: If it is a file and meshio is missing.
         """
         if hasattr(mesh, "p") and hasattr(mesh, "t"):
@@ -212,8 +219,7 @@ class Simplices:
 
     def values(self, function: Callable[..., Any]) -> Inexact[Tensor, " v"]:
         """A function of the coordinates `f(x, y, ...)`, of tensors, at all vertices."""
-        found = torch.as_tensor(function(*self.vertices.unbind(-1)))
-        return found.to(self.vertices.dtype).expand(len(self.vertices))
+        return given_at("values(function)", function, self.vertices)
 
     def extended(self, u: Inexact[Tensor, " n"]) -> Inexact[Tensor, " v"]:
         """The values at all vertices, zero where they are no unknowns."""
@@ -221,10 +227,7 @@ class Simplices:
 
     def _at_cells(self, coefficient: Any) -> Inexact[Tensor, " e"]:
         """A coefficient on each simplex."""
-        if callable(coefficient):
-            centres = self.vertices[self.cells].mean(1)
-            coefficient = coefficient(*centres.unbind(-1))
-        c = torch.as_tensor(coefficient, dtype=self.vertices.dtype)
+        c = given_at("a coefficient", coefficient, self.vertices[self.cells].mean(1))
         if c.ndim and c.shape != (len(self.cells),):
             raise ValueError(
                 f"a coefficient: its shape is {tuple(c.shape)} for {len(self.cells)} simplices.\n"
@@ -266,7 +269,13 @@ def _read_file(path: Any) -> Any:
         raise ImportError(
             f"Simplices.read({str(path)!r}) needs meshio.\nInstall it: pip install meshio."
         ) from error
-    return meshio.read(path)
+    try:
+        return meshio.read(path)
+    except (OSError, SystemExit, meshio.ReadError) as error:
+        raise ValueError(
+            f"Simplices.read({str(path)!r}): it cannot be read: {error}.\n"
+            "Give a file that meshio reads, a mesh of meshio or of scikit-fem."
+        ) from error
 
 
 def _kuhn(sizes: Sequence[int]) -> Int[Tensor, "c v"]:

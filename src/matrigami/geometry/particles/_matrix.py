@@ -140,6 +140,9 @@ def error_estimate(
     Returns:
         `||A x - K x|| / ||K x||` over the rows; rounding included.
 
+    Raises:
+        ValueError: If there are no rows, or `A` is another matrix.
+
     Examples:
         >>> x = torch.linspace(0, 1, 600)
         >>> error_estimate(kernel_matrix(x, "matern32"), x, "matern32") < 1e-5
@@ -147,6 +150,11 @@ def error_estimate(
     """
     X, function = checked_points("points", points).detach(), kernel_of(kernel)
     Y = X if targets is None else checked_points("targets", targets).detach()
+    if not isinstance(rows, int) or rows < 1 or not len(Y):
+        raise ValueError(
+            f"error_estimate(A, rows={rows!r}): of {len(Y)} targets no row is looked at.\n"
+            "Give a whole number of at least 1."
+        )
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(X), 1, generator=generator, dtype=X.dtype).to(X.device)
     index = torch.randperm(len(Y), generator=generator)[:rows].to(X.device)

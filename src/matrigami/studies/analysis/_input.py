@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,11 +30,16 @@ def checked_matrix(A: Any, budget: float, draws: int) -> Float[Tensor, "m n"]:
         )
     if isinstance(A, LinearOperator):
         A = dense(A, "analyze")
+    if not isinstance(A, Tensor | np.ndarray | list | tuple):
+        raise TypeError(
+            f"analyze(A): A is a {type(A).__name__}.\nGive a tensor, an array or a value; the path "
+            "of a file goes to `matrigami analyze`."
+        )
     W = torch.as_tensor(A).detach()
     if W.ndim != 2 or W.shape[0] < 2 or W.shape[1] < 2 or W.is_complex():
-        kind = "complex " if W.is_complex() else ""
         raise ValueError(
-            f"analyze(A): A is a {kind}array of shape {tuple(W.shape)}.\n"
+            f"analyze(A): A is {'a complex' if W.is_complex() else 'an'} array of shape "
+            f"{tuple(W.shape)}.\n"
             "A real matrix of at least 2 x 2 was expected.\n"
             "Analyse one matrix of a stack at a time; reshape a kernel to (output, inputs)."
         )

@@ -47,7 +47,7 @@ def _train_grids(place: Place) -> list[tuple[int, int]]:
 
 def _kronecker_partitions(place: Place) -> list[Partition]:
     """For every size of the left factor between one entry and all."""
-    sizes = _partitions.factor_sizes(*place.size)
+    sizes = _partitions.factor_sizes(*place.size) or [(1, 1)]
     return [_partitions.kronecker(*place.size, *pair) for pair in sizes]
 
 
