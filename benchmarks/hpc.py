@@ -301,26 +301,29 @@ def _spread(numbers: list[float]) -> float:
 
 
 def _numbers(d: int, name: str, tol: float, n: int) -> tuple[float, float, float, int]:
-    """A point's stored numbers and multiply-adds, these over what they would be without a surface.
+    """A point's numbers and multiply-adds, the share of these without a surface, and the rest."""
+    x = torch.rand(n, d, dtype=D)
+    A: Any = fast_multipole_matrix(x + 0.0, x, KERNELS[name], 1.0, tol)
+    leaves = [B for level in A.left for B in level]
+    numbers = sum(B.blocks.numel() for B in (*leaves, *A.near)) / n
+    shared = sum(B.blocks.numel() for B in (*A.couplings, *A.up))
+    macs = mg.cost(A).macs
+    return numbers, macs / n, macs / (macs + _missing(A, d, leaves)), shared
+
+
+def _missing(A: Any, d: int, leaves: list[Any]) -> float:
+    """The multiply-adds that the surface of the cloud saves.
 
     With `G` cells along an edge a cell has `(3 - 2 / G)^d` neighbours in the mean, itself among
     them; without a surface `3^d`. The coupling of a parent is with the others, of full width.
     """
-    x = torch.rand(n, d, dtype=D)
-    A: Any = fast_multipole_matrix(x + 0.0, x, KERNELS[name], 1.0, tol)
-    own = [B for level in A.left for B in level] + list(A.near)
-    numbers = sum(B.blocks.numel() for B in own) / n
-    shared = sum(B.blocks.numel() for B in (*A.couplings, *A.up))
-    macs = mg.cost(A).macs / n
-    whole = 0.0
+    missing = 0.0
     for C in A.couplings:
         width = C.blocks.shape[-1]
-        parents = C.shape[0] // width
-        whole += parents * (3**d - 1) * width**2 - mg.cost(C).macs
-    cells = sum(len(B.rows.index) for level in A.left for B in level)
-    inside = (3 / (3 - 2 / max(cells, 1) ** (1 / d))) ** d
-    near = sum(B.blocks.numel() for B in A.near)
-    return numbers, macs, macs / (macs + (whole + (inside - 1) * near) / n), shared
+        missing += C.shape[0] // width * (3**d - 1) * width**2 - mg.cost(C).macs
+    cells = max(sum(len(B.rows.index) for B in leaves), 1)
+    inside = (3 / (3 - 2 / cells ** (1 / d))) ** d
+    return missing + (inside - 1) * sum(B.blocks.numel() for B in A.near)
 
 
 def page(folder: Path, report: str) -> None:
