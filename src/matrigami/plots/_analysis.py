@@ -209,7 +209,8 @@ def _gains_figure(analyses: Sequence[Analysis]) -> Figure:
     ax.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
     told = f"log10 gain\nat {shown[0].storages[0]:.0%} storage"
-    bar = drawing.colorbar(image, ax=ax, shrink=min(1.0, 10 / len(shown)), extend="max")
+    shrink = min(1.0, 10 / len(shown))
+    bar = drawing.colorbar(image, ax=ax, shrink=shrink, pad=0.08, extend="max")
     bar.ax.set_title(told, fontsize=8, loc="right")  # above, as few rows are low
     return drawing
 
