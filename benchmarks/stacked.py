@@ -84,7 +84,8 @@ def main() -> None:
         for row in ROWS
     ]
     head = ["structure", "width", "batch", "MACs of a step", "one batch"]
-    head += ["runs an hour, one by one", "side by side", "faster", "GFLOP/s", "side by side"]
+    head += ["runs an hour, one by one", "side by side", "faster"]
+    head += ["GFLOP/s, one by one", "GFLOP/s, side by side"]
     head += ["difference of test losses"]
     told = f"{2 * args.seeds} runs of {args.steps} steps; {how}; " + ", ".join(machine().values())
     report = f"{told}\n\n{table(head, rows)}"
