@@ -13,16 +13,11 @@ from matrigami.compress._calibration import block_by_block, output_moments
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, untouched, weight
-from matrigami.compress._methods import (
-    Method,
-    Progress,
-    described,
-    fitting,
-    outcome,
-)
+from matrigami.compress._methods import Method, Progress, described, fitting
 from matrigami.compress._moments import Seen
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
+from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
 from matrigami.operators import Structure
 
@@ -224,6 +219,7 @@ def _compressed(
     if journal is not None:
         book = Journal(journal, fingerprint(model, data, told, two_sided, damping))
     gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
+    made_of = Maker(model, layers, ways, gradients, damping, data)
     done = {} if book is None else book.finished()
     report = Report(left=untouched(model, layers))
 
@@ -235,9 +231,9 @@ def _compressed(
                 report.layers.append(told)
                 report.values[told.name] = value
             return
-        for name, what in seen.items():
-            _refuse_not_finite(name, what)
-            made = outcome(ways[name], layers[name], what, gradients.get(name), damping)
+        _refuse_not_finite(seen)
+        for name, made in made_of(seen).items():
+            what = seen[name]
             counts = (0, 0) if what is None else (what.rows, what.rejected)
             size = weight(layers[name]).numel()
             finished.append((LayerReport.of(name, ways[name], made, size, counts), made.value))
@@ -253,14 +249,15 @@ def _compressed(
     return report
 
 
-def _refuse_not_finite(name: str, seen: Seen | None) -> None:
+def _refuse_not_finite(layers: Mapping[str, Seen | None]) -> None:
     """Raise if a layer has seen nothing but NaN."""
-    if seen is not None and seen.rejected and not seen.rows + seen.held:
-        raise ValueError(
-            f"compress: all {seen.rejected} vectors of the calibration are NaN or infinite at the "
-            f"layer {name}.\nIt was left as it is, and all behind it.\n"
-            "Look for NaN in the batches, or for a layer before it that overflows."
-        )
+    for name, seen in layers.items():
+        if seen is not None and seen.rejected and not seen.rows + seen.held:
+            raise ValueError(
+                f"compress: all {seen.rejected} vectors of the calibration are NaN or infinite at "
+                f"the layer {name}.\nIt was left as it is, and all behind it.\n"
+                "Look for NaN in the batches, or for a layer before it that overflows."
+            )
 
 
 def _put(model: nn.Module, name: str, new: Tensor | nn.Module) -> None:

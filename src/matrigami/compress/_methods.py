@@ -8,6 +8,7 @@
 Shapes: m = outputs, n = inputs of a layer.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -36,6 +37,10 @@ DAMPING = 0.01
 EVEN = 1.0
 """Of the moment of the gradients in front of structures, by default: as much of the identity as of
 the moment. They change so much that the gradients of the model as it was say half of the truth."""
+
+TRUSTS = (EVEN, 0.3, math.inf)
+"""The same, tried for whole models: what is best differs from block to block, and so does whether
+the gradients should count at all."""
 
 DRIFT = 0.5
 """How far weights make up for the compressed prefix; all the way shrinks the outputs too much."""
@@ -79,6 +84,7 @@ def outcome(
     seen: Seen | None,
     B: Tensor | None,
     damping: float | tuple[float, ...] | None = None,
+    even: float = EVEN,
 ) -> Outcome:
     """What a method makes of one layer; nothing is changed yet.
 
@@ -88,16 +94,20 @@ def outcome(
         seen: What it has seen; None if nothing.
         B: Second moment of its output gradients, or None.
         damping: Of the moments; None for the default of the method.
+        even: How much of the identity is added to `B` in front of structures where no damping is
+            given, relative to its mean diagonal; without end, `B` does not count.
     """
     if isinstance(method, str):
-        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping)
+        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping, even)
     W = weight(layer).float()
     W = W if seen is None else aim(W, seen)
     if isinstance(method, Grid):
         made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
     elif isinstance(method, Structure | tuple):
         recipes = method if isinstance(method, tuple) else (method,)
-        made = _structured(recipes, layer, W, seen, B, damping)
+        B = None if even == math.inf else B
+        even = even if damping is None else _one(damping)
+        made = _structured(recipes, layer, W, seen, B, even, _one(damping))
     else:
         made = _pruned(method, W, seen, B, _one(damping))
     return made
@@ -223,13 +233,13 @@ def _structured(
     W: Tensor,
     seen: Seen | None,
     B: Tensor | None,
-    damping: float | tuple[float, ...] | None,
+    even: float,
+    damping: float,
 ) -> Outcome:
     """Project one matrix onto each structure, with and without the moments; take the nearest."""
     A, holdout = (None, None) if seen is None else seen.moments()
     judge = torch.eye(W.shape[-1]).to(W).double() if holdout is None else holdout
-    left = None if B is None else damped(B, EVEN if damping is None else _one(damping))
-    damping = _one(damping)
+    left = None if B is None else damped(B, even)
     plain = [(recipe, project(recipe, W)) for recipe in recipes]
     tried = list(plain)
     if A is not None:
