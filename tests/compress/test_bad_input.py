@@ -15,6 +15,7 @@ from matrigami.compress import (
     plan,
     prune_,
     quantize_,
+    round_ldl,
     set_weight,
     shrink_,
     structure_,
@@ -162,6 +163,17 @@ def test_fewer_rows_than_inputs_and_dead_inputs_keep_the_nearest(rows):
     report = quantize_(model, [x], grid)
     assert torch.equal(report.values["0"].codes[:, 8:], nearest.codes[:, 8:])
     assert report.layers[0].loss <= report.layers[0].simple + 1e-12
+
+
+def test_what_cannot_lose_anything_loses_nothing():
+    """Outputs that are multiplied by zero have no gradient: the relative loss is no NaN."""
+    W, A = torch.randn(5, 6), torch.eye(6)
+    found = round_ldl(W, A, torch.zeros(5, 5))
+    assert (float(found.loss), float(found.nearest)) == (0.0, 0.0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Linear(4, 3))
+    model[3].weight.data.zero_()
+    report = quantize_(model, [torch.randn(40, 6)], Grid(4, None), two_sided=True)
+    assert [r.loss for r in report.layers[:2]] == [0.0, 0.0]
 
 
 def test_nothing_is_predicted_of_what_is_not_reached():

@@ -110,6 +110,47 @@ def test_smaller_models_are_dense_with_sizes_of_their_own(llama, tmp_path, optio
     assert sizes == ((64, 2, 1) if options else (48, 4, 2))
 
 
+@pytest.mark.parametrize(
+    ("config", "name", "options"),
+    [
+        ("GPT2Config", "AutoModelForCausalLM", {"targets": "*.mlp.c_proj"}),
+        (
+            "BertConfig",
+            "AutoModelForSequenceClassification",
+            {"targets": "re:.*[0-9].output.dense"},
+        ),
+        (
+            "BertConfig",
+            "AutoModelForSequenceClassification",
+            {"targets": "*.attention.output.dense", "heads": 4},
+        ),
+        ("ViTConfig", "AutoModelForImageClassification", {"targets": "*.fc2"}),
+        ("ViTConfig", "AutoModelForImageClassification", {"targets": "*.o_proj", "heads": 4}),
+    ],
+)
+def test_neurons_and_heads_go_from_models_of_every_kind(config, name, options, tmp_path):
+    """What is smaller computes what zeros did, or `shrink_` raises; it loads again to the bit."""
+    torch.set_default_dtype(torch.float32)
+    sizes = {
+        "GPT2Config": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "BertConfig": SIZES,
+        "ViTConfig": PATCHES,
+    }
+    model = getattr(transformers, name).from_config(
+        getattr(transformers, config)(**sizes[config], initializer_range=0.3)
+    )
+    batch = {"input_ids": IDS}
+    if config == "ViTConfig":
+        batch = {"pixel_values": torch.linspace(-1, 1, 4 * 3 * 256).sin().view(4, 3, 16, 16)}
+    model.eval()
+    before = model.num_parameters()
+    report = shrink_(model, [batch], 0.5, **options)
+    assert len(report.layers) == 2
+    assert model.num_parameters() < before
+    again = mg.load(mg.save(model, tmp_path / "out", report.values))
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
 def test_sizes_that_no_configuration_tells_are_refused(llama, tmp_path):
     model = llama()
     shrink_(model, [{"input_ids": IDS}], 0.25, targets="model.layers.0.mlp.down_proj")

@@ -118,6 +118,11 @@ def unit_lower(M: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return C / d[..., None, :], d.square()
 
 
+def relative(lost: Tensor, whole: Tensor) -> Tensor:
+    """A loss in parts of that of removing everything; zero where nothing can be lost."""
+    return torch.where(whole > 0, lost / whole, torch.zeros_like(lost))
+
+
 def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:
     """`tr(B E A E.T)` by rows; without B half of the products are enough, as A is symmetric."""
     if B is not None:

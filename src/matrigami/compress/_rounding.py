@@ -22,7 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami.compress._grid import Grid, QuantizedMatrix, spread
-from matrigami.compress._moments import checked_moments, damped, row_losses, unit_lower
+from matrigami.compress._moments import (
+    checked_moments,
+    damped,
+    relative,
+    row_losses,
+    unit_lower,
+)
 from matrigami.compress._scales import refitted
 from matrigami.operators import LinearOperator
 
@@ -102,7 +108,7 @@ def round_ldl(
     nearest = grid.round(work, activity)
     plain, whole = loss(work - nearest.dense()), loss(work).sum(-1)
     if A is None:
-        lost = plain.sum(-1) / whole
+        lost = relative(plain.sum(-1), whole)
         return Rounding(_like(nearest, W), lost, lost, 0.0, W.shape[:-1].numel())
     options = damping if isinstance(damping, tuple) else (damping,)
     tried = _rounded(work, inputs, B, grid, nearest, options, by_activity, refit)
@@ -110,8 +116,9 @@ def round_ldl(
     best = int(losses.flatten(1).sum(-1).argmin())
     worse = _worse(losses[best], plain, B is not None)
     value = _chosen(worse, nearest, _each(tried, lambda t: t[best]))
-    lost = torch.where(worse, plain, losses[best]).sum(-1) / whole
-    return Rounding(_like(value, W), lost, plain.sum(-1) / whole, options[best], int(worse.sum()))
+    lost, simple = (t.sum(-1) for t in (torch.where(worse, plain, losses[best]), plain))
+    told = relative(lost, whole), relative(simple, whole)
+    return Rounding(_like(value, W), *told, options[best], int(worse.sum()))
 
 
 def _lost(A: Tensor, B: Tensor | None, E: Tensor) -> Tensor:

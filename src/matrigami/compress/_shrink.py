@@ -12,6 +12,7 @@ up for it exactly: `W' = W A_:s A_ss^-1` on the set s that stays.
 Shapes: m = outputs, n = inputs of the consumer, u = units.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from matrigami.compress._calibration import observed, output_moments
 from matrigami.compress._drivers import batches_of
 from matrigami.compress._layers import set_weight, weight
-from matrigami.compress._moments import damped, row_losses
+from matrigami.compress._moments import damped, relative, row_losses
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._running import answer, at_rest, called
-from matrigami.nn import Patterns, chosen, swap
+from matrigami.nn import Patterns, chosen, matrix_view, swap
 
 TOLERANCE = 1e-4
 """Relative change of the outputs below which two models are the same, in single precision."""
@@ -64,7 +65,7 @@ def shrink_(
     """Remove hidden units of a model and make its layers smaller, in place.
 
     Args:
-        model: Any model; `nn.Linear`s are made smaller.
+        model: Any model; `nn.Linear`s, and the `Conv1D`s of transformers, are made smaller.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
         share: Of the units of each group, from 0 to below 1.
         targets: Patterns of the layers that read the units, such as `*.down_proj`; None for all
@@ -119,7 +120,7 @@ def _found(
     required: bool,
 ) -> list[Group]:
     """The groups whose units can be permuted without changing the model."""
-    every = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    every = {n: tuple(weight(m).shape) for n, m in model.named_modules() if can_be_smaller(m)}
     groups = [
         group
         for name in layers
@@ -130,27 +131,21 @@ def _found(
         raise ValueError(
             f"shrink_: no hidden units are found that {', '.join(sorted(missing)) or 'a layer'} "
             f"reads, of the {type(model).__name__}.\n"
-            "Its producers must be nn.Linears beside it, with nothing between that mixes units; "
-            "leave the layer by ignore=."
+            "Its producers must be nn.Linears (or Conv1Ds) beside it, with nothing between that "
+            "mixes units; leave the layer by ignore=."
         )
     return groups
 
 
 def _group(
-    model: nn.Module, name: str, every: dict[str, nn.Linear], batch: Any, heads: int | None
+    model: nn.Module, name: str, every: dict[str, tuple[int, ...]], batch: Any, heads: int | None
 ) -> Group | None:
     """The fewest layers beside a consumer that make its inputs, the nearest first."""
-    consumer, parent = every[name], name.rpartition(".")[0]
-    units = consumer.in_features if heads is None else heads
-    if consumer.in_features % units:
+    inputs = every[name][1]
+    units = inputs if heads is None else heads
+    if inputs % units:
         return None
-    fitting = [
-        other
-        for other, layer in reversed(every.items())
-        if other.rpartition(".")[0] == parent
-        and other != name
-        and _makes(layer, consumer.in_features, units, heads)
-    ]
+    fitting = [n for n in _beside(name, every) if _makes(every[n][0], inputs, units, heads)]
     sizes = range(1, len(fitting) + 1) if heads is None else [len(fitting)]
     for count in sizes:
         for producers in combinations(fitting, count):
@@ -160,9 +155,19 @@ def _group(
     return None
 
 
-def _makes(layer: nn.Linear, inputs: int, units: int, heads: int | None) -> bool:
+def _beside(name: str, every: Iterable[str]) -> list[str]:
+    """The layers of the same parent, the last first; of an only child those of its grandparent."""
+    parent = name.rpartition(".")[0]
+    family = [n for n in every if n.rpartition(".")[0] == parent and n != name]
+    if not family and parent:
+        elder = parent.rpartition(".")[0]
+        family = [n for n in every if n.startswith(f"{elder}." if elder else "") and n != name]
+    return family[::-1]
+
+
+def _makes(outputs: int, inputs: int, units: int, heads: int | None) -> bool:
     """Whether a layer could make these inputs."""
-    return layer.out_features == inputs if heads is None else layer.out_features % units == 0
+    return outputs == inputs if heads is None else outputs % units == 0
 
 
 def _permutes(model: nn.Module, group: Group, batch: Any) -> bool:
@@ -179,11 +184,11 @@ def _permute(model: nn.Module, group: Group, order: Tensor) -> None:
     """Rows of the producers and columns of the consumer in another order of the units."""
     for name in group.producers:
         layer: Any = model.get_submodule(name)
-        layer.weight.copy_(_rows(layer.weight, order, group.units))
+        set_weight(layer, _rows(weight(layer), order, group.units))
         if layer.bias is not None:
             layer.bias.copy_(_rows(layer.bias, order, group.units))
-    consumer: Any = model.get_submodule(group.consumer)
-    consumer.weight.copy_(_rows(consumer.weight.mT, order, group.units).mT)
+    consumer = model.get_submodule(group.consumer)
+    set_weight(consumer, _rows(weight(consumer).mT, order, group.units).mT)
 
 
 def _rows(t: Tensor, order: Tensor, units: int) -> Tensor:
@@ -215,7 +220,7 @@ def _removed(
         if metric is not None:
             V = torch.linalg.solve(metric[columns][:, columns], metric[columns] @ W.mT).mT
         E = W.index_add(1, columns, -V)
-        loss = row_losses(E, holdout, B).sum() / row_losses(W, holdout, B).sum()
+        loss = relative(*(row_losses(X, holdout, B).sum() for X in (E, W)))
         tried.append((kept, V, float(loss)))
     best = min(tried, key=lambda found: found[2])
     return best[0], best[1], (best[2], tried[1][2])
@@ -251,7 +256,8 @@ def _shrink(model: nn.Module, group: Group, kept: list[int], W: Tensor, batch: A
     index = torch.tensor(kept)
     old: dict[nn.Module, nn.Module] = {}
     consumer: Any = model.get_submodule(group.consumer)
-    size, before = consumer.in_features // group.units, weight(consumer).clone()
+    before = weight(consumer).clone()
+    size = before.shape[1] // group.units
     columns = (index[:, None] * size + torch.arange(size)).flatten().to(W.device)
     zeroed = torch.zeros_like(before, dtype=W.dtype).index_add_(1, columns, W)
     set_weight(consumer, zeroed.to(before.dtype))
@@ -260,7 +266,7 @@ def _shrink(model: nn.Module, group: Group, kept: list[int], W: Tensor, batch: A
     for name in group.producers:
         layer: Any = model.get_submodule(name)
         bias = None if layer.bias is None else _rows(layer.bias, index, group.units)
-        old[layer] = smaller(layer, _rows(layer.weight, index, group.units), bias)
+        old[layer] = smaller(layer, _rows(weight(layer), index, group.units), bias)
     swap(model, old)
     try:
         same = _near(_outputs(model, batch), expected)
@@ -275,17 +281,29 @@ def _shrink(model: nn.Module, group: Group, kept: list[int], W: Tensor, batch: A
         )
 
 
-def smaller(layer: nn.Linear, W: Tensor, bias: Tensor | None) -> nn.Linear:
+SIZES = {"Linear": ("in_features", "out_features"), "Conv1D": ("nx", "nf")}
+"""What the layers that can be made smaller call their inputs and outputs."""
+
+
+def can_be_smaller(layer: nn.Module) -> bool:
+    """Whether it is a linear layer of torch, or the `Conv1D` of transformers."""
+    known = type(layer) is nn.Linear or type(layer).__name__ == "Conv1D"
+    return known and matrix_view(layer) is not None
+
+
+def smaller(layer: Any, W: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer with another weight and bias, and all else as it was."""
-    m, n = W.shape
-    kind: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    new = nn.Linear(n, m, bias=bias is not None, **kind)
-    new.weight.data.copy_(W)
-    new.weight.requires_grad_(layer.weight.requires_grad)
-    if bias is not None:
-        new.bias.data.copy_(bias)
-        new.bias.requires_grad_(layer.bias.requires_grad)
-    return new.train(layer.training)
+    new = copy.copy(layer)  # its hooks and flags, but a table of parameters of its own
+    new._parameters = dict(layer._parameters)
+    stored = W if type(layer) is nn.Linear else W.mT
+    for name, t in (("weight", stored), ("bias", bias)):
+        old = layer._parameters[name]
+        if t is not None and old is not None:
+            own = t.detach().to(old).clone(memory_format=torch.contiguous_format)
+            new._parameters[name] = nn.Parameter(own, old.requires_grad)
+    for name, size in zip(SIZES[type(layer).__name__], reversed(W.shape), strict=True):
+        setattr(new, name, size)
+    return new
 
 
 def _outputs(model: nn.Module, batch: Any) -> Tensor:

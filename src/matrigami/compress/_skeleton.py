@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._grid import QuantizedMatrix
-from matrigami.compress._shrink import smaller
+from matrigami.compress._layers import weight
+from matrigami.compress._shrink import can_be_smaller, smaller
 from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import (
     StructuredConv,
@@ -127,10 +128,11 @@ def exchanges(
             found[old] = stand_in(dense_of(old), structure)
     for name, (m, n) in sizes.items():
         old = named.get(name)
-        if type(old) is not nn.Linear or m > old.out_features or n > old.in_features:
+        W = weight(old) if old is not None and can_be_smaller(old) else torch.empty(0, 0)
+        if old is None or m > W.shape[0] or n > W.shape[1]:
             raise ValueError(_other(where, f"it has no layer {name} that could be {m}x{n}"))
-        bias = None if old.bias is None else old.bias[:m]
-        found[old] = smaller(old, old.weight.detach()[:m, :n], bias)
+        bias: Any = old.bias
+        found[old] = smaller(old, W[:m, :n], None if bias is None else bias[:m])
     return found
 
 
