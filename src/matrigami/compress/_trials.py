@@ -45,19 +45,27 @@ class Maker:
 
     def __call__(self, seen: Mapping[str, Seen | None]) -> dict[str, Outcome]:
         """What becomes of each; nothing is changed."""
-        tried = [name for name, what in seen.items() if name in self.tried and what is not None]
-        made = {n: self._made(n, what, EVEN) for n, what in seen.items() if n not in tried}
+        tried = {n: what for n, what in seen.items() if n in self.tried and what is not None}
+        made = self._made({n: what for n, what in seen.items() if n not in tried}, EVEN)
         if tried and self.judge is not None:
-            trials = [{n: self._made(n, seen[n], even) for n in tried} for even in TRUSTS]
-            scores = [self._score(trial, self.judge) for trial in trials]
-            best = scores.index(min(scores))
-            made |= {n: _noted(one, TRUSTS[best]) for n, one in trials[best].items()}
+            made |= self._best(tried, self.judge)
         return {name: made[name] for name in seen}
 
-    def _made(self, name: str, seen: Seen | None, even: float) -> Outcome:
+    def _made(self, seen: Mapping[str, Seen | None], even: float) -> dict[str, Outcome]:
         """With one trust."""
-        B = self.gradients.get(name)
-        return outcome(self.ways[name], self.layers[name], seen, B, self.damping, even)
+        return {
+            n: outcome(
+                self.ways[n], self.layers[n], what, self.gradients.get(n), self.damping, even
+            )
+            for n, what in seen.items()
+        }
+
+    def _best(self, seen: Mapping[str, Seen], judge: Callable[[], float]) -> dict[str, Outcome]:
+        """With the trust that is best for all of them."""
+        trials = [self._made(seen, even) for even in TRUSTS]
+        scores = [self._score(trial, judge) for trial in trials]
+        best = scores.index(min(scores))
+        return {name: _noted(made, TRUSTS[best]) for name, made in trials[best].items()}
 
     def _score(self, trial: Mapping[str, Outcome], judge: Callable[[], float]) -> float:
         """The divergence of the model with other layers, which is then as it was."""
