@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from matrigami.studies import RunConfig, _stacked, run_states
 from matrigami.studies._run import collect, prepare
 from matrigami.studies._stacked import LARGEST, Stack, alike
+from matrigami.studies._stacked_graph import simplified
 from matrigami.studies._train import Run, train_run
 from matrigami.studies._worker import Job, run_folder, work
 from matrigami.studies.tasks import load_task
@@ -136,6 +138,28 @@ def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch):
     for config in configs:
         ours, theirs = (recorded[config.id], plain[config.id])
         assert [ours[name] for name in LOSSES] == pytest.approx([theirs[name] for name in LOSSES])
+
+
+@pytest.mark.parametrize("structure", ["dense", "btt(rank=2)", "lowrank"])
+def test_a_simplified_recording_gives_the_same_bits(tmp_path, structure):
+    """Fewer calls, and no change of shape after another."""
+    configs = [digits(seed=seed, structure=structure) for seed in (3, 8)]
+    task = load_task(configs[0])
+    runs = [Run(config, tmp_path, task, torch.device("cpu")) for config in configs]
+    tables = [dict(run.model.named_parameters()) for run in runs]
+    weights = {n: torch.stack([t[n].detach() for t in tables]) for n in tables[0]}
+    plan = task.plan(8, torch.Generator().manual_seed(0))
+    batch = _stacked._stacked([task.batch(plan, start, 8) for start in (0, 8)])
+    recorded = make_fx(_stacked._passes(runs[0], batched=True))(weights, batch)
+    (gradients, sums), calls = recorded(weights, batch), len(recorded.graph.nodes)
+    short = simplified(recorded)
+    (ours, own_sums) = short(weights, batch)
+    assert all(map(torch.equal, gradients, ours))
+    assert torch.equal(sums, own_sums)
+    assert len(short.graph.nodes) < 0.85 * calls
+    views = short.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
+    assert views
+    assert not any(view.args[0] in views for view in views)
 
 
 def test_what_is_one_batch(tmp_path):

@@ -122,7 +122,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         ):
             raise ValueError(
                 f"Model {text!r}: {name} has no option {key!r} of this value.\n"
-                f"Its options are {known or 'none'}; width, depth, heads and patch are keys of "
+                f"It takes {known or 'no options'}; width, depth, heads and patch are keys of "
                 "their own."
             )
     return name, options
