@@ -263,6 +263,17 @@ def schur(k: int = 127, m: int = 255) -> Iterator[Row]:
     )
 
 
+def products(n: int = 4000) -> Iterator[Row]:
+    """Nested bases of a dense matrix of points in the plane, from products alone."""
+    x = torch.rand(n, 2, dtype=D)
+    A = mg.DenseMatrix(torch.exp(-2 * torch.cdist(x, x)))
+    for tol in (1e-2, 1e-6):
+        H, seconds = timed(lambda tol=tol: hierarchical(A, x, tol=tol))
+        said = f"error {relative_error(A, H):.0e}, {mg.cost(H).params / n**2:.2f} of dense"
+        work = f"H2 of products, {n} points of the plane, tol {tol:g}"
+        yield Row(work, "matrigami", {"products and bases": seconds}, said)
+
+
 WORK = {
     "space": space,
     "smooth": smooth,
@@ -270,6 +281,7 @@ WORK = {
     "poisson": poisson,
     "diagonals": diagonals,
     "schur": schur,
+    "products": products,
 }
 
 

@@ -31,7 +31,9 @@ def test_products_are_those_of_one_process(ranks: int, cloud: str, tmp_path: Pat
     on_ranks(ranks, tmp_path, cases.shares, cloud)
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ranks", [2, *[pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4)]]
+)
 def test_each_process_builds_what_it_owns(ranks: int, tmp_path: Path):
     on_ranks(ranks, tmp_path, cases.builds, 4500)
 
