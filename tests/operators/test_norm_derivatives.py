@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from matrigami import DenseMatrix, direct_sum, norm
+from matrigami import DenseMatrix, DiagonalMatrix, LowRankMatrix, direct_sum, kron, norm
 from matrigami.structures import BlockDiagonalMatrix
 from matrigami.testing._derivative_laws import along_a_line, expect_derivatives
 
@@ -38,3 +38,19 @@ def test_norms_map_and_broadcast():
     (g,) = torch.autograd.grad(norm(DenseMatrix(D.requires_grad_()), 1).sum(), D)
     U, _, Vh = torch.linalg.svd(D.detach())
     torch.testing.assert_close(g, U @ Vh)
+
+
+def test_norms_of_low_rank_have_a_derivative_where_a_factor_is_zero():
+    U = torch.zeros(6, 2, dtype=torch.float64, requires_grad=True)
+    for order in (None, 1, 3):
+        (g,) = torch.autograd.grad(norm(LowRankMatrix(U, random(5, 2)), order), U)
+        assert not g.any()
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_norms_do_not_leave_the_range(size):
+    D = size * torch.eye(3, dtype=torch.float64)
+    for A in (DenseMatrix(D), DiagonalMatrix(D.diagonal()), kron(D, torch.eye(2, dtype=D.dtype))):
+        torch.testing.assert_close(norm(A) / size, torch.tensor(len(A.dense()) ** 0.5).double())
+    (g,) = torch.autograd.grad(norm(DenseMatrix(D.requires_grad_())), D)
+    torch.testing.assert_close(g, torch.eye(3, dtype=torch.float64) / 3**0.5)

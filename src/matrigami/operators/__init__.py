@@ -1,5 +1,6 @@
 """The algebra: what a matrix is, how matrices combine, and what can be asked of one."""
 
+import matrigami.operators._half  # noqa: F401 - says what computes in single precision
 from matrigami.operators._algebra import (
     CroppedMatrix,
     InverseMatrix,

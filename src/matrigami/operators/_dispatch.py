@@ -68,6 +68,7 @@ class OpenFunction(Generic[P, R]):
         named = [p for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
         self.least = max(len(named), 1)
         self.around = around
+        self.lift: Callable[[tuple[Any, ...]], tuple[tuple[Any, ...], Answer] | None] | None = None
         self.rules: dict[type, list[Rule]] = {}
         update_wrapper(self, default)
 
@@ -91,7 +92,13 @@ class OpenFunction(Generic[P, R]):
         return ask(*bound.args, **bound.kwargs)
 
     def answer(self, *args: Any, **options: Any) -> Any:
-        """Answer by the first rule that holds, without the checks."""
+        """Answer by the first rule that holds, without the checks.
+
+        `lift` may turn the arguments into others, for which the rules are meant, and back.
+        """
+        lifted = None if self.lift is None else self.lift(args)
+        if lifted is not None:
+            return lifted[1](self.answer(*lifted[0], **options))
         for kind in type(args[0]).__mro__:
             for rule in self.rules.get(kind, ()):
                 if rule.holds(args, options):

@@ -129,15 +129,19 @@ def root_of_squares(
 def vector_norm(
     X: Inexact[Tensor, "..."], dim: int | tuple[int, ...], order: float = 2
 ) -> Inexact[Tensor, "..."]:
-    """That of torch, with derivatives of every order that are zero at zero.
+    """That of torch, whose squares may leave the range, and with derivatives at zero.
 
-    Torch's own second derivative there is NaN, even where it is multiplied by zero.
+    They are zero in every order; torch's second one is NaN, even where it is multiplied by zero.
     """
-    if not is_differentiated(X):
-        return torch.linalg.vector_norm(X, ord=order, dim=dim)
-    zero = (X == 0).all(dim=dim, keepdim=True)
-    size = torch.linalg.vector_norm(torch.where(zero, 1, X), ord=order, dim=dim, keepdim=True)
-    return torch.where(zero, 0, size).squeeze(dim)
+    size = torch.linalg.vector_norm(X, ord=order, dim=dim)
+    if not X.numel() or (is_concrete(size) and bool(((size > 0) & size.isfinite()).all())):
+        return size
+    peak = X.detach().abs().amax(dim, keepdim=True)
+    zero = peak == 0
+    peak = torch.where(zero | ~peak.isfinite(), 1, peak)
+    unit = torch.where(zero, 1, X / peak)
+    size = torch.linalg.vector_norm(unit, ord=order, dim=dim, keepdim=True)
+    return torch.where(zero, 0, size * peak).squeeze(dim)
 
 
 def truncated_svd(

@@ -30,6 +30,7 @@ from matrigami.operators import (
     contractions,
     descending,
     diagonal,
+    differentiated,
     entries,
     example,
     expand,
@@ -56,6 +57,9 @@ from matrigami.operators import (
 )
 
 __all__ = ["LowRank", "LowRankMatrix"]
+
+DERIVED = 2**18
+"""Entries up to which singular values that are differentiated are those of the dense matrix."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -214,7 +218,15 @@ def _(A: LowRankMatrix, p: float) -> LowRankMatrix:
     return LowRankMatrix(times(A.U, core), A.V)
 
 
-@svdvals.register
+def _has_basis(A: LowRankMatrix) -> bool:
+    """Whether orthonormal bases may be taken: they have no derivative where factors lose rank.
+
+    A small matrix is asked as it is while one is wanted.
+    """
+    return torch.Size(A.shape).numel() > DERIVED or not differentiated(A)
+
+
+@svdvals.register(where=_has_basis)
 def _(A: LowRankMatrix) -> Float[Tensor, "*batch d"]:
     return descending(svd(A).values, A)
 
