@@ -101,7 +101,7 @@ def digits() -> Problem:
         calibration=lambda _: list(x[:-500].split(128)),
         rates=(2e-3, 2e-3 / 3),
         tuning=0.1,
-        seeds=5,
+        seeds=3,
         budgets=BUDGETS,
     )
 
