@@ -78,8 +78,9 @@ def test_the_page_of_a_study_has_its_seconds_and_what_is_missing():
         for structure, error in (("dense", 90.0), ("lowrank", 80.0))
         for macs in (1000, 2000, 4000)
     ]
-    env = {"cores": 2, "versions": {"torch": "2"}}
+    env = {"command": "matrigami study run", "cores": 2, "versions": {"torch": "2"}}
     text = study_page.page("small", 8, fit_results(records), env, records)
     assert "2 of the 8 runs of the preset were not trained" in text
+    assert "```sh\nmatrigami study run\n" in text
     assert "| `lowrank` | 2000 | 0 | 2.00e+03 | 3000 |" in text
     assert "text, test error: at 2.0e+03 MACs lowrank is the best" in text
