@@ -51,6 +51,16 @@ def test_product_is_as_accurate_as_asked(fast_only, name: str, d: int):
         assert error < 5 * tol
 
 
+def test_more_digits_in_space_need_more_points_before_bases_pay(monkeypatch):
+    monkeypatch.setattr(matrix, "CROSSOVER", {1: 4, 2: 64, 3: 64})
+    kinds = {
+        d: [kernel_matrix(cloud(100, d), "matern32", tol=tol) for tol in (1e-2, 1e-6)]
+        for d in (2, 3)
+    }
+    dense = {d: [isinstance(A, DenseMatrix) for A in found] for d, found in kinds.items()}
+    assert dense == {2: [False, False], 3: [False, True]}
+
+
 def test_any_function_of_the_distance_will_do(fast_only):
     x = cloud(200, 2)
     A = kernel_matrix(x, lambda r: 1 / (1 + r) ** 2)

@@ -191,7 +191,7 @@ def distributed_kernel_matrix(
         ValueError: As `kernel_matrix` and `distributed` do; few points are refused.
     """
     Y, X, function, tol = checked(points, kernel, targets, scale, tol)
-    if is_small(Y, X) or (X.shape[1] == 1 and targets is None):
+    if is_small(Y, X, tol) or (X.shape[1] == 1 and targets is None):
         A = kernel_matrix(points, kernel, targets=targets, scale=scale, tol=tol)
         return distributed(A, group)
     _check_group()
