@@ -90,5 +90,7 @@ is needed too. Means over all starts, and the least and largest.
 nearest of a train, Monarch matrices and low rank in both moments; *bits* and *sparsity* are
 `compress_`, two-sided."""
 
-END = """All numbers: [results.csv](results.csv). Written by
-`python -m benchmarks.simplest_way docs/results/simplest_way --stories FOLDER TEXT`"""
+COMMAND = "python -m benchmarks.simplest_way docs/results/simplest_way --stories FOLDER TEXT"
+
+END = f"""All numbers: [results.csv](results.csv). Written by
+`{COMMAND}`"""

@@ -23,7 +23,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks._simplest_way_page import BUDGETS, Result, read_results, write_page
+from benchmarks._simplest_way_page import BUDGETS, COMMAND, Result, read_results, write_page
 from benchmarks._timing import one_thread
 from benchmarks._ways import GROUP, Made, low_rank, monarch, ours, train
 from matrigami.compress import Grid, unstructured, weight
@@ -309,7 +309,7 @@ def main(out: Path, text: tuple[Path, Path] | None, page_only: bool) -> None:
                     writer.writeheader()
                 writer.writerow(asdict(result))
             print(*asdict(result).values(), flush=True)
-        machine = environment("cpu", 1, torch.get_num_threads())
+        machine = environment("cpu", 1, torch.get_num_threads()) | {"command": COMMAND}
         (out / "env.json").write_text(json.dumps(machine, indent=1) + "\n", "utf-8")
     write_page(out, read_results(path), WAYS)
 
