@@ -3,7 +3,6 @@
 `expected.md`, written before the run, and `notes.md`, written after it, go around the tables.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,18 +44,6 @@ class Row:
 
 Group = tuple[tuple[str, str, str, str], list[Row]]
 """A way at a setting, and its rows, one for each seed."""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The measurements so far."""
-    if not path.exists():
-        return []
-    kinds = Row.__annotations__
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{k: kinds[k](v) for k, v in line.items()})  # pyright: ignore[reportArgumentType]
-            for line in csv.DictReader(file)
-        ]
 
 
 def write_page(out: Path, rows: Sequence[Row]) -> None:

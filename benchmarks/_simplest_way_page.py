@@ -1,6 +1,5 @@
 """The page of `benchmarks.simplest_way`, and the rows that it is made of."""
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,18 +29,6 @@ class Result:
     def key(self) -> tuple[str, float, str, int]:
         """What was measured."""
         return self.problem, self.budget, self.way, self.seed
-
-
-def read_results(path: Path) -> list[Result]:
-    """The measurements so far."""
-    if not path.exists():
-        return []
-    kinds = Result.__annotations__
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Result(**{k: kinds[k](v) for k, v in line.items()})  # pyright: ignore[reportArgumentType]
-            for line in csv.DictReader(file)
-        ]
 
 
 def section(name: str, results: list[Result], ways: Iterable[str]) -> str:

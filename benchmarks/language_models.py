@@ -11,12 +11,11 @@ already is not measured again, so that the command may be killed and started aga
 """
 
 import copy
-import csv
 import json
 import lzma
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ import click
 import torch
 from torch import Tensor, nn
 
-from benchmarks._compression_page import Row, read_rows, write_page
+from benchmarks._compression_page import Row, write_page
+from benchmarks._report import append_row, read_rows
 from benchmarks._timing import one_thread
 from benchmarks._ways import Way, ways
 from matrigami.compress import evaluate
@@ -121,16 +121,6 @@ def measure(name: str, dense: nn.Module, text: Text, way: Way, seed: int) -> Row
     )
 
 
-def append(path: Path, row: Row) -> None:
-    """One more measurement."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(row)), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
-
-
 @dataclass(frozen=True)
 class Plan:
     """What is measured: draws, a choice of ways, the device, and for large models less data."""
@@ -146,7 +136,7 @@ def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     """All measurements of one model that are lacking."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
-    done = {row.key for row in read_rows(out / "results.csv")}
+    done = {row.key for row in read_rows(Row, out / "results.csv")}
     wanted = [
         (way, seed)
         for seed in range(plan.seeds)
@@ -163,7 +153,7 @@ def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     note_machine(out, folder.name, plan.device)
     for i, (way, seed) in enumerate(wanted):
         row = measure(folder.name, model, data, way, seed)
-        append(out / "results.csv", row)
+        append_row(out / "results.csv", row)
         told = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
         print(f"{folder.name} {i + 1}/{len(wanted)} {told}, {row.seconds:.0f} s", flush=True)
 
@@ -199,7 +189,7 @@ def main(out: Path, models: tuple[tuple[Path, Path], ...], **options: Any) -> No
     out.mkdir(parents=True, exist_ok=True)
     for folder, text in models:
         run(folder, text, out, Plan(**options))
-    write_page(out, read_rows(out / "results.csv"))
+    write_page(out, read_rows(Row, out / "results.csv"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ but the last, in float32. Finished measurements in `results.csv` are kept.
 """
 
 import copy
-import csv
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks._simplest_way_page import BUDGETS, COMMAND, Result, read_results, write_page
+from benchmarks._report import append_row, read_rows
+from benchmarks._simplest_way_page import BUDGETS, COMMAND, Result, write_page
 from benchmarks._timing import one_thread
 from benchmarks._ways import GROUP, Made, low_rank, monarch, ours, train
 from matrigami.compress import Grid, unstructured, weight
@@ -301,17 +301,12 @@ def main(out: Path, text: tuple[Path, Path] | None, page_only: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.csv"
     for make in [] if page_only else [digits, *([partial(stories, *text)] if text else [])]:
-        for result in run(make(), {r.key for r in read_results(path)}):
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(asdict(result)), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(result))
+        for result in run(make(), {r.key for r in read_rows(Result, path)}):
+            append_row(path, result)
             print(*asdict(result).values(), flush=True)
         machine = environment("cpu", 1, torch.get_num_threads()) | {"command": COMMAND}
         (out / "env.json").write_text(json.dumps(machine, indent=1) + "\n", "utf-8")
-    write_page(out, read_results(path), WAYS)
+    write_page(out, read_rows(Result, path), WAYS)
 
 
 if __name__ == "__main__":
