@@ -52,10 +52,21 @@ def hermitian_function(
     return _Function.apply(f, A)
 
 
-class _Function(torch.autograd.Function):
-    """`f(A)`."""
+class _Kept(torch.autograd.Function):
+    """A function of matrices that keeps them, and what is done with them: `f`, or the power `p`."""
 
     generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004 - torch's signature
+        """Keep all that came."""
+        ctx.how, *matrices = inputs
+        ctx.save_for_backward(*matrices)
+        ctx.save_for_forward(*matrices)
+
+
+class _Function(_Kept):
+    """`f(A)`."""
 
     @staticmethod
     def forward(f: ScalarFunction, A: Tensor) -> Tensor:
@@ -64,21 +75,14 @@ class _Function(torch.autograd.Function):
         return (Q * f.of(d, 0)[..., None, :]) @ Q.mH
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004 - torch's signature
-        """Keep the matrix."""
-        ctx.f, A = inputs
-        ctx.save_for_backward(A)
-        ctx.save_for_forward(A)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         """The derivative is its own adjoint."""
-        return None, _First.apply(ctx.f, *ctx.saved_tensors, grads[0])
+        return None, _First.apply(ctx.how, *ctx.saved_tensors, grads[0])
 
     @staticmethod
     def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The derivative in the direction of the tangent."""
-        return _First.apply(ctx.f, *ctx.saved_tensors, E)
+        return _First.apply(ctx.how, *ctx.saved_tensors, E)
 
 
 def schatten_sum(D: Inexact[Tensor, "*batch m n"], p: float) -> Float[Tensor, "*batch"]:
@@ -90,10 +94,8 @@ def schatten_sum(D: Inexact[Tensor, "*batch m n"], p: float) -> Float[Tensor, "*
     return _SchattenSum.apply(p, D)
 
 
-class _SchattenSum(torch.autograd.Function):
+class _SchattenSum(_Kept):
     """`sum_i s_i^p`."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: float, D: Tensor) -> Tensor:
@@ -101,27 +103,18 @@ class _SchattenSum(torch.autograd.Function):
         return torch.linalg.svdvals(D).pow(p).sum(-1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
-        """Keep the matrix."""
-        ctx.p, D = inputs
-        ctx.save_for_backward(D)
-        ctx.save_for_forward(D)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         """A multiple of the first derivative."""
-        return None, grads[0][..., None, None] * _SchattenSlope.apply(ctx.p, *ctx.saved_tensors)
+        return None, grads[0][..., None, None] * _SchattenSlope.apply(ctx.how, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Its inner product with the tangent."""
-        return _SchattenStep.apply(ctx.p, *ctx.saved_tensors, E)
+        return _SchattenStep.apply(ctx.how, *ctx.saved_tensors, E)
 
 
-class _SchattenSlope(torch.autograd.Function):
+class _SchattenSlope(_Kept):
     """`U diag(p s^(p-1)) V.H`, zero where a singular value is."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: float, D: Tensor) -> Tensor:
@@ -130,29 +123,20 @@ class _SchattenSlope(torch.autograd.Function):
         return (U * _slope(p).of(values, 0)[..., None, :]) @ Vh
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
-        """Keep the matrix."""
-        ctx.p, D = inputs
-        ctx.save_for_backward(D)
-        ctx.save_for_forward(D)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         """The derivative is its own adjoint."""
         (D,) = ctx.saved_tensors
-        return None, _of_dilation(_slope(ctx.p), D, grads[0])
+        return None, _of_dilation(_slope(ctx.how), D, grads[0])
 
     @staticmethod
     def jvp(ctx: Any, _: None, E: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The derivative in the direction of the tangent."""
         (D,) = ctx.saved_tensors
-        return _of_dilation(_slope(ctx.p), D, E)
+        return _of_dilation(_slope(ctx.how), D, E)
 
 
-class _SchattenStep(torch.autograd.Function):
+class _SchattenStep(_Kept):
     """The derivative in the direction `E`, in one piece: torch nests no forward mode in a rule."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: float, D: Tensor, E: Tensor) -> Tensor:
@@ -160,17 +144,10 @@ class _SchattenStep(torch.autograd.Function):
         return (_SchattenSlope.apply(p, D).conj() * E).real.sum((-2, -1))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
-        """Keep the matrix and the direction."""
-        ctx.p, D, E = inputs
-        ctx.save_for_backward(D, E)
-        ctx.save_for_forward(D, E)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         """Of the second derivative, and of the first."""
         (D, E), g = ctx.saved_tensors, grads[0][..., None, None]
-        return None, g * _of_dilation(_slope(ctx.p), D, E), g * _SchattenSlope.apply(ctx.p, D)
+        return None, g * _of_dilation(_slope(ctx.how), D, E), g * _SchattenSlope.apply(ctx.how, D)
 
     @staticmethod
     def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -178,9 +155,9 @@ class _SchattenStep(torch.autograd.Function):
     ) -> Tensor:
         """Product rule."""
         D, E = ctx.saved_tensors
-        moved = torch.zeros_like(E) if dE is None else _SchattenSlope.apply(ctx.p, D).conj() * dE
+        moved = torch.zeros_like(E) if dE is None else _SchattenSlope.apply(ctx.how, D).conj() * dE
         if dD is not None:
-            moved = moved + _of_dilation(_slope(ctx.p), D, dD).conj() * E
+            moved = moved + _of_dilation(_slope(ctx.how), D, dD).conj() * E
         return moved.real.sum((-2, -1))
 
 
@@ -210,10 +187,8 @@ def _dilated(D: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch s s"]:
     return torch.cat([above, torch.cat([D.mH, D.new_zeros(*D.shape[:-2], n, n)], -1)], -2)
 
 
-class _First(torch.autograd.Function):
+class _First(_Kept):
     """The derivative of `f(A)` in the direction `E`: linear in it."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(f: ScalarFunction, A: Tensor, E: Tensor) -> Tensor:
@@ -222,17 +197,10 @@ class _First(torch.autograd.Function):
         return Q @ (_first_difference(f, d) * (Q.mH @ E @ Q)) @ Q.mH
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
-        """Keep the matrix and the direction."""
-        ctx.f, A, E = inputs
-        ctx.save_for_backward(A, E)
-        ctx.save_for_forward(A, E)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         """Of the second derivative, which is symmetric in its directions, and of the first."""
         A, E = ctx.saved_tensors
-        return None, _Second.apply(ctx.f, A, E, grads[0]), _First.apply(ctx.f, A, grads[0])
+        return None, _Second.apply(ctx.how, A, E, grads[0]), _First.apply(ctx.how, A, grads[0])
 
     @staticmethod
     def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -240,8 +208,8 @@ class _First(torch.autograd.Function):
     ) -> Tensor:
         """Product rule."""
         A, E = ctx.saved_tensors
-        moved = torch.zeros_like(E) if dE is None else _First.apply(ctx.f, A, dE)
-        return moved if dA is None else moved + _Second.apply(ctx.f, A, E, dA)
+        moved = torch.zeros_like(E) if dE is None else _First.apply(ctx.how, A, dE)
+        return moved if dA is None else moved + _Second.apply(ctx.how, A, E, dA)
 
 
 class _Second(torch.autograd.Function):
