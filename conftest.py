@@ -38,6 +38,12 @@ def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seeded as well: what a module draws for its parameters, when it is imported."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Dynamo cannot trace the run-time checks, and a machine may have no accelerator."""
     for item in items:

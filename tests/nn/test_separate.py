@@ -32,9 +32,9 @@ def sides(options, N=3, L=5, S=4):
     "masks",
     [
         {},
-        {"attn_mask": torch.randn(5, 4)},
-        {"attn_mask": torch.randn(5, 4) > 0.8},
-        {"attn_mask": torch.randn(6, 5, 4)},
+        {"attn_mask": torch.linspace(-2, 3, 20).reshape(5, 4)},
+        {"attn_mask": torch.arange(20).reshape(5, 4) % 3 == 0},
+        {"attn_mask": torch.linspace(-2, 3, 120).reshape(6, 5, 4)},
         {"key_padding_mask": torch.arange(4).expand(3, 4) > 2, "attn_mask": torch.eye(5, 4) > 0},
         {"average_attn_weights": False},
         {"need_weights": False},
@@ -56,6 +56,18 @@ def test_attention_is_that_of_torch(options, masks):
 def test_one_example():
     fused, x = nn.MultiheadAttention(8, 2), torch.randn(5, 8)
     torch.testing.assert_close(SeparateAttention(fused)(x, x, x), fused(x, x, x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_a_query_that_may_see_no_key(need_weights, training):
+    """NaN beside weights of 0/0, and zero without them: both as torch has it."""
+    fused, x = nn.MultiheadAttention(8, 2).train(training), sides({})
+    masks = {"attn_mask": torch.arange(5)[:, None].expand(5, 4) == 2, "need_weights": need_weights}
+    expected = fused(*x, **masks)
+    torch.testing.assert_close(
+        SeparateAttention(fused)(*x, **masks), expected, equal_nan=need_weights
+    )
 
 
 @pytest.mark.parametrize("padded", [False, True])

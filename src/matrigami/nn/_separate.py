@@ -78,15 +78,19 @@ class SeparateAttention(nn.Module):
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
-        mask = _merged(attn_mask, key_padding_mask, q)
-        scores = q @ k.mT * (self.embed_dim // self.num_heads) ** -0.5
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        kept = nn.functional.dropout(weights, self.dropout, self.training)
-        y = self.out_proj((kept @ v).transpose(1, 2).flatten(2))
-        shown = weights.mean(1) if average_attn_weights else weights
-        if single:
-            y, shown = y[0], shown[0]
-        return y.transpose(0, 1) if turned else y, shown if need_weights else None
+        mask, dropped = _merged(attn_mask, key_padding_mask, q), self.dropout * self.training
+        if need_weights:
+            scores = q @ k.mT * (self.embed_dim // self.num_heads) ** -0.5
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            heads = nn.functional.dropout(weights, dropped) @ v
+            shown = weights.mean(1) if average_attn_weights else weights
+            shown = shown[0] if single else shown
+        else:  # as in torch: zero where a query may see no key, not NaN
+            heads = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropped)
+            shown = None
+        y = self.out_proj(heads.transpose(1, 2).flatten(2))
+        y = y[0] if single else y
+        return y.transpose(0, 1) if turned else y, shown
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
