@@ -89,11 +89,12 @@ def _system(
     if isinstance(damping, Tensor) or damping != 0:
         A = shift(A, damping)
     columns = X[:, None] if vector else X
-    Y = _iterated(A, columns, **how) if how else _answered(function, A, columns)
+    Y = _aimed(function, A, columns, **how) if how else _answered(function, A, columns)
     return as_given(Y[..., 0] if vector else Y, B)
 
 
-def _iterated(
+def _aimed(
+    function: OpenFunction,
     A: LinearOperator,
     B: Tensor,
     *,
@@ -101,7 +102,7 @@ def _iterated(
     tol: float | None = None,
     preconditioner: Any = None,
 ) -> Tensor:
-    """Solve for the difference from a first guess, by iteration."""
+    """Solve for the difference from a first guess, to a residual."""
     if tol is not None and not (isinstance(tol, int | float) and tol > 0):
         raise ValueError(
             f"solve(A, B, tol={tol!r}): no residual is that small.\nGive a positive number."
@@ -115,8 +116,12 @@ def _iterated(
         )
     kind = torch.promote_types(A.dtype, B.dtype)
     A, B = A.to(kind), B.to(kind)
+    is_own = preconditioner is None and function.knows(A, B)
+    answer = (
+        partial(_refined, function) if is_own else partial(iterate, preconditioner=preconditioner)
+    )
     if x0 is None:
-        return iterate(A, B, tol, preconditioner)
+        return answer(A, B, tol=tol)
     guess = as_tensor(x0, A).to(kind)
     guess = guess[:, None] if guess.ndim == 1 else guess
     if guess.shape != B.shape:
@@ -124,7 +129,31 @@ def _iterated(
             f"solve(A, B, x0=): x0 has shape {tuple(guess.shape)}, but B {tuple(B.shape)}.\n"
             "Both must have the same."
         )
-    return guess + iterate(A, B - A.matmat(guess), tol, preconditioner)
+    return guess + answer(A, B - A.matmat(guess), tol=tol)
+
+
+def _refined(
+    function: OpenFunction, A: LinearOperator, B: Tensor, *, tol: float | None = None
+) -> Tensor:
+    """By the value's own method, and once more for what it leaves, if that is too much."""
+    X = _answered(function, A, B)
+    if tol is None or not is_concrete(X):
+        return X
+    if _residual(A, X, B) > tol:
+        X = X + _answered(function, A, B - A.matmat(X))
+    if (left := _residual(A, X, B)) > tol:
+        raise RuntimeError(
+            f"solve(A, B, tol={tol!r}): of {A!r} the solution leaves a relative residual of "
+            f"{left:.1e}, no less.\nThe precision of {X.dtype} ends there.\n"
+            "Give a larger tol, or the matrix in a higher precision."
+        )
+    return X
+
+
+def _residual(A: LinearOperator, X: Tensor, B: Tensor) -> float:
+    """The largest norm of a column of `B - A X`, relative to that of `B`."""
+    left, whole = (torch.linalg.vector_norm(T.detach(), dim=-2) for T in (B - A.matmat(X), B))
+    return float((left / torch.where(whole > 0, whole, 1)).max()) if left.numel() else 0.0
 
 
 @OpenFunction
@@ -197,15 +226,15 @@ def solve(
     """Solve `A X = B` for a square, nonsingular `A`.
 
     Differentiable in `B` and in the tensors of `A`, in every order. A value without a rule of its
-    own is made dense (LU); above `matrigami.krylov.DENSE_LIMIT` entries an iterative method is
-    used, and wherever one of the last three arguments is given.
+    own is made dense (LU); above `matrigami.krylov.DENSE_LIMIT` entries, or given one of the last
+    three arguments, it is solved by iteration. A preconditioner asks any value for that.
 
     Args:
         A: The matrix, of shape `(*batch, n, n)`.
         B: Right-hand sides, `(n,)` or `(*batch, n, k)`; an array is answered by an array.
         damping: Added to the diagonal first (Tikhonov); none by default.
         x0: A first guess, such as the solution of the last step in time.
-        tol: Relative residual of the iteration (with `x0` of what the guess leaves).
+        tol: Largest relative residual (with `x0` of what the guess leaves); it is computed.
         preconditioner: An approximate inverse, kept and reused by the caller: an operator such as
             `matrigami.geometry.mesh.multigrid(A)`, or a function of a block of vectors.
 

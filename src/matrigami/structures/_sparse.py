@@ -7,6 +7,7 @@ the entries.
 Shapes: m = rows, n = columns, e = stored entries, k = right-hand sides.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,12 @@ class SparseMatrix(LinearOperator):
         return zeros.index_add(-1, place, self.entries).unflatten(-1, self.size)
 
     def compressed(self) -> Tensor:
-        """As a sparse tensor of torch."""
+        """As a sparse tensor of torch: by rows where there is a compiled product of such."""
+        if self.entries.is_cpu and self.entries.itemsize > 2 and torch.backends.mkl.is_available():
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of being beta
+                return torch.sparse_csr_tensor(
+                    self.pointers, self.columns, self.entries, self.size, check_invariants=False
+                )
         place = torch.stack([self.rows, self.columns])
         return torch.sparse_coo_tensor(
             place, self.entries, self.size, is_coalesced=True, check_invariants=False

@@ -139,6 +139,18 @@ def test_a_preconditioner_is_kept_and_a_guess_is_used():
     assert torch.allclose(coarse, u, atol=1e-8)
 
 
+def test_a_tolerance_and_a_guess_leave_the_method_to_the_value():
+    grid = Grid((160, 160))  # MINRES would take a thousand steps
+    f = grid.load(lambda x, y: torch.exp(x) * y)
+    for A in (grid.stiffness(), grid.stiffness(lambda x, y: 1 + 100 * x)):
+        u = mg.solve(A, f)
+        assert torch.equal(mg.solve(A, f, tol=1e-9), u)
+        v = mg.solve(A, f, x0=0.9 * u, tol=1e-9)
+        assert float((A @ v - f).norm() / f.norm()) < 1e-10
+        with pytest.raises(RuntimeError, match=r"residual of .*, no less"):
+            mg.solve(A, f, tol=1e-18)
+
+
 def test_large_grids_are_solved_by_multigrid():
     grid = Grid((160, 160))
     A = grid.stiffness(lambda x, y: 2 + torch.cos(6 * x))

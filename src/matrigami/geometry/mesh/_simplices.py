@@ -168,9 +168,11 @@ class Simplices:
         d = self.vertices.shape[1]
         sides = [[j for j in range(d + 1) if j != i] for i in range(d + 1)]
         faces = torch.cat([self.cells[:, side] for side in sides]).sort(1).values
-        unique, counts = torch.unique(faces, dim=0, return_counts=True)
+        number = faces[:, 0]
+        for column in faces.T[1:]:  # whole rows at once would be sorted many times as slowly
+            number = torch.unique(number * len(self.vertices) + column, return_inverse=True)[1]
         found = torch.zeros(len(self.vertices), dtype=torch.bool)
-        found[unique[counts == 1].flatten()] = True
+        found[faces[number.bincount()[number] == 1].flatten()] = True
         return found
 
     @cached_property
@@ -237,13 +239,11 @@ class Simplices:
 
     def _assembled(self, local: Inexact[Tensor, "e d1 d1"]) -> SparseMatrix:
         """Local matrices added up, on the unknowns."""
-        k = self.cells.shape[1]
-        rows = self.cells[:, :, None].expand(-1, k, k)
-        columns = self.cells[:, None, :].expand(-1, k, k)
-        number = self._numbers
-        inside = (number[rows] >= 0) & (number[columns] >= 0)
-        n = len(self.free)
-        return assembled(local[inside], number[rows[inside]], number[columns[inside]], (n, n))
+        k, n, number = self.cells.shape[1], len(self.free), self._numbers[self.cells]
+        rows, columns = (t.expand(-1, k, k) for t in (number[:, :, None], number[:, None, :]))
+        inside = ((rows >= 0) & (columns >= 0)).flatten().nonzero()[:, 0]
+        entries, rows, columns = (t.flatten()[inside] for t in (local, rows, columns))
+        return assembled(entries, rows, columns, (n, n))
 
     def _on_unknowns(
         self, entries: Tensor, rows: Tensor, columns: Tensor, height: int
