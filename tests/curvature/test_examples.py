@@ -10,6 +10,8 @@ from torch.testing import assert_close
 
 import matrigami as mg
 from matrigami.curvature import ekfac, kfac
+from matrigami.curvature._examples import Finder
+from matrigami.curvature._tape import find_layers, pull_back, recording
 from tests.curvature import reference
 
 LOSS = nn.CrossEntropyLoss()
@@ -73,6 +75,18 @@ class Places(nn.Module):
         return self.o(h + h.mean(1, keepdim=True) ** 2).flatten(0, 1)
 
 
+class Pairs(nn.Module):
+    """Each example sees its twin, in the other half of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.o(h + h.roll(len(h) // 2, 0) ** 2)
+
+
 class Tied(nn.Module):
     """A table that is also the last layer."""
 
@@ -121,6 +135,8 @@ CASES = {
     "places": (Places, tokens(2, 3), 6),
     "tied": (Tied, tokens(3, 2), 6),
     "repeated": (Repeated, tokens(3, 2, 3), 3),
+    "pairs": (Pairs, lambda: torch.randn(4, 3), 4),
+    "more pairs": (Pairs, lambda: torch.randn(24, 3), 24),
     "statistics": (batch_statistics, lambda: torch.randn(5, 4), 5),
 }
 
@@ -146,3 +162,19 @@ def test_the_layout_of_the_outputs_does_not_matter():
     for method in (kfac, ekfac):
         once = method(flat, LOSS, (x, y.flatten())).dense()
         assert_close(method(apart, LOSS, (x, y)).dense(), once, atol=1e-13, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", CASES)
+def test_a_column_that_is_needed_anyway_tells_as_much_as_noise(name):
+    made, inputs, _ = CASES[name]
+    model, x = made(), inputs()
+    with recording(find_layers(model, joint=False)) as calls:
+        outputs = model(x)
+    found = Finder(alone=True).find(x, outputs, calls)
+    assert all(call.g is None for call in calls)
+    column = torch.randn(1, *outputs.shape)
+    assert Finder(alone=True).find(x, outputs, calls, column) == found
+    seen = [call.g for call in calls]
+    pull_back(outputs, calls, column)
+    assert_close(seen, [call.g for call in calls])

@@ -103,42 +103,47 @@ class Passes:
                 refuse_other_uses(outputs, calls)
             width = sum(c.x[..., 0].numel() * _width(c.layer.module) for c in calls)
             turns = max(1, ENTRIES // max(width, 1))
-            found = self.finder.find(inputs, outputs, calls) if self.apart else None
-            places = [None] * len(calls) if found is None else found.inputs
+            f, root = outputs.detach(), weight**0.5
             counted = terms(self.objective.loss, targets)
+            drawn = self._drawn(f, root, counted, generator)
+            found = self.finder.find(inputs, outputs, calls, drawn) if self.apart else None
+            is_pulled = any(call.g is not None for call in calls)
+            places = [None] * len(calls) if found is None else found.inputs
             rows = rows_that_count(outputs, calls, places, counted)
-            every = self._columns(outputs.detach(), targets, counted, generator, found)
+            every = self._known(f, root, counted, targets, found) if drawn is None else [drawn]
             for columns in _in_turns(every, turns):
-                pull_back(outputs, calls, weight**0.5 * columns)
+                if not is_pulled:
+                    pull_back(outputs, calls, columns)
                 self._refuse_unused(calls)
                 refuse_not_finite(calls, i)
                 seen = with_gradients(calls, places)
                 yield by_block(seen, SharedInputs(), rows, reduce=self.reduce)
 
-    def _columns(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        counted: Terms,
-        generator: torch.Generator,
-        found: Examples | None,
+    def _drawn(
+        self, f: Tensor, root: float, counted: Terms, generator: torch.Generator
+    ) -> Tensor | None:
+        """Output gradients `(k, N, ...)` at labels that are drawn; None: none are."""
+        if not isinstance(self.labels, int):
+            return None
+        drawn = drawn_gradients(self.objective.loss, f, counted, self.labels, generator)
+        return root * (drawn * self.labels**-0.5)
+
+    def _known(
+        self, f: Tensor, root: float, counted: Terms, targets: Tensor, found: Examples | None
     ) -> Iterator[Tensor]:
-        """Output gradients `(k, N, ...)` whose outer products sum to a curvature of the loss."""
+        """Output gradients whose outer products sum to a curvature of the loss, by turns."""
         loss = self.objective.loss
-        if isinstance(self.labels, int):
-            drawn = drawn_gradients(loss, outputs, counted, self.labels, generator)
-            yield drawn * self.labels**-0.5
-            return
         if self.labels == "exact":
-            every = output_root(loss, outputs, counted)
+            every = output_root(loss, f, counted)
         else:
-            g = empirical_gradient(loss, outputs, targets, counted)
+            g = empirical_gradient(loss, f, targets, counted)
             each = self.labels == "empirical" and self.apart
             every = by_terms(g, term_axis(loss, g.ndim)) if each else iter([g[None]])
-        place = Place(len(outputs)) if found is None else found.outputs
+        place = Place(len(f)) if found is None else found.outputs
         whole = self.labels == "examples" and place.examples > 1
         for columns in every:
-            yield from iter([columns]) if whole else by_positions(columns, place)
+            for some in [columns] if whole else by_positions(columns, place):
+                yield root * some
 
     def _refuse_unused(self, calls: list[LayerCall]) -> None:
         """A layer that is not called, or whose outputs are dropped, has no curvature."""
@@ -264,7 +269,7 @@ def _width(layer: nn.Module) -> int:
     return next((s for s in sizes if isinstance(s, int)), 1)
 
 
-def _in_turns(columns: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+def _in_turns(columns: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """Columns `(k, N, ...)`, no more than so many at a time."""
     for many in columns:
         yield from many.split(size)

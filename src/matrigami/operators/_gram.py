@@ -66,7 +66,8 @@ def _mirror(S: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
     """The same in place."""
     for i in stripes(S.shape[-1]):
         j = i + stripes(S.shape[-1]).step
-        S[:, i:j, j:] = S[:, j:, i:j].mT
+        below = S[:, j:, i:j].contiguous()  # a stride of 2^k would fall into few lines of the cache
+        S[:, i:j, j:] = below.mT
         own = S[:, i:j, i:j]
         own.copy_(own.tril() + own.tril(-1).mT)
     return S
