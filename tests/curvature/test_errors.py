@@ -285,6 +285,43 @@ class Headed(nn.Module):
         return nn.functional.linear(torch.tanh(self.mix(self.table(x))), self.table.weight)
 
 
+class Twice(nn.Module):
+    """A weight that acts in its layer, and once more beside it; another call leads nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.a(x)
+        return {"logits": self.o(nn.functional.linear(torch.tanh(self.a(x)), self.a.weight))}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_who_watches_training_refuses_a_use_beside_the_layer(lower):
+    x, y = batch()
+    models = [Twice().float() for _ in range(3)]
+    watching = [
+        mg.optim.KFAC(models[0], loss := nn.CrossEntropyLoss()),
+        mg.optim.Muon(models[1], inputs=True),
+        capture(models[2]).__enter__(),
+    ]
+    for model, _ in zip(models, watching, strict=True):
+        with (
+            pytest.raises(ValueError, match=r"curvature: a\.weight is used outside of its layer"),
+            torch.autocast("cpu", enabled=lower),
+        ):
+            loss(model(x.float())["logits"], y)
+
+
+def test_a_table_that_takes_adam_may_be_a_head_by_a_function():
+    tokens = torch.randint(5, (6,))
+    model, loss = Headed(), nn.CrossEntropyLoss()
+    optimizer = mg.optim.KFAC(model, loss)
+    loss(model(tokens), tokens).backward()
+    assert set(optimizer.estimator.take()) == {"mix.weight"}
+
+
 @methods
 def test_what_is_not_seen_is_refused(method):
     x, y = batch()

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from matrigami.curvature._beside import refuse_other_uses
 from matrigami.curvature._blocks import Key, SharedInputs, are_finite, by_block, of_mask
 from matrigami.curvature._factors import MomentCache, SecondMoments, total
 from matrigami.curvature._kfac import assembled
@@ -91,6 +92,7 @@ class Capture(Tape):
         self._calls = {id(layer): _Calls() for layer in self.layers}
         self._terms: float | None = None
         self._trains = False
+        self._traced: list[LayerCall] | None = []
         self._cache, self._seen = MomentCache(dtype), SharedInputs()
 
     def __enter__(self) -> "Capture":
@@ -169,12 +171,16 @@ class Capture(Tape):
         self._settle()
         self._cache, self._seen = MomentCache(self.dtype), SharedInputs()
         self._trains = torch.is_grad_enabled()
+        self._traced = None if self._traced is None else []
 
     def _end(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """The forward pass is over: how many terms the loss of this batch averages."""
         self._trains = False
         if self.loss is not None:
             self._terms = term_count(self.loss, output)
+        if self._traced:  # of the first pass with gradients
+            traced, self._traced = self._traced, None
+            refuse_other_uses(output, traced)
 
     def _note_targets(self, _loss: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         """How many of them count, where the loss itself is called."""
@@ -201,6 +207,8 @@ class Capture(Tape):
             else:
                 self._count([call])
             return
+        if self._trains and self._traced is not None:
+            self._traced.append(call.traced(output))
         calls.waiting.add(call)
         output.register_hook(Hook(self._arrive, call))
 

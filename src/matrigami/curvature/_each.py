@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad
 
+from matrigami.curvature._beside import refuse_other_uses
 from matrigami.curvature._blocks import Blocks, SharedInputs, by_block, with_gradients
 from matrigami.curvature._examples import Finder
 from matrigami.curvature._moments import known_gradients
@@ -24,7 +25,6 @@ from matrigami.curvature._tape import (
     pull_back,
     recording,
     refuse_not_finite,
-    refuse_other_uses,
 )
 from matrigami.nn import OneHot, Use
 

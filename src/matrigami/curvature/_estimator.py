@@ -252,6 +252,7 @@ class FisherEstimator(ModelWatch):
         used = [p for p in passes if p.has_gradients]
         if not used:
             return {}
+        self.check_uses(outputs, calls)
         self._waiting = [p for p in self._waiting if p not in used]
         self.passes += 1
         return self._factors(with_gradients(calls, places), rows, counted)

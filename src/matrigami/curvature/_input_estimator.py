@@ -46,9 +46,9 @@ class InputEstimator(ModelWatch):
         self._cache, self._inputs = MomentCache(None), SharedInputs()
 
     @torch.no_grad()
-    def note(self, call: LayerCall, output: Tensor) -> None:  # noqa: ARG002
+    def note(self, call: LayerCall, output: Tensor) -> None:
         """Count the inputs of a call, unless they hold NaN."""
-        self._within.calls.append(call.layer.name)
+        self._within.calls.append(call.traced(output))
         if not call.x.numel():
             return
         blocks = by_block([(call, None)], self._inputs)
@@ -56,7 +56,11 @@ class InputEstimator(ModelWatch):
             self.rejected += 1
             return
         self._sums.add(blocks, cache=self._cache)
-        self._ever |= {key[0] for key in blocks}
+
+    def passed(self, calls: list[LayerCall], outputs: Any) -> None:
+        """After the forward pass: its inputs are counted, if they are all that there were."""
+        self.check_uses(outputs, calls)
+        self._ever |= {name for call in calls for name in call.layer.names.values()}
 
     def forget(self) -> None:
         """Drop what was seen since the last call of `take`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from matrigami.curvature._beside import refuse_other_uses
 from matrigami.curvature._blocks import (
     Blocks,
     SharedInputs,
@@ -46,7 +47,6 @@ from matrigami.curvature._tape import (
     pull_back,
     recording,
     refuse_not_finite,
-    refuse_other_uses,
     unwrapped,
 )
 from matrigami.nn import OneHot, Use

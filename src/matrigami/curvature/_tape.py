@@ -88,6 +88,12 @@ class LayerCall:
         """
         self.edge = get_gradient_edge(output) if output.requires_grad else None
 
+    def traced(self, output: Tensor) -> "LayerCall":
+        """The place of the call in the graph alone: neither is its input held, nor a hook."""
+        call = LayerCall(self.layer, self.x.new_empty(0), self.shape)
+        call.keep_edge(output)
+        return call
+
 
 class Hook:
     """A hook that does not keep its owner alive, and does nothing in a copy of the model.
@@ -315,48 +321,6 @@ def _one(
             "Gradients of chosen layers cannot pass through them.\n"
             "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         ) from error
-
-
-def refuse_other_uses(outputs: Tensor, calls: list[LayerCall]) -> None:
-    """Refuse weights that enter the outputs beside the calls of their layers.
-
-    A head `F.linear(x, table.weight)` is no call of the table: what it adds would be missing. Only
-    torch's own layers are asked, each call of which reads a parameter once.
-    """
-    reads = _reads(outputs)
-    seen: Counter[int] = Counter()
-    names: dict[int, str] = {}
-    for call in calls:
-        layer = call.layer
-        own = type(layer.module).forward.__module__.startswith("torch.nn.")
-        for key, name in layer.names.items():
-            p = getattr(layer.module, key)
-            seen[id(p)] += 1 if own else reads[id(p)]
-            names[id(p)] = name
-    more = [name for p, name in names.items() if reads[p] > seen[p]]
-    if more:
-        raise ValueError(
-            f"curvature: {', '.join(more)} is used outside of its layer (F.linear).\n"
-            "What it does there is not seen.\n"
-            "Make it the weight of a second layer (head.weight = table.weight), or freeze it."
-        )
-
-
-def _reads(outputs: Tensor) -> Counter[int]:
-    """How often each parameter is read on the way to some outputs, by its identity."""
-    found: Counter[int] = Counter()
-    waiting = [outputs.grad_fn]
-    visited = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        following = [] if node is None else [f for f, _ in node.next_functions if f is not None]
-        for other in following:
-            p = getattr(other, "variable", None)
-            found[id(p)] += p is not None
-        fresh = set(following) - visited
-        visited |= fresh
-        waiting += fresh
-    return found
 
 
 def refuse_not_finite(calls: list[LayerCall], batch: int) -> None:

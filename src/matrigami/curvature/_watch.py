@@ -12,7 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from matrigami.curvature._tape import Hook, Tape, TapedLayer, find_layers, is_observed, unwrapped
+from matrigami.curvature._beside import refuse_other_uses
+from matrigami.curvature._tape import (
+    Hook,
+    LayerCall,
+    Tape,
+    TapedLayer,
+    find_layers,
+    is_observed,
+    unwrapped,
+)
 from matrigami.nn import parts
 
 Moments = Sequence[Tensor]
@@ -121,6 +130,11 @@ class ModelWatch(Tape):
         dtype = torch.promote_types(p.dtype, torch.float32)
         sizes = [n if side == "A" else m for side in self.sides]
         return [torch.zeros(b, k, k, dtype=dtype, device=p.device) for k in sizes]
+
+    def check_uses(self, outputs: Any, calls: list[LayerCall]) -> None:
+        """Refuse weights that are used beside their layers, when one is seen for the first time."""
+        if any(name not in self._ever for call in calls for name in call.layer.names.values()):
+            refuse_other_uses(outputs, calls)
 
     def wants(self) -> bool:
         """Only calls within a forward pass of the whole model count."""
