@@ -7,6 +7,7 @@ finite is never taken.
 Shapes: b = blocks, m = rows, n = columns; symmetric matrices are m x m.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -145,14 +146,17 @@ def with_items(
 
 
 def of_moderate_size(G: Float[Tensor, "b m n"]) -> Float[Tensor, "b m n"]:
-    """Each matrix times a power of 2 that brings its largest entry to between 1/2 and 1.
+    """Each matrix times a power of 2 that brings its largest entry to between 1/2 and 1, or near.
 
     So no square of an entry under- or overflows, and nothing is rounded. Zero stays zero.
 
     Examples:
         >>> of_moderate_size(torch.tensor([[[3e-30, 0.0]]])).amax()
         tensor(0.9507)
+        >>> of_moderate_size(torch.tensor([[[1e-300]]], dtype=torch.float64)).item() > 0.5
+        True
     """
     exponent = torch.frexp(G.abs().amax((-2, -1), keepdim=True)).exponent
-    lowest = torch.frexp(torch.tensor(torch.finfo(G.dtype).tiny)).exponent.item()
-    return torch.ldexp(G, -exponent.clamp_min(int(lowest)))
+    lowest = math.frexp(torch.finfo(G.dtype).tiny)[1]
+    exponent = exponent.clamp(lowest, 1 - lowest)  # of which the powers are normal numbers
+    return G * torch.ldexp(torch.ones_like(G[..., :1, :1]), -exponent)  # ldexp of all is slow

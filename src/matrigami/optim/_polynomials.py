@@ -96,7 +96,12 @@ def orthogonalised(
 
 def _step(X: Float[Tensor, "b m n"], p: Polynomial) -> Float[Tensor, "b m n"]:
     """`a X + b (X X') X + c (X X')^2 X`."""
-    return torch.baddbmm(X, _even(X @ X.mT, p), X, beta=p.a)
+    return torch.baddbmm(X, _even(_gram(X), p), X, beta=p.a)
+
+
+def _gram(X: Float[Tensor, "b m n"]) -> Float[Tensor, "b m m"]:
+    """`X X'`; `X @ X.mT` would copy the transpose first, in half precision."""
+    return torch.baddbmm(X.new_empty(1), X, X.mT, beta=0)
 
 
 def _even(A: Float[Tensor, "b m m"], p: Polynomial) -> Float[Tensor, "b m m"]:
