@@ -64,15 +64,21 @@ class MatrixOptimizer(Optimizer, MatrixMethod):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        device = next((p.device.type for p in self._parameters), "cpu")
+        with torch.autocast(device, enabled=False):
+            self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """Update the parameters, in the precision of the state."""
         gradients = self._downhill(self.exchange.collect(self.param_groups))
         if self._is_rehearsal(gradients):
             self._layout.arrange(self.param_groups, self.state, gradients)
-            return loss
+            return
         clock = self.param_groups[0]["clock"] + 1
         for group in self.param_groups:
             group["clock"] = clock
         self._apply(self.exchange.deliver(self._updates(gradients)))
-        return loss
 
     def _downhill(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """The gradients, turned around where a group maximizes."""

@@ -152,6 +152,17 @@ def _skips_infinite(
     expect(same, "a step that the scaler skips has moved a parameter")
 
 
+def ignores_autocast(factory: Factory) -> None:
+    """A step inside of `torch.autocast` is the same to the bit."""
+    ps, qs = (parameters((5, 4), (4,), dtype=torch.float32) for _ in range(2))
+    stream = gradients(ps, 4)
+    feed(factory(ps, lr=0.1), ps, stream)
+    optimizer = factory(qs, lr=0.1)
+    with torch.autocast("cpu"):
+        feed(optimizer, qs, stream)
+    expect(all(map(torch.equal, ps, qs)), "a step inside of autocast is another one")
+
+
 def waits_for_gradients(factory: Factory) -> None:
     """A parameter without a gradient stays as it is, with its state, and joins when it has one."""
     ps, qs = parameters((4, 3), (4, 3)), parameters((4, 3), (4, 3))
@@ -175,5 +186,6 @@ CITIZENSHIP_LAWS = (
     follows_schedules_and_closures,
     works_with_scalers,
     waits_for_gradients,
+    ignores_autocast,
 )
 """The laws of this file."""
