@@ -21,7 +21,7 @@ from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._moments import Seen, damped, row_losses
 from matrigami.compress._removal import Support, remove
-from matrigami.compress._rounding import round_ldl
+from matrigami.compress._rounding import roundings
 from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
 from matrigami.operators import Structure, cost, project
 
@@ -197,7 +197,8 @@ def _rounded(
         return Outcome(value.dense(), value, *told)
     A, holdout = seen.moments()
     ranges = (grid, replace(grid, fitted=False)) if grid.fitted else (grid,)
-    made = [round_ldl(W, A, B, grid=g, damping=damping, holdout=holdout) for g in ranges]
+    dampings = damping if isinstance(damping, tuple) else (damping,)
+    made = roundings(W, A, B, ranges, dampings, holdout=holdout)
     found = min(made, key=lambda m: float(m.loss))
     note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
     new = found.value.dense()

@@ -16,6 +16,7 @@ Shapes: m = rows, n = columns, b = rows and columns of a tile.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -100,25 +101,59 @@ def round_ldl(
         >>> bool((value.dense() - W).sum().abs() < 0.1)
         True
     """
-    grid = Grid() if grid is None else grid
+    grids = (Grid() if grid is None else grid,)
+    options = damping if isinstance(damping, tuple) else (damping,)
+    return roundings(W, A, B, grids, options, by_activity, refit, holdout)[0]
+
+
+@torch.no_grad()
+def roundings(
+    W: Float[Tensor, "*batch m n"],
+    A: LinearOperator | Tensor | None,
+    B: LinearOperator | Tensor | None,
+    grids: tuple[Grid, ...],
+    dampings: tuple[float, ...],
+    by_activity: bool = True,
+    refit: bool = True,
+    holdout: LinearOperator | Tensor | None = None,
+) -> list[Rounding]:
+    """`round_ldl` onto each of several grids; the moments are factorised once."""
     _, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
     work = W.to(torch.promote_types(W.dtype, torch.float32))
     loss = partial(_lost, judge.to(work), None if B is None else B.to(work))
     activity = None if A is None else damped(inputs, ACTIVITY).diagonal(dim1=-2, dim2=-1)
-    nearest = grid.round(work, activity)
-    plain, whole = loss(work - nearest.dense()), loss(work).sum(-1)
-    if A is None:
-        lost = relative(plain.sum(-1), whole)
-        return Rounding(_like(nearest, W), lost, lost, 0.0, W.shape[:-1].numel())
-    options = damping if isinstance(damping, tuple) else (damping,)
-    tried = _rounded(work, inputs, B, grid, nearest, options, by_activity, refit)
-    losses = loss(work - tried.dense())
+    known = None if A is None else factors(inputs, B, dampings, by_activity)
+    simple = [grid.round(work, activity) for grid in grids]
+    made = [
+        _to_nearest(work, loss, n) if known is None else _better(work, loss, n, known, refit)
+        for n in simple
+    ]
+    return [replace(found, value=_like(found.value, W)) for found in made]
+
+
+def _to_nearest(W: Tensor, loss: Callable[[Tensor], Tensor], nearest: QuantizedMatrix) -> Rounding:
+    """Without moments."""
+    lost = relative(loss(W - nearest.dense()).sum(-1), loss(W).sum(-1))
+    return Rounding(nearest, lost, lost, 0.0, W.shape[:-1].numel())
+
+
+def _better(
+    W: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    nearest: QuantizedMatrix,
+    known: "Factors",
+    refit: bool,
+) -> Rounding:
+    """With the best damping, and rounded to nearest where that is no worse."""
+    plain, whole = loss(W - nearest.dense()), loss(W).sum(-1)
+    tried = _rounded(W, known, nearest, refit)
+    losses = loss(W - tried.dense())
     best = int(losses.flatten(1).sum(-1).argmin())
-    worse = _worse(losses[best], plain, B is not None)
+    worse = _worse(losses[best], plain, known.K is not None)
     value = _chosen(worse, nearest, _each(tried, lambda t: t[best]))
     lost, simple = (t.sum(-1) for t in (torch.where(worse, plain, losses[best]), plain))
     told = relative(lost, whole), relative(simple, whole)
-    return Rounding(_like(value, W), *told, options[best], int(worse.sum()))
+    return Rounding(value, *told, known.dampings[best], int(worse.sum()))
 
 
 def _lost(A: Tensor, B: Tensor | None, E: Tensor) -> Tensor:
@@ -126,38 +161,46 @@ def _lost(A: Tensor, B: Tensor | None, E: Tensor) -> Tensor:
     return row_losses(E, A, B).double()
 
 
-def _rounded(
-    W: Tensor,
-    A: Tensor,
-    B: Tensor | None,
-    grid: Grid,
-    nearest: QuantizedMatrix,
-    dampings: tuple[float, ...],
-    by_activity: bool,
-    refit: bool,
-) -> QuantizedMatrix:
-    """Round with each damping: a stack, whose steps are taken all at once.
+class Factors(NamedTuple):
+    """The moments with each damping, the order of columns and rows, and factors in that order."""
 
-    Factors are those of moments in double precision; all else is in the precision of `W`.
-    """
-    Ad = torch.stack([damped(A, d) for d in dampings])
-    Bd = None if B is None else torch.stack([damped(B, d) for d in dampings])
-    W, n, size = W.expand(len(dampings), *W.shape), W.shape[-1], nearest.group
-    nearest = _each(nearest, lambda t: t.expand(len(dampings), *t.shape))
-    zeros = None if nearest.zero is None else spread(nearest.zero, size, n)
-    columns = _order(A, by_activity)
-    problem = Problem(W, spread(nearest.scale, size, n), zeros, grid.least).columns(columns)
+    dampings: tuple[float, ...]
+    A: Tensor
+    B: Tensor | None
+    columns: Tensor
+    rows: Tensor | None
+    L: Tensor
+    K: Tensor | None
+
+
+def factors(A: Tensor, B: Tensor | None, dampings: tuple[float, ...], by_activity: bool) -> Factors:
+    """Factorise the moments, in double precision."""
+    Ad, columns = torch.stack([damped(A, d) for d in dampings]), _order(A, by_activity)
     L = unit_lower(_both(Ad, columns), "A")[0]
-    if Bd is None:
+    if B is None:
+        return Factors(dampings, Ad, None, columns, None, L, None)
+    Bd = torch.stack([damped(B, d) for d in dampings])
+    rows = _order(Bd, by_activity)
+    return Factors(dampings, Ad, Bd, columns, rows, L, unit_lower(_both(Bd, rows), "B")[0])
+
+
+def _rounded(W: Tensor, known: Factors, nearest: QuantizedMatrix, refit: bool) -> QuantizedMatrix:
+    """Round with each damping: a stack, whose steps are taken all at once, as precise as `W`."""
+    many, n, size = len(known.dampings), W.shape[-1], nearest.group
+    W, (_, _, _, columns, rows, L, K) = W.expand(many, *W.shape), known
+    nearest = _each(nearest, lambda t: t.expand(many, *t.shape))
+    zeros = None if nearest.zero is None else spread(nearest.zero, size, n)
+    least = Grid(nearest.bits).least
+    problem = Problem(W, spread(nearest.scale, size, n), zeros, least).columns(columns)
+    if rows is None or K is None:
         codes = by_columns(problem, L.to(W))
     else:
-        rows = _order(Bd, by_activity)
-        K = unit_lower(_both(Bd, rows), "B")[0]
         codes = by_tiles(problem.rows(rows), K.to(W), L.to(W))
         codes = _taken(codes.mT, rows.argsort(-1)).mT
     codes = _taken(codes, columns.argsort(-1))
     value = replace(nearest, codes=codes.to(torch.int8))
-    return refitted(value, W, Ad.to(W), None if Bd is None else Bd.to(W)) if refit else value
+    B = None if known.B is None else known.B.to(W)
+    return refitted(value, W, known.A.to(W), B) if refit else value
 
 
 @dataclass(frozen=True)
