@@ -48,6 +48,51 @@ def test_is_the_weighted_sum_of_all_experts_with_its_gradients(name, experts, ac
         assert float((got - wanted).detach().abs().max()) < 1e-12 * scale
 
 
+TWO_FACTORS = [BlockTensorTrain(rank=2), Monarch(blocks=2), Monarch(blocks=2, interleaved=False)]
+
+
+@pytest.mark.parametrize("recipe", TWO_FACTORS, ids=str)
+def test_vectors_that_are_handled_in_portions_give_the_same(recipe, monkeypatch):
+    torch.manual_seed(0)
+    layer = StructuredMoE(12, 8, recipe, 5, 2)
+    x = torch.randn(12, 23, requires_grad=True)
+    g, parameters = torch.randn(23, 8), [x, *layer.parameters()]
+    whole = layer(x.mT)
+    wanted = torch.autograd.grad(whole, parameters, g)
+    monkeypatch.setattr("matrigami.nn._expert_products.NEAR", 48)
+    monkeypatch.setattr("matrigami.nn._expert_products.LEAST", 1)
+    split = layer(x.mT)
+    torch.testing.assert_close(split, whole)
+    for a, b in zip(torch.autograd.grad(split, parameters, g), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("recipe", TWO_FACTORS, ids=str)
+def test_derivatives_of_derivatives_and_of_many_outputs(recipe):
+    torch.manual_seed(0)
+    layer = StructuredMoE(4, 4, recipe, 3, 2)
+    x = torch.randn(3, 4, requires_grad=True)
+    parameters = [x, *layer.parameters()]
+    torch.autograd.gradgradcheck(lambda *_: layer(x).square(), parameters)
+    many = torch.randn(5, 3, 4)
+    ours, theirs = (
+        torch.autograd.grad(y, parameters, many, is_grads_batched=True)
+        for y in (layer(x), all_experts(layer, x))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_weight_of_zero_has_a_gradient():
+    """Its logit is so far below that the softmax is zero in single precision."""
+    kind = {"dtype": torch.float32}
+    layer, x = StructuredMoE(4, 4, BlockTensorTrain(rank=1), 2, 2, **kind), torch.ones(3, 4, **kind)
+    layer.gate.data.copy_(torch.tensor([[200.0, 0, 0, 0], [0, 0, 0, 0]]))
+    layer(x).sum().backward()
+    assert float(layer.route(x).weights.detach().min()) == 0.0
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+
+
 def test_experts_of_rank_one_are_one_train_whose_rank_is_the_expert():
     layer = layer_of("btt", experts=3, active=3, bias=False)
     x = torch.randn(4, 12)

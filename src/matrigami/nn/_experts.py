@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.nn._anatomy import Part, Parts, Role, Use, Whole, parts
+from matrigami.nn._expert_products import expert_products
 from matrigami.nn._factored import Factored
 from matrigami.nn._layers import weight_part
 from matrigami.nn._linear import why_unseen
@@ -30,8 +31,10 @@ from matrigami.operators import (
     Cost,
     LinearOperator,
     Structure,
+    as_two_factors,
     contractions,
     cost,
+    is_written_in_place,
     named_tensors,
     stacked_view,
     with_tensors,
@@ -129,17 +132,22 @@ class StructuredMoE(Mixture, Factored):
                 f"Its last axis must be {self.in_features}."
             )
         X = x.reshape(-1, self.in_features)
-        y = self._mixed(X).mT
+        y = self._mixed(X)
         y = y if self.bias is None else y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _mixed(self, X: Float[Tensor, "c n"]) -> Float[Tensor, "m c"]:
+    def _mixed(self, X: Float[Tensor, "c n"]) -> Float[Tensor, "c m"]:
         """The weighted sum of the products of all experts, each with its own vectors."""
+        factors = as_two_factors(self.matrix())
+        if factors is not None and X.is_cpu and is_written_in_place(X, *factors[:2]):
+            self._routing = logits, experts, _ = self.route(X)
+            logs = logits.mT.gather(0, experts.mT).log_softmax(0).mT
+            return expert_products(X, logs.to(X.dtype), experts, factors)
         kind = _kind(X)
         Y = X.new_zeros(self.out_features, len(X), dtype=kind)
         for A, (place, own, weight) in zip(self._members(), self.routed(X), strict=True):
             Y = Y.index_add_(1, place, A.matmat(own.mT).to(kind) * weight.to(kind))
-        return Y  # an expert has a vector once: no sum races
+        return Y.mT  # an expert has a vector once: no sum races
 
     def _members(self) -> Iterator[LinearOperator]:
         """Each expert."""

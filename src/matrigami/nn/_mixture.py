@@ -85,8 +85,8 @@ class Mixture(nn.Module, ABC):
         kind = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = (gate.to(kind) @ x.to(kind).mT).mT  # faster for the few rows of a gate
-        values, experts = logits.topk(self.active, -1)
-        return Routing(logits, experts, values.softmax(-1))
+        values, experts = logits.mT.topk(self.active, 0)
+        return Routing(logits, experts.mT, values.softmax(0).mT)
 
     def losses(self) -> RoutingLosses:
         """The losses of the last call's routing, differentiable if that call was.

@@ -168,7 +168,12 @@ from matrigami.operators._triangular import (
     TriangularMatrix,
     refuse_zeros,
 )
-from matrigami.operators._two_factors import is_written_in_place, two_factors
+from matrigami.operators._two_factors import (
+    TwoFactors,
+    as_two_factors,
+    is_written_in_place,
+    two_factors,
+)
 
 __all__ = [
     "EXAMPLES",
@@ -199,10 +204,12 @@ __all__ = [
     "Svd",
     "TransposedMatrix",
     "TriangularMatrix",
+    "TwoFactors",
     "add",
     "alternate",
     "as_array",
     "as_tensor",
+    "as_two_factors",
     "averaged_gram",
     "block_view",
     "chained",

@@ -11,7 +11,7 @@ k = right-hand sides, n = g a, m = i j.
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,8 +19,32 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
+from matrigami.operators._dispatch import OpenFunction
+
 PLAIN = (Tensor, torch.nn.Parameter)
 """Types that are nothing but an array."""
+
+
+class TwoFactors(NamedTuple):
+    """A matrix as a product of two factors, or a stack of such matrices.
+
+    Args:
+        R: First factor.
+        L: Second factor.
+        interleaved_rows: Output axes `(j, i)` instead of `(i, j)`.
+        interleaved_columns: Input axes `(a, g)` instead of `(g, a)`.
+    """
+
+    R: Float[Tensor, "*batch g r i a"]
+    L: Float[Tensor, "*batch i j g r"]
+    interleaved_rows: bool
+    interleaved_columns: bool
+
+
+@OpenFunction
+def as_two_factors(A: Any) -> TwoFactors | None:
+    """The two factors of a matrix around a permutation, sharing storage; None if it has none."""
+    return None
 
 
 def is_written_in_place(X: Tensor, *factors: Tensor) -> bool:

@@ -28,7 +28,9 @@ from matrigami.operators import (
     Fan,
     LinearOperator,
     Structure,
+    TwoFactors,
     add,
+    as_two_factors,
     chained,
     contraction,
     contractions,
@@ -81,7 +83,7 @@ class BlockTensorTrainMatrix(LinearOperator):
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """One batched product for each core; the shuffles between two cores are views."""
         if len(self.cores) == 2 and is_written_in_place(X, *self.cores) and self.cores[0].ndim == 6:
-            return self._product_of_two(X)
+            return two_factors(X, **_two_cores(self)._asdict())
         Z = _shuffled(X, [C.shape[-2] for C in self.cores], self.reversed_columns)[..., :, None, :]
         for C in self.cores:
             q, p, r, m, n, s = C.shape[-6:]
@@ -91,14 +93,6 @@ class BlockTensorTrainMatrix(LinearOperator):
             Z = Z.flatten(-5, -4).flatten(-3, -2)
         Z = Z.squeeze(-3)  # not Z[..., 0, :, :], whose gradient is a copy
         return _shuffled(Z, [C.shape[-3] for C in self.cores], self.reversed_rows)
-
-    def _product_of_two(self, X: Inexact[Tensor, "n k"]) -> Inexact[Tensor, "m k"]:
-        """The product of two cores, which copies nothing, not in its gradients either."""
-        first, second = self.cores
-        (g, _, r, i, a, _), j = first.shape, second.shape[-3]
-        R, L = first.reshape(g, r, i, a), second.reshape(i, j, g, r)
-        rows, columns = self.reversed_rows, self.reversed_columns
-        return two_factors(X, R, L, interleaved_rows=rows, interleaved_columns=columns)
 
     @property
     def T(self) -> "BlockTensorTrainMatrix":
@@ -256,6 +250,12 @@ def _(A: BlockTensorTrainMatrix) -> BlockTensorTrainMatrix:
         grid = blocks.unflatten(-2, (n, s)).unflatten(-1, (r, m))
         cores.append(grid.movedim((-6, -5, -4, -3, -2, -1), (-5, -6, -3, -4, -1, -2)))
     return BlockTensorTrainMatrix(tuple(cores), A.reversed_columns, A.reversed_rows)
+
+
+@as_two_factors.register(where=lambda A: len(A.cores) == 2)
+def _two_cores(A: BlockTensorTrainMatrix) -> TwoFactors:
+    R, L = A.cores[0].squeeze((-5, -1)), A.cores[1].squeeze((-6, -4))
+    return TwoFactors(R, L, A.reversed_rows, A.reversed_columns)
 
 
 @fans.register

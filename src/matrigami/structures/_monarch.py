@@ -26,7 +26,9 @@ from matrigami.operators import (
     Fan,
     LinearOperator,
     Structure,
+    TwoFactors,
     add,
+    as_two_factors,
     chained,
     contraction,
     contractions,
@@ -87,13 +89,7 @@ class MonarchMatrix(LinearOperator):
     def matmat(self, X: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... m k"]:
         """Two batched products on views."""
         if is_written_in_place(X, self.right, self.left) and self.right.ndim == self.left.ndim == 4:
-            return two_factors(
-                X,
-                self.right,
-                self.left,
-                interleaved_rows=self.interleaved_rows,
-                interleaved_columns=self.interleaved_columns,
-            )
+            return two_factors(X, **_factors(self)._asdict())
         return self.train.matmat(X)
 
     @property
@@ -165,6 +161,11 @@ def _monarch(train: BlockTensorTrainMatrix) -> MonarchMatrix:
         train.reversed_rows,
         train.reversed_columns,
     )
+
+
+@as_two_factors.register
+def _factors(A: MonarchMatrix) -> TwoFactors:
+    return TwoFactors(A.right, A.left, A.interleaved_rows, A.interleaved_columns)
 
 
 @fans.register
