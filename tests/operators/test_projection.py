@@ -15,7 +15,7 @@ from matrigami.operators import (
     with_tensors,
 )
 from matrigami.operators._alternating import alternate
-from matrigami.operators._metric import whitened
+from matrigami.operators._metric import whitened, whitening
 from matrigami.structures import (
     EXAMPLES,
     BlockTensorTrain,
@@ -271,3 +271,13 @@ def test_padded_sizes_are_fitted_to_the_part_that_counts():
     padded = torch.nn.functional.pad(W, (0, 1, 0, 1))
     naive = project(Kronecker(), padded).dense()[:7, :7]
     assert float((A.dense() - W).norm()) <= float((naive - W).norm()) + 1e-9
+
+
+@pytest.mark.parametrize("rank", [6, 4])
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
+def test_a_metric_is_whitened_and_taken_back_on_what_it_feels(rank, kind):
+    X = torch.randn(6, rank, dtype=kind)
+    A = X @ X.mH
+    F, inverse = (M.dense() for M in whitening(DenseMatrix(A)))
+    torch.testing.assert_close(F.mH @ F, A)
+    torch.testing.assert_close(inverse @ F @ X, X)

@@ -114,7 +114,7 @@ from matrigami.operators._memory import (
     free_memory,
     is_big,
 )
-from matrigami.operators._metric import Metric, roots
+from matrigami.operators._metric import Metric, roots, whitening
 from matrigami.operators._newton import newton_fit
 from matrigami.operators._norm_terms import NormTerm, norm_terms
 from matrigami.operators._places import (
@@ -311,5 +311,6 @@ __all__ = [
     "truncated_svd",
     "two_factors",
     "vector_norm",
+    "whitening",
     "with_tensors",
 ]

@@ -24,6 +24,9 @@ NEGATIVE = 1e-5
 RANK = 1e-12
 """Eigenvalues below this share of the largest are taken as zeros."""
 
+PIVOT = 1e-4
+"""A Cholesky factor with a diagonal entry below this share of the largest is not relied on."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -72,13 +75,43 @@ def _checked(name: str, M: Any, size: int, dtype: torch.dtype) -> LinearOperator
             f"project(recipe, W, {name}=M): M has NaN or infinite entries.\n"
             "A second moment of finite vectors has none."
         )
-    values = eigh(_double(A)).values
-    if bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
+    values = None if _factors(A, NEGATIVE) else eigh(_double(A)).values
+    if values is not None and bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
         raise ValueError(
             f"project(recipe, W, {name}=M): M has the eigenvalue {float(values.amin()):.2g}.\n"
             "A metric is positive semi-definite."
         )
     return A.to(torch.promote_types(A.dtype, dtype) if A.dtype.is_complex else dtype)
+
+
+def _factors(A: LinearOperator, share: float) -> bool:
+    """Whether a dense matrix has a Cholesky factor once a share of its largest diagonal is added.
+
+    Its least eigenvalue is then above minus this share of the largest: a tenth of the work of
+    looking at them all.
+    """
+    if not isinstance(A, DenseMatrix):
+        return False
+    M = _double(A).dense()
+    top = M.diagonal(dim1=-2, dim2=-1).real.amax(-1).clamp_min(0)
+    shift = share * top[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    return not bool(torch.linalg.cholesky_ex(M + shift).info.any())
+
+
+def whitening(A: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
+    """`F` with `F.H F = A`, of a positive semi-definite matrix, and its pseudoinverse.
+
+    Of a dense matrix far from singular the Cholesky factor: a tenth of the work of its square root.
+    """
+    if isinstance(A, DenseMatrix):
+        M = _double(A).dense()
+        L, info = torch.linalg.cholesky_ex(M)
+        d = L.diagonal(dim1=-2, dim2=-1).real
+        if bool(((info == 0) & (d.amin(-1) > PIVOT * d.amax(-1))).all()):
+            one = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+            inverse = torch.linalg.solve_triangular(L, one, upper=False)
+            return DenseMatrix(L.mH).to(A.dtype), DenseMatrix(inverse.mH).to(A.dtype)
+    return roots(A)
 
 
 def roots(A: LinearOperator) -> tuple[LinearOperator, LinearOperator]:

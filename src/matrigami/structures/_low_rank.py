@@ -44,7 +44,6 @@ from matrigami.operators import (
     project,
     resolve_rank,
     root_of_squares,
-    roots,
     round_to,
     scale,
     slogdet,
@@ -54,6 +53,7 @@ from matrigami.operators import (
     take_rows,
     times,
     truncated_svd,
+    whitening,
 )
 
 __all__ = ["LowRank", "LowRankMatrix"]
@@ -286,10 +286,10 @@ def lower_rank(A: LowRankMatrix, rank: int) -> LowRankMatrix:
 def _(recipe: LowRank, W: Inexact[Tensor, "*batch m n"], search: Search) -> LowRankMatrix:
     """The truncated SVD of the whitened matrix, taken back."""
     left, right = (
-        None if M is None else roots(M) for M in (search.metric.left, search.metric.right)
+        None if M is None else whitening(M) for M in (search.metric.left, search.metric.right)
     )
     W = W if left is None else left[0] @ W
-    W = W if right is None else W @ right[0]
+    W = W if right is None else W @ right[0].H
     U, Vh = truncated_svd(W, recipe._rank(*W.shape[-2:]))
-    Vh = Vh if right is None else Vh @ right[1]
+    Vh = Vh if right is None else Vh @ right[1].H
     return LowRankMatrix(U if left is None else left[1] @ U, Vh.mT)
