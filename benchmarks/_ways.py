@@ -7,8 +7,9 @@ with one moment and with two.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,13 @@ from matrigami.compress import (
     Report,
     allocate,
     compress_,
+    gradient_moments,
     n_of_m,
     set_weight,
     unstructured,
     weight,
 )
-from matrigami.compress._calibration import block_by_block, output_moments
+from matrigami.compress._calibration import block_by_block
 from matrigami.nn import chosen, stand_in, swap, under_budget
 
 GROUP = 32
@@ -46,6 +48,43 @@ class Made:
     note: str = ""
 
 
+def clock_of(model: nn.Module) -> Callable[[], float]:
+    """Seconds: of the processor, or where a card works beside it those of the wall."""
+    on_card = next(model.parameters()).is_cuda
+    return time.perf_counter if on_card else time.process_time
+
+
+@dataclass
+class Calibration:
+    """Batches, and the moments of the gradients of a model, which all ways of a draw share.
+
+    Attributes:
+        seed: Of the draw.
+        batches: As `compress_` takes them.
+        samples: Draws of labels for each batch.
+        seconds: What the moments took.
+        owed: The same, for a way that got those of another one.
+    """
+
+    seed: int
+    batches: list[Any]
+    samples: int = 4
+    seconds: float = 0.0
+    owed: float = 0.0
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def gradients(self, model: nn.Module) -> dict[str, Tensor]:
+        """The moments, computed when they are first asked for."""
+        if self.known:
+            self.owed = self.seconds
+            return self.known
+        clock = clock_of(model)
+        start = clock()
+        self.known = gradient_moments(model, self.batches, samples=self.samples)
+        self.seconds = clock() - start
+        return self.known
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to make a model smaller.
@@ -61,7 +100,7 @@ class Way:
     family: str
     setting: str
     name: str
-    make: Callable[[nn.Module, list[Any]], Made]
+    make: Callable[[nn.Module, Calibration], Made]
     seeded: bool = True
 
 
@@ -163,7 +202,7 @@ def sparse_bytes(W: Tensor, kept: int) -> float:
     return W.element_size() * kept + W.numel() / 8
 
 
-def plainly(core: Callable[[Tensor], Any], model: nn.Module, _: list[Any]) -> Made:
+def plainly(core: Callable[[Tensor], Any], model: nn.Module, _: Calibration) -> Made:
     """Every layer by itself, from its weights alone."""
     nbytes = macs = 0.0
     for layer in chosen(model, None, ()).values():
@@ -173,7 +212,7 @@ def plainly(core: Callable[[Tensor], Any], model: nn.Module, _: list[Any]) -> Ma
     return Made(model, nbytes, macs)
 
 
-def by_core(core: Callable[[Tensor, Tensor], Any], model: nn.Module, data: list[Any]) -> Made:
+def by_core(core: Callable[[Tensor, Tensor], Any], model: nn.Module, data: Calibration) -> Made:
     """Every layer from its inputs, behind what is compressed, all vectors used."""
     layers, totals = chosen(model, None, ()), [0.0, 0.0]
 
@@ -185,13 +224,14 @@ def by_core(core: Callable[[Tensor, Tensor], Any], model: nn.Module, data: list[
             set_weight(layers[name], W)
             totals[0], totals[1] = totals[0] + size, totals[1] + work
 
-    block_by_block(model, layers, data, compress)
+    block_by_block(model, layers, data.batches, compress)
     return Made(model, totals[0], totals[1])
 
 
-def ours(methods: Any, model: nn.Module, data: list[Any], *, two_sided: bool) -> Made:
+def ours(methods: Any, model: nn.Module, data: Calibration, *, two_sided: bool) -> Made:
     """By `compress_`."""
-    report = compress_(model, data, methods, two_sided=two_sided)
+    gradients = data.gradients(model) if two_sided else False
+    report = compress_(model, data.batches, methods, two_sided=gradients)
     return Made(model, *totals_of(report, model))
 
 
@@ -214,13 +254,13 @@ def by_layer(kind: Callable[..., Any], share: float, model: nn.Module) -> dict[s
 
 
 def structured(
-    kind: Callable[..., Any], share: float, model: nn.Module, data: list[Any], *, two_sided: bool
+    kind: Callable[..., Any], share: float, model: nn.Module, data: Calibration, *, two_sided: bool
 ) -> Made:
     """By `compress_`, a structure of the size of each layer."""
     return ours(by_layer(kind, share, model), model, data, two_sided=two_sided)
 
 
-def projected(kind: Callable[..., Any], share: float, model: nn.Module, _: list[Any]) -> Made:
+def projected(kind: Callable[..., Any], share: float, model: nn.Module, _: Calibration) -> Made:
     """The nearest in the Frobenius norm."""
     nbytes = macs = 0.0
     for name, found in by_layer(kind, share, model).items():
@@ -233,20 +273,20 @@ def projected(kind: Callable[..., Any], share: float, model: nn.Module, _: list[
     return Made(model, nbytes, macs)
 
 
-def svd_llm(share: float, model: nn.Module, data: list[Any]) -> Made:
+def svd_llm(share: float, model: nn.Module, data: Calibration) -> Made:
     """Low rank as SVD-LLM has it: nearest in the moment of the inputs, which is damped by 0.01."""
     return svd_by(share, 0.01, {}, model, data)
 
 
-def kfac_svd(share: float, model: nn.Module, data: list[Any]) -> Made:
+def kfac_svd(share: float, model: nn.Module, data: Calibration) -> Made:
     """Low rank as KFAC-SVD has it: norms of gradients in [0.1, 10], shrinkage 0.3 and 0.1."""
-    moments = output_moments(model, chosen(model, None, ()), data, bound=(0.1, 10.0))
+    moments = gradient_moments(model, data.batches, samples=data.samples, bound=(0.1, 10.0))
     left = {name: shrunk(B, 0.3) for name, B in moments.items()}
     return svd_by(share, 0.1, left, model, data)
 
 
 def svd_by(
-    share: float, damping: float, left: dict[str, Tensor], model: nn.Module, data: list[Any]
+    share: float, damping: float, left: dict[str, Tensor], model: nn.Module, data: Calibration
 ) -> Made:
     """Every layer by a truncated SVD behind what is compressed, all vectors used."""
     layers = chosen(model, None, ())
@@ -261,7 +301,7 @@ def svd_by(
             totals[0] += 4 * cost(value).params
             totals[1] += cost(value).macs
 
-    block_by_block(model, layers, data, compress)
+    block_by_block(model, layers, data.batches, compress)
     return Made(model, totals[0], totals[1])
 
 
@@ -270,9 +310,10 @@ def shrunk(M: Tensor, share: float) -> Tensor:
     return M + share * M.diagonal().mean() * eye(len(M)).to(M)
 
 
-def allocated(budget: str, grids: list[Grid], model: nn.Module, data: list[Any]) -> Made:
+def allocated(budget: str, grids: list[Grid], model: nn.Module, data: Calibration) -> Made:
     """By `allocate`, over grids and half of the weights removed."""
-    found = allocate(model, data, budget, [*grids, unstructured(0.5)])
+    options = [*grids, unstructured(0.5)]
+    found = allocate(model, data.batches, budget, options, two_sided=data.gradients(model))
     told = {
         "predicted": found.predicted,
         "measured": found.measured,

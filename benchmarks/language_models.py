@@ -14,8 +14,8 @@ import copy
 import json
 import lzma
 import re
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks._compression_page import Row, write_page
 from benchmarks._report import append_row, read_rows
 from benchmarks._timing import one_thread
-from benchmarks._ways import Way, ways
+from benchmarks._ways import Calibration, Way, clock_of, ways
 from matrigami.compress import evaluate
 from matrigami.nn import chosen
 from matrigami.studies import environment
@@ -46,11 +46,12 @@ class Text:
     held: list[dict[str, Tensor]]
     sequences: int = CALIBRATION
 
-    def calibration(self, seed: int) -> list[dict[str, Tensor]]:
+    def calibration(self, seed: int, samples: int = 4, batch: int = BATCH) -> Calibration:
         """The draw of a seed, in batches."""
         generator = torch.Generator().manual_seed(seed)
         at = torch.randperm(len(self.pool), generator=generator)[: self.sequences]
-        return [{"input_ids": ids} for ids in self.pool[at.to(self.pool.device)].split(BATCH)]
+        rows = self.pool[at.to(self.pool.device)].split(batch)
+        return Calibration(seed, [{"input_ids": ids} for ids in rows], samples)
 
     def to(self, device: str) -> "Text":
         """The same on a device."""
@@ -95,12 +96,12 @@ def padded(rows: list[list[int]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def measure(name: str, dense: nn.Module, text: Text, way: Way, seed: int) -> Row:
+def measure(name: str, dense: nn.Module, text: Text, way: Way, data: Calibration) -> Row:
     """Compress a copy and evaluate it."""
-    clock = time.process_time if text.pool.device.type == "cpu" else time.perf_counter
+    clock, data.owed = clock_of(dense), 0.0
     start = clock()
-    made = way.make(copy.deepcopy(dense), text.calibration(seed))
-    took = clock() - start
+    made = way.make(copy.deepcopy(dense), data)
+    took = clock() - start + data.owed
     weights: Any = chosen(dense, None, ()).values()
     whole = sum(m.weight.numel() for m in weights)
     found = evaluate(made.model, dense, text.held)
@@ -109,7 +110,7 @@ def measure(name: str, dense: nn.Module, text: Text, way: Way, seed: int) -> Row
         way.family,
         way.setting,
         way.name,
-        seed,
+        data.seed,
         made.nbytes / (4 * whole),
         made.macs / whole,
         found.perplexity,
@@ -130,6 +131,8 @@ class Plan:
     device: str
     sequences: int
     windows: int
+    samples: int
+    batch: int
 
 
 def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
@@ -151,8 +154,11 @@ def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     whole = read_text(text, AutoTokenizer.from_pretrained(folder))
     data = Text(whole.pool, whole.held[: plan.windows], plan.sequences).to(plan.device)
     note_machine(out, folder.name, plan.device)
+    draw = partial(data.calibration, samples=plan.samples, batch=plan.batch)
+    drawn = draw(wanted[0][1])
     for i, (way, seed) in enumerate(wanted):
-        row = measure(folder.name, model, data, way, seed)
+        drawn = drawn if drawn.seed == seed else draw(seed)
+        row = measure(folder.name, model, data, way, drawn)
         append_row(out / "results.csv", row)
         told = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
         print(f"{folder.name} {i + 1}/{len(wanted)} {told}, {row.seconds:.0f} s", flush=True)
@@ -182,6 +188,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--only", default="", help="A regular expression for family, setting and way.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--sequences", default=CALIBRATION, show_default=True, help="Of the calibration.")
+@click.option("--samples", default=4, show_default=True, help="Draws of labels, of gradients.")
+@click.option("--batch", default=BATCH, show_default=True, help="Sequences at once.")
 @click.option("--windows", default=WINDOWS, show_default=True, help="Batches that are held out.")
 def main(out: Path, models: tuple[tuple[Path, Path], ...], **options: Any) -> None:
     """Measure what is lacking in OUT/results.csv, and write the page and its figures."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks._report import append_row, read_rows
 from benchmarks._simplest_way_page import BUDGETS, COMMAND, Result, write_page
 from benchmarks._timing import one_thread
-from benchmarks._ways import GROUP, Made, low_rank, monarch, ours, train
+from benchmarks._ways import GROUP, Calibration, Made, low_rank, monarch, ours, train
 from matrigami.compress import Grid, unstructured, weight
 from matrigami.nn import chosen, param_groups, replace_
 from matrigami.studies import environment
@@ -45,7 +45,7 @@ class Problem:
         held: Batches that are held out.
         loss: The loss of a model on a batch that is held out, a mean.
         lesson: What training makes small.
-        calibration: Batches as `compress_` takes them.
+        calibration: Of a draw.
         rates: Learning rates of Adam, from a random start and afterwards.
         tuning: Share of the steps for what is trained afterwards.
         seeds: Starts.
@@ -59,7 +59,7 @@ class Problem:
     held: list[Any]
     loss: Callable[[nn.Module, Any], Tensor]
     lesson: Callable[[nn.Module, Any], Tensor]
-    calibration: Callable[[int], list[Any]]
+    calibration: Callable[[int], Calibration]
     rates: tuple[float, float]
     tuning: float
     seeds: int
@@ -98,7 +98,7 @@ def digits() -> Problem:
         held=[(x[-500:], y[-500:])],
         loss=loss,
         lesson=loss,
-        calibration=lambda _: list(x[:-500].split(128)),
+        calibration=lambda seed: Calibration(seed, list(x[:-500].split(128))),
         rates=(2e-3, 2e-3 / 3),
         tuning=0.1,
         seeds=3,

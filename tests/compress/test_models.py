@@ -17,7 +17,8 @@ from matrigami.compress import (
     unstructured,
     weight,
 )
-from matrigami.compress._calibration import block_by_block, output_moments
+from matrigami.compress._calibration import block_by_block
+from matrigami.compress._gradients import output_moments
 from matrigami.compress._methods import aim
 from matrigami.compress._moments import Seen
 from matrigami.nn import StructuredLinear, chosen, swap

@@ -4,6 +4,7 @@ from matrigami.compress._allocation import Allocation, allocate, knapsack
 from matrigami.compress._drivers import compress_, prune_, quantize_, structure_
 from matrigami.compress._evaluation import Evaluation, evaluate
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
+from matrigami.compress._gradients import gradient_moments
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._methods import Method
@@ -38,6 +39,7 @@ __all__ = [
     "compress_",
     "entropy",
     "evaluate",
+    "gradient_moments",
     "knapsack",
     "load",
     "n_of_m",

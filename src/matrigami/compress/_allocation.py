@@ -15,13 +15,15 @@ import numpy as np
 from torch import nn
 
 from matrigami.compress._calibration import HELD_OUT
-from matrigami.compress._drivers import batches_of, compress_
+from matrigami.compress._drivers import compress_
 from matrigami.compress._evaluation import evaluate
+from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._grid import Grid
 from matrigami.compress._methods import NAN, Method, Progress
 from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._report import Report
-from matrigami.nn import Patterns, parsed_budget
+from matrigami.compress._running import batches_of
+from matrigami.nn import Patterns, chosen, parsed_budget
 
 BITS = tuple(Grid(bits) for bits in (2, 3, 4, 8))
 """What is allocated by default."""
@@ -78,6 +80,7 @@ def allocate(
     *,
     targets: Patterns | None = None,
     ignore: Patterns = (),
+    two_sided: bool | Gradients = True,
     progress: Progress | None = None,
 ) -> Allocation:
     """Compress a copy of a model to a share of its size, each layer as far as it bears.
@@ -90,6 +93,8 @@ def allocate(
         over: Grids, supports, structures, budgets for structures.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
+        two_sided: Whether the gradients of the outputs count; without them predictions do not
+            compare between layers. Or what `gradient_moments` returns.
         progress: Told after every layer that is planned, and after every one that is compressed.
 
     Raises:
@@ -98,16 +103,17 @@ def allocate(
     share, unit = parsed_budget(budget, ("bytes", "macs"))
     data = batches_of(calibration)
     options = {"targets": targets, "ignore": ignore, "progress": progress}
-    table = plan(model, data, over, **options)
+    gradients = gradients_of(two_sided, model, chosen(model, targets, ignore), data)
+    table = plan(model, data, over, two_sided=gradients or False, **options)
     size = _bytes if unit == "bytes" else _macs
     dense = float(sum(d[unit == "macs"] for d in table.dense.values()))
     picked = knapsack(table, size, share * dense, budget)
-    found = _made(model, data, {o.layer: over[o.index] for o in picked}, progress)
+    found = _made(model, data, {o.layer: over[o.index] for o in picked}, gradients, progress)
     uniform = _uniform(table, size, share * dense)
     other = None
     if uniform is not None:
         alike = dict.fromkeys(table.options, over[uniform.index])
-        other = found if alike == found[1] else _made(model, data, alike, progress)
+        other = found if alike == found[1] else _made(model, data, alike, gradients, progress)
     if uniform is not None and other is not None and other[3] < found[3]:
         picked, kept = [uniform], other
     else:
@@ -198,11 +204,15 @@ def _uniform(table: CompressionPlan, size: Any, limit: float) -> Option | None:
 
 
 def _made(
-    model: nn.Module, data: list[Any], methods: dict[str, Method], progress: Progress | None
+    model: nn.Module,
+    data: list[Any],
+    methods: dict[str, Method],
+    gradients: Gradients,
+    progress: Progress | None,
 ) -> tuple[nn.Module, dict[str, Method], Report, float]:
     """A compressed copy, and its divergence from the model on held-out batches."""
     made = copy.deepcopy(model)
-    report = compress_(made, data, methods, two_sided=True, progress=progress)
+    report = compress_(made, data, methods, two_sided=gradients or False, progress=progress)
     held = data[HELD_OUT - 1 :: HELD_OUT] or data
     return made, methods, report, evaluate(made, model, held).kl
 

@@ -5,22 +5,18 @@ once: the inputs of a block are kept, its layers are observed and compressed, an
 for the inputs of the next. Beside it runs what the model did as it was given, so that a layer can
 make up for what the prefix has changed. That it is such a chain is seen on the first batch. Of any
 other model each layer is a block of its own, and everything is run again for it.
-
-Shapes: m = outputs, n = inputs.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.compress._layers import gradient_rows, rows
+from matrigami.compress._layers import rows
 from matrigami.compress._moments import Seen
-from matrigami.compress._running import at_rest, called, first, hooked, input_of, logits
+from matrigami.compress._running import at_rest, called, first, hooked, input_of
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
@@ -45,10 +41,10 @@ def block_by_block(
     """
     with at_rest(model):
         order = _order(model, layers, data[0])
-        blocks = _chain(model, order, data[0])
-        inside = {name: layers[name] for name in order if _inside(name, blocks)}
-        start = order.index(next(iter(inside))) if inside else len(order)
-        given = _all_caught(model, blocks[0], data) if inside else []
+        blocks = chain(model, order, data[0])
+        along = {name: layers[name] for name in order if inside(name, blocks)}
+        start = order.index(next(iter(along))) if along else len(order)
+        given = _all_caught(model, blocks[0], data) if along else []
 
         def alone(names: list[str]) -> None:
             """Each layer by itself, everything run again."""
@@ -58,10 +54,10 @@ def block_by_block(
                 compress(seen or {name: None})
 
         alone(order[:start])
-        if inside:
+        if along:
             calls = _all_caught(model, blocks[0], data) if start else given
-            _along(model, blocks, inside, given, calls, compress, done)
-        alone([name for name in order[start:] if name not in inside])
+            _along(model, blocks, along, given, calls, compress, done)
+        alone([name for name in order[start:] if name not in along])
         compress(_unreached(layers, order))
 
 
@@ -94,7 +90,7 @@ def _along(
 ) -> None:
     """The layers of a chain of blocks: each block is run as it was given, before and after."""
     for block in blocks:
-        own = {name: layer for name, layer in layers.items() if _inside(name, [block])}
+        own = {name: layer for name, layer in layers.items() if inside(name, [block])}
         module = model.get_submodule(block)
         passed: list[Call] = []
         beside = partial(_pass_on, module, given, passed)
@@ -116,102 +112,6 @@ def _run(module: nn.Module, call: Call) -> Any:
 def _pass_on(module: nn.Module, calls: list[Call], passed: list[Call], i: int) -> None:
     """One of the calls through a block."""
     passed.append(_advanced(module, calls[i]))
-
-
-def output_moments(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    data: list[Any],
-    *,
-    samples: int = 4,
-    bound: tuple[float, float] | None = (0.5, 2.0),
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Second moments of the output gradients, with labels drawn from the model's own logits.
-
-    Args:
-        model: Its outputs are logits, or have them as `.logits`.
-        layers: Those to observe.
-        data: Batches.
-        samples: Draws for each batch.
-        bound: Gradients are scaled to norms within these multiples of the mean norm of their batch,
-            so that a few do not outweigh all others; the trace of the moment is that of the
-            gradients themselves. None leaves them.
-        seed: Of the draws.
-    """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    sums: dict[str, Tensor] = {}
-    whole: dict[str, float] = {}
-    counts = dict.fromkeys(layers, 0)
-
-    def hook(name: str) -> Any:
-        """The forward hook of a layer."""
-
-        def note(g: Tensor, x: Tensor) -> None:
-            """Count the gradients of one call."""
-            part = gradient_rows(layers[name], x, g.detach())
-            part = part[part.isfinite().all(-1)].to(torch.promote_types(part.dtype, torch.float32))
-            whole[name] = whole.get(name, 0.0) + float(part.square().sum())
-            part = part if bound is None else _bounded(part, *bound)
-            sums[name] = sums.get(name, 0) + (part.mT @ part).double()
-            counts[name] += len(part)
-
-        def attach(_module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            """Ask for the gradient of the output."""
-            if output.requires_grad:
-                output.register_hook(partial(note, x=input_of(args, kwargs).detach()))
-
-        return attach
-
-    hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
-    weights = [layer.weight for layer in layers.values()]
-    with at_rest(model), torch.enable_grad(), hooked(hooks), _differentiable(weights):
-        for batch in data:
-            for _ in range(samples):
-                _pull_drawn_labels(model, weights, batch, generator)
-    sizes = {name: whole[name] / max(float(total.trace()), 1e-300) for name, total in sums.items()}
-    return {name: sizes[name] * total / counts[name] for name, total in sums.items()}
-
-
-def _bounded(g: Float[Tensor, "N m"], low: float, high: float) -> Float[Tensor, "N m"]:
-    """Rows with norms between multiples of their mean norm; rows of zeros stay."""
-    norms = g.norm(dim=-1, keepdim=True)
-    mean = norms.mean()
-    return g * torch.where(norms > 0, norms.clamp(low * mean, high * mean) / norms, 0)
-
-
-def _pull_drawn_labels(
-    model: nn.Module, weights: list[Any], batch: Any, generator: torch.Generator
-) -> None:
-    """One backward pass of `-log p(y | x)` with labels `y` drawn from the model.
-
-    Raises:
-        ValueError: If all logits are NaN or infinite.
-    """
-    found = logits(called(model, batch)).float().flatten(0, -2)
-    found = found[found.detach().isfinite().all(-1)]
-    if not len(found):
-        raise ValueError(
-            f"the outputs of the {type(model).__name__} are NaN or infinite for a whole batch.\n"
-            "No curvature can be taken from it.\n"
-            "Look for NaN in the batches, or for a layer that overflows."
-        )
-    drawn = torch.multinomial(found.detach().softmax(-1), 1, generator=generator)[:, 0]
-    loss = nn.functional.cross_entropy(found, drawn, reduction="sum")
-    torch.autograd.grad(loss, weights, allow_unused=True)
-
-
-@contextmanager
-def _differentiable(weights: list[Any]) -> Iterator[None]:
-    """Frozen weights that take part in a backward pass, and are frozen again afterwards."""
-    frozen = [p for p in weights if not p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
 
 
 def _observed(
@@ -273,14 +173,14 @@ def _order(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> lis
     return list(seen)
 
 
-def _chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
+def chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
     """The blocks of the longest container of which each is fed by the one before; or none."""
     best: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         names = [f"{name}.{key}" if name else key for key, _ in module.named_children()]
-        holds = any(_inside(layer, names) for layer in layers)
+        holds = any(inside(layer, names) for layer in layers)
         if len(names) > len(best) and holds and _feeds(model, list(module), batch):
             best = names
     return best
@@ -319,7 +219,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
 
 
-class _Stop(Exception):  # noqa: N818 - not an error
+class Stop(Exception):  # noqa: N818 - not an error
     """The rest of a forward pass is not needed."""
 
 
@@ -335,12 +235,12 @@ def _caught(model: nn.Module, block: str, batch: Any) -> Call:
     def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep them and leave."""
         found.append((args, kwargs))
-        raise _Stop
+        raise Stop
 
     handle = model.get_submodule(block).register_forward_pre_hook(note, with_kwargs=True)
     try:
         called(model, batch)
-    except _Stop:
+    except Stop:
         pass
     finally:
         handle.remove()
@@ -352,6 +252,6 @@ def _advanced(module: nn.Module, call: Call) -> Call:
     return (first(_run(module, call)), *call[0][1:]), call[1]
 
 
-def _inside(name: str, blocks: list[str]) -> bool:
+def inside(name: str, blocks: list[str]) -> bool:
     """Whether a layer is one of some blocks, or in one."""
     return any(name == block or name.startswith(f"{block}.") for block in blocks)

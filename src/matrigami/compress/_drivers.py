@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import block_by_block, output_moments
+from matrigami.compress._calibration import block_by_block
+from matrigami.compress._gradients import Gradients, gradients_of, summed
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, untouched, weight
@@ -17,6 +18,7 @@ from matrigami.compress._methods import Method, Progress, described, fitting
 from matrigami.compress._moments import Seen
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
+from matrigami.compress._running import batches_of
 from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
 from matrigami.operators import Structure
@@ -29,7 +31,7 @@ def quantize_(
     *,
     targets: Patterns | None = None,
     ignore: Patterns = (),
-    two_sided: bool = False,
+    two_sided: bool | Gradients = False,
     damping: float | tuple[float, ...] | None = None,
     progress: Progress | None = None,
     journal: str | Path | None = None,
@@ -46,7 +48,7 @@ def quantize_(
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too: one backward pass for each batch
-            and draw, of a model whose outputs are logits.
+            and draw, of a model whose outputs are logits; or what `gradient_moments` returns.
         damping: Of several the best on held-out vectors is taken, layer by layer; None for three.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
@@ -65,7 +67,7 @@ def prune_(
     *,
     targets: Patterns | None = None,
     ignore: Patterns = (),
-    two_sided: bool = False,
+    two_sided: bool | Gradients = False,
     damping: float | None = None,
     progress: Progress | None = None,
     journal: str | Path | None = None,
@@ -78,7 +80,7 @@ def prune_(
         support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
-        two_sided: Whether the gradients of the outputs count, too.
+        two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
         damping: Of the moments, relative to their mean diagonal; None for 0.01.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
@@ -98,7 +100,7 @@ def structure_(
     budget: str | None = None,
     targets: Patterns | None = None,
     ignore: Patterns = (),
-    two_sided: bool = False,
+    two_sided: bool | Gradients = False,
     damping: float | None = None,
     progress: Progress | None = None,
     journal: str | Path | None = None,
@@ -113,7 +115,7 @@ def structure_(
             layer, of full rank without shared weights.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
-        two_sided: Whether the gradients of the outputs count, too.
+        two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
         damping: Of the moments, relative to their mean diagonal; None for 0.01.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
@@ -139,7 +141,7 @@ def compress_(
     *,
     targets: Patterns | None = None,
     ignore: Patterns = (),
-    two_sided: bool = False,
+    two_sided: bool | Gradients = False,
     damping: float | tuple[float, ...] | None = None,
     progress: Progress | None = None,
     journal: str | Path | None = None,
@@ -153,7 +155,7 @@ def compress_(
             these for each pattern of names, of which the first that matches counts.
         targets: Patterns of layer names; not with a mapping, whose patterns these are.
         ignore: Patterns of layers to leave as they are.
-        two_sided: Whether the gradients of the outputs count, too.
+        two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
         damping: Of the moments; None for the defaults of the methods.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
@@ -178,35 +180,13 @@ def by_layer(
     return {name: fitting(method, name, layers[name]) for name, method in found.items()}
 
 
-def batches_of(calibration: Iterable[Any]) -> list[Any]:
-    """All batches.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    data = [batch for batch in calibration if _examples(batch)]
-    if not data:
-        raise ValueError(
-            "the calibration has no batches with examples.\n"
-            "Give some: a few hundred vectors are enough."
-        )
-    return data
-
-
-def _examples(batch: Any) -> int:
-    """How many a batch has; one where it does not tell."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    parts = [parts] if isinstance(parts, Tensor) else list(parts)
-    return min((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), default=1)
-
-
 def _compressed(
     model: nn.Module,
     calibration: Iterable[Any],
     methods: Method | Mapping[str, Method],
     targets: Patterns | None,
     ignore: Patterns,
-    two_sided: bool,
+    two_sided: bool | Gradients,
     damping: float | tuple[float, ...] | None,
     progress: Progress | None,
     journal: str | Path | None,
@@ -217,8 +197,8 @@ def _compressed(
     told = {name: described(method) for name, method in ways.items()}
     book = None
     if journal is not None:
-        book = Journal(journal, fingerprint(model, data, told, two_sided, damping))
-    gradients: Mapping[str, Tensor] = output_moments(model, layers, data) if two_sided else {}
+        book = Journal(journal, fingerprint(model, data, told, summed(two_sided), damping))
+    gradients = gradients_of(two_sided, model, layers, data)
     made_of = Maker(model, layers, ways, gradients, damping, data)
     done = {} if book is None else book.finished()
     report = Report(left=untouched(model, layers))

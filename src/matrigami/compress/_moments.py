@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.operators import operator
+from matrigami.operators import gram, operator
 
 BLOCK = 128
 """Columns of a symmetric moment that are multiplied at once, with those behind them."""
@@ -54,7 +54,7 @@ class Seen:
             drift = ((z - x).nan_to_num(0, 0, 0).mT @ x).to(self.A)
             self.drift = drift if self.drift is None else self.drift + drift
         total = self.holdout if held else self.A
-        total += (x.mT @ x).to(total)
+        total += gram(x[None])[0].to(total)
         self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
 
     def moments(self) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 
 from matrigami._words import columns
-from matrigami.compress._calibration import observed, output_moments
-from matrigami.compress._drivers import batches_of
+from matrigami.compress._calibration import observed
+from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._layers import weight
 from matrigami.compress._methods import Method, Progress, described, fitting, outcome
+from matrigami.compress._running import batches_of
 from matrigami.nn import Patterns, chosen
 
 
@@ -91,7 +92,7 @@ def plan(
     *,
     targets: Patterns | None = None,
     ignore: Patterns = (),
-    two_sided: bool = True,
+    two_sided: bool | Gradients = True,
     progress: Progress | None = None,
 ) -> CompressionPlan:
     """What each of some methods would do to each layer of a model, which is not changed.
@@ -106,14 +107,15 @@ def plan(
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave out.
         two_sided: Whether the gradients of the outputs count; without them predictions are squared
-            errors of the outputs of each layer, which do not compare between layers.
+            errors of the outputs of each layer, which do not compare between layers. Or what
+            `gradient_moments` returns.
         progress: Told after every layer.
 
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
     layers, data = chosen(model, targets, ignore), batches_of(calibration)
-    gradients = output_moments(model, layers, data) if two_sided else {}
+    gradients = gradients_of(two_sided, model, layers, data)
     seen = observed(model, layers, data)
     found = CompressionPlan([described(method) for method in methods])
     for name, layer in layers.items():

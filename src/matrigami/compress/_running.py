@@ -1,6 +1,6 @@
 """A model on a batch: at rest, watched by hooks, and what of its outputs is meant."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,41 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             module.training = mode
         if cached:
             config.use_cache = cached  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes part in a backward pass; those that did do again afterwards."""
+    free = [p for p in model.parameters() if p.requires_grad]
+    for p in free:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in free:
+            p.requires_grad_(True)
+
+
+def batches_of(calibration: Iterable[Any]) -> list[Any]:
+    """All batches.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    data = [batch for batch in calibration if _examples(batch)]
+    if not data:
+        raise ValueError(
+            "the calibration has no batches with examples.\n"
+            "Give some: a few hundred vectors are enough."
+        )
+    return data
+
+
+def _examples(batch: Any) -> int:
+    """How many a batch has; one where it does not tell."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = [parts] if isinstance(parts, Tensor) else list(parts)
+    return min((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), default=1)
 
 
 def forwarded(model: nn.Module, batch: Any) -> Any:

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.compress._calibration import observed, output_moments
-from matrigami.compress._drivers import batches_of
+from matrigami.compress._calibration import observed
+from matrigami.compress._gradients import output_moments
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._moments import damped, relative, row_losses
 from matrigami.compress._report import LayerReport, Report
-from matrigami.compress._running import answer, at_rest, called
+from matrigami.compress._running import answer, at_rest, batches_of, called
 from matrigami.nn import Patterns, chosen, matrix_view, swap
 
 TOLERANCE = 1e-4
