@@ -9,7 +9,7 @@ Shapes: m = outputs, n = inputs of a layer.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from matrigami.compress._moments import Seen, damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import roundings
 from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
-from matrigami.operators import Structure, cost, project
+from matrigami.operators import LinearOperator, Structure, cost, project
 
 Method = Grid | Structure | tuple[Structure, ...] | str | Support
 """A grid rounds, a support (`unstructured(0.5)`) prunes, of structures the nearest is taken."""
@@ -84,7 +84,6 @@ def outcome(
     seen: Seen | None,
     B: Tensor | None,
     damping: float | tuple[float, ...] | None = None,
-    even: float = EVEN,
 ) -> Outcome:
     """What a method makes of one layer; nothing is changed yet.
 
@@ -94,23 +93,39 @@ def outcome(
         seen: What it has seen; None if nothing.
         B: Second moment of its output gradients, or None.
         damping: Of the moments; None for the default of the method.
-        even: How much of the identity is added to `B` in front of structures where no damping is
-            given, relative to its mean diagonal; without end, `B` does not count.
     """
     if isinstance(method, str):
-        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping, even)
+        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping)
     W = weight(layer).float()
     W = W if seen is None else aim(W, seen)
     if isinstance(method, Grid):
         made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
     elif isinstance(method, Structure | tuple):
-        recipes = method if isinstance(method, tuple) else (method,)
-        B = None if even == math.inf else B
-        even = even if damping is None else _one(damping)
-        made = _structured(recipes, layer, W, seen, B, even, _one(damping))
+        even = EVEN if damping is None else _one(damping)
+        made = _structured(_plain(method, W), layer, W, seen, B, even, _one(damping))
     else:
         made = _pruned(method, W, seen, B, _one(damping))
     return made
+
+
+def trusted(
+    method: Method, layer: nn.Module, seen: Seen, B: Tensor | None, evens: Sequence[float]
+) -> list[Outcome]:
+    """What structures make of one layer, once for each trust in the gradients.
+
+    Args:
+        method: Structures, or a budget for one.
+        layer: The layer.
+        seen: What it has seen.
+        B: Second moment of its output gradients, or None.
+        evens: How much of the identity is added to `B`, relative to its mean diagonal; without end,
+            `B` does not count.
+    """
+    if isinstance(method, str):
+        return trusted(fitting(method, "outcome", layer), layer, seen, B, evens)
+    W = aim(weight(layer).float(), seen)
+    plain = _plain(method, W)
+    return [_structured(plain, layer, W, seen, B, even, DAMPING) for even in evens]
 
 
 def aim(W: Float[Tensor, "m n"], seen: Seen) -> Float[Tensor, "m n"]:
@@ -228,8 +243,17 @@ def _pruned(
     return Outcome(found.W, found.mask, damping, *told, *size, "")
 
 
+Tried = list[tuple[Structure, LinearOperator]]
+"""Structures, and a member of each."""
+
+
+def _plain(method: Any, W: Tensor) -> Tried:
+    """The nearest members in the Frobenius norm."""
+    return [(r, project(r, W)) for r in (method if isinstance(method, tuple) else (method,))]
+
+
 def _structured(
-    recipes: tuple[Structure, ...],
+    plain: Tried,
     layer: nn.Module,
     W: Tensor,
     seen: Seen | None,
@@ -240,18 +264,19 @@ def _structured(
     """Project one matrix onto each structure, with and without the moments; take the nearest."""
     A, holdout = (None, None) if seen is None else seen.moments()
     judge = torch.eye(W.shape[-1]).to(W).double() if holdout is None else holdout
+    B = None if even == math.inf else B
     left = None if B is None else damped(B, even)
-    plain = [(recipe, project(recipe, W)) for recipe in recipes]
     tried = list(plain)
     if A is not None:
         right = damped(A, damping)
-        tried += [(recipe, project(recipe, W, left=left, right=right)) for recipe in recipes]
-    errors = [_relative(W - value.dense(), W, judge, B) for _, value in tried]
-    best = min(range(len(tried)), key=errors.__getitem__)
+        tried += [(r, project(r, W, left=left, right=right)) for r, _ in plain]
+    losses = [_half_loss(W - value.dense(), judge, B) for _, value in tried]
+    best = min(range(len(tried)), key=losses.__getitem__)
     recipe, value = tried[best]
+    whole = _half_loss(W, judge, B)
+    shares = [loss / whole if whole > 0 else 0.0 for loss in losses]
     price, note = cost(value), UNREACHED if seen is None else ""
-    absolute = NAN if seen is None else _half_loss(W - value.dense(), judge, B)
-    told = (errors[best], min(errors[: len(plain)]), absolute)
+    told = (shares[best], min(shares[: len(plain)]), NAN if seen is None else losses[best])
     size = (W.element_size() * price.params, price.macs)
     return Outcome(stand_in(layer, recipe, value), value, damping, *told, *size, note)
 

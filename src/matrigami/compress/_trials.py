@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import HELD_OUT
-from matrigami.compress._methods import EVEN, TRUSTS, Method, Outcome, outcome
+from matrigami.compress._methods import TRUSTS, Method, Outcome, outcome, trusted
 from matrigami.compress._moments import Seen
-from matrigami.compress._running import at_rest, called, logits
+from matrigami.compress._tail import Tail
 from matrigami.nn import swap
 from matrigami.operators import Structure
 
@@ -41,28 +41,33 @@ class Maker:
         self.gradients, self.damping = gradients, damping
         structured = {n for n, way in ways.items() if isinstance(way, Structure | tuple | str)}
         self.tried = structured if gradients and damping is None else set()
-        self.judge = divergence(model, data) if self.tried else None
+        batch = data[min(HELD_OUT, len(data)) - 1]
+        self.tail = Tail(model, self.tried, batch) if self.tried else None
+        self.judge = divergence(self.tail) if self.tail else None
 
     def __call__(self, seen: Mapping[str, Seen | None]) -> dict[str, Outcome]:
         """What becomes of each; nothing is changed."""
         tried = {n: what for n, what in seen.items() if n in self.tried and what is not None}
-        made = self._made({n: what for n, what in seen.items() if n not in tried}, EVEN)
-        if tried and self.judge is not None:
+        made = self._made({n: what for n, what in seen.items() if n not in tried})
+        if tried and self.tail is not None and self.judge is not None:
+            self.tail.advance(tried)
             made |= self._best(tried, self.judge)
         return {name: made[name] for name in seen}
 
-    def _made(self, seen: Mapping[str, Seen | None], even: float) -> dict[str, Outcome]:
-        """With one trust."""
+    def _made(self, seen: Mapping[str, Seen | None]) -> dict[str, Outcome]:
+        """With the default trust."""
         return {
-            n: outcome(
-                self.ways[n], self.layers[n], what, self.gradients.get(n), self.damping, even
-            )
+            n: outcome(self.ways[n], self.layers[n], what, self.gradients.get(n), self.damping)
             for n, what in seen.items()
         }
 
     def _best(self, seen: Mapping[str, Seen], judge: Callable[[], float]) -> dict[str, Outcome]:
         """With the trust that is best for all of them."""
-        trials = [self._made(seen, even) for even in TRUSTS]
+        made = {
+            n: trusted(self.ways[n], self.layers[n], what, self.gradients.get(n), TRUSTS)
+            for n, what in seen.items()
+        }
+        trials = [{n: some[i] for n, some in made.items()} for i in range(len(TRUSTS))]
         scores = [self._score(trial, judge) for trial in trials]
         best = scores.index(min(scores))
         return {name: _noted(made, TRUSTS[best]) for name, made in trials[best].items()}
@@ -77,24 +82,20 @@ class Maker:
             swap(self.model, {layer: old for old, layer in new.items()})
 
 
-def divergence(model: nn.Module, data: list[Any]) -> Callable[[], float]:
-    """Tells how far the outputs of a model are from those that it has now: nats, of a held batch.
-
-    It is infinite where they overflow.
-    """
-    batch = data[min(HELD_OUT, len(data)) - 1]
+def divergence(run: Callable[[], Tensor]) -> Callable[[], float]:
+    """Tells how far logits are from what they are now, in nats; infinite where they overflow."""
 
     @torch.no_grad()
     def answers() -> Tensor:
         """Log probabilities."""
-        with at_rest(model):
-            return logits(called(model, batch)).float().log_softmax(-1)
+        return run().float().log_softmax(-1)
 
     given = answers()
+    p = given.exp()
 
     def far() -> float:
-        """Of the model as it is at the time of the call."""
-        found = float((given.exp() * (given - answers())).sum(-1).nanmean())
+        """At the time of the call."""
+        found = float((p * (given - answers())).sum(-1).nanmean())
         return found if math.isfinite(found) else math.inf
 
     return far
