@@ -24,6 +24,7 @@ from matrigami.operators._eigen import (
     largest,
     norm,
     schatten,
+    squared_norm,
     svd,
     svdvals,
 )
@@ -37,7 +38,7 @@ from matrigami.operators._functions import (
     slogdet,
     solve,
 )
-from matrigami.operators._kernels import is_concrete
+from matrigami.operators._kernels import is_concrete, root_of_squares
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +167,8 @@ def _(A: DirectSumMatrix) -> Float[Tensor, "*batch d"]:
 @norm.register
 def _(A: DirectSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     each = torch.broadcast_tensors(*[norm(F, order) for F in A.blocks])
-    return schatten(torch.stack(each, -1), order)
+    size = schatten(torch.stack(each, -1), order)
+    return size if order else root_of_squares(summed(map(squared_norm, A.blocks)), size)
 
 
 @power.register(where=_square)

@@ -6,12 +6,13 @@ Shapes: m = rows, n = columns, d = min(m, n), batch = a stack of matrices.
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, power, question, require, square_question
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._dispatch import OpenFunction
+from matrigami.operators._functions import trace
 from matrigami.operators._kernels import (
     is_concrete,
     is_differentiated,
@@ -24,7 +25,7 @@ from matrigami.operators._matrix_functions import (
     power_function,
     schatten_sum,
 )
-from matrigami.operators._memory import dense, finite
+from matrigami.operators._memory import dense, finite, is_big
 from matrigami.operators._tree import named_tensors
 
 
@@ -178,6 +179,22 @@ def _(A: LinearOperator, order: float | None = None) -> Float[Tensor, "*batch"]:
 def _smooth(A: LinearOperator) -> bool:
     """Whether a derivative may be wanted of singular values that are those of the dense matrix."""
     return is_differentiated(*named_tensors(A).values()) and not svdvals.knows(A)
+
+
+def squared_norm(A: LinearOperator) -> Float[Tensor, "*batch"]:
+    """The square of the Frobenius norm, as a part of a sum of squares: it is smooth at zero."""
+    size = norm(A)
+    if not is_differentiated(*named_tensors(A).values()):
+        return size.square()
+    if is_concrete(size) and bool((size > 0).all()):
+        return size.square()
+    squares = trace(A.H @ A).real if is_big(A) else _squares(A.dense())
+    return torch.where(size > 0, size.square(), squares)
+
+
+def _squares(D: Inexact[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
+    """Of all entries."""
+    return (D * D.conj()).real.sum((-2, -1))
 
 
 def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Tensor, "*batch"]:

@@ -6,6 +6,8 @@ forward mode (the factors carry no tangent); the same answers from an LU factori
 Shapes: m = rows, n = columns or rows and columns, k = right-hand sides, r = rank.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
@@ -158,7 +160,7 @@ def truncated_svd(
     U, S, Vh = torch.linalg.svd(D.detach(), full_matrices=False)
     L, R = U[..., :rank], Vh[..., :rank, :]
     if is_differentiated(M):
-        L, R = _moving_spaces(D, U, S, Vh, rank)
+        L, R = moving_spaces(D, U, S, Vh, rank)
     else:
         R = S[..., :rank, None] * R
     if balanced:
@@ -167,8 +169,10 @@ def truncated_svd(
     return (L.to(M.dtype), R.to(M.dtype)) if half else (L, R)
 
 
-def _moving_spaces(D: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def moving_spaces(D: Any, U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """`L @ R = P D` with `P` the projector onto the leading left space, to second order in `D`.
+
+    A tensor or a value `D`; `U`, `S` and `Vh` are its singular vectors and values, as they are.
 
     In the fixed bases, `E = U.H D V`. The leading spaces of a perturbed `E` are spanned by
     `[I; T]` and `[I; Z]`; stationarity of both gives, to first order and then to the next,

@@ -175,8 +175,16 @@ def _slope(p: float) -> ScalarFunction:
 
 
 def _of_dilation(f: ScalarFunction, D: Tensor, E: Tensor) -> Tensor:
-    """The corner of the derivative of `f([[0, D], [D.H, 0]])` in the direction of that of `E`."""
-    m = D.shape[-2]
+    """The corner of the derivative of `f([[0, D], [D.H, 0]])` in the direction of that of `E`.
+
+    Of a tall matrix within the columns of both, beyond which both are zero.
+    """
+    m, n = D.shape[-2:]
+    if m > 2 * n:
+        Q = torch.linalg.qr(torch.cat(torch.broadcast_tensors(D, E), -1)).Q
+        return Q @ _of_dilation(f, Q.mH @ D, Q.mH @ E)
+    if n > 2 * m:
+        return _of_dilation(f, D.mH, E.mH).mH
     return _First.apply(f, _dilated(D), _dilated(E))[..., :m, m:]
 
 

@@ -41,6 +41,7 @@ from matrigami.operators import (
     fans,
     hermitian,
     is_big,
+    is_frobenius,
     kron_sum,
     largest,
     norm,
@@ -49,7 +50,6 @@ from matrigami.operators import (
     project,
     root_of_squares,
     scale,
-    schatten,
     shift,
     slogdet,
     solve,
@@ -266,11 +266,9 @@ def _eigenvalues(A: LinearOperator) -> Inexact[Tensor, "*batch n"]:
     return eigh(A).values if hermitian(A) else torch.linalg.eigvals(A.dense())
 
 
-@norm.register
+@norm.register(where=is_frobenius)
 def _(A: KroneckerSumMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     """`||A||^2 = n2 ||L||^2 + n1 ||R||^2 + 2 Re(tr(L) conj(tr(R)))`."""
-    if order is not None:
-        return schatten(svdvals(A), order)
     (L, R), (n1, n2) = A.terms, (F.shape[-1] for F in A.terms)
     mean = trace(R) / n2  # moved to the left term, so that nothing cancels
     left, right = (shift(F, amount).dense() for F, amount in ((L, mean), (R, -mean)))

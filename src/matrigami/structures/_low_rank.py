@@ -35,8 +35,10 @@ from matrigami.operators import (
     example,
     expand,
     fans,
+    is_concrete,
     is_frobenius,
     metric_project,
+    moving_spaces,
     norm,
     outer,
     pinv,
@@ -58,8 +60,11 @@ from matrigami.operators import (
 
 __all__ = ["LowRank", "LowRankMatrix"]
 
-DERIVED = 2**18
-"""Entries up to which singular values that are differentiated are those of the dense matrix."""
+INDEPENDENT = 1e-12
+"""Columns whose rest beyond the others is below this share of the largest are dependent."""
+
+SMALL = 2**18
+"""Entries up to which a matrix that is differentiated may be made dense for it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -218,17 +223,28 @@ def _(A: LowRankMatrix, p: float) -> LowRankMatrix:
     return LowRankMatrix(times(A.U, core), A.V)
 
 
-def _has_basis(A: LowRankMatrix) -> bool:
-    """Whether orthonormal bases may be taken: they have no derivative where factors lose rank.
-
-    A small matrix is asked as it is while one is wanted.
-    """
-    return torch.Size(A.shape).numel() > DERIVED or not differentiated(A)
-
-
-@svdvals.register(where=_has_basis)
+@svdvals.register
 def _(A: LowRankMatrix) -> Float[Tensor, "*batch d"]:
-    return descending(svd(A).values, A)
+    """Those that are zero have a zero derivative."""
+    values = descending(svd(A.detach()).values, A)
+    if not differentiated(A):
+        return values
+    moving = _two_orders(A, torch.linalg.svdvals)
+    zero = values <= values[..., :1] * max(A.shape[-2:]) * torch.finfo(A.dtype).eps
+    found = torch.nn.functional.pad(moving, (0, values.shape[-1] - moving.shape[-1]))
+    return torch.where(zero, values, found)
+
+
+def _two_orders(A: LowRankMatrix, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of singular values with its first and second derivative, whatever the rank.
+
+    In fixed bases of the columns at this point, `A = [[K L, b], [a, 0]]` with `a = b = 0` here. A
+    change of the sign of `a` or `b` is unitary, so that to second order `f` is the sum of what
+    `[K L; a]` and `[K L, b]` add to `f(K L)`; they are `U L` and `K V.T` up to an isometry.
+    """
+    Q1, Q2 = (torch.linalg.qr(F.detach()).Q for F in (A.U, A.V))
+    K, L = times(Q1.mH, A.U), times(A.V.mT, Q2.conj())
+    return f(times(A.U, L)) + f(times(K, A.V.mT)) - f(times(K, L))
 
 
 def orthogonalized(A: LowRankMatrix) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +273,25 @@ def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
     return root_of_squares(squares, torch.linalg.matrix_norm(core))
 
 
-@pinv.register
+@norm.register(where=lambda A, order=None: order is not None and differentiated(A))
+def _(A: LowRankMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
+    return _two_orders(A, lambda M: norm(DenseMatrix(M), order))
+
+
+def _keeps_rank(A: LowRankMatrix) -> bool:
+    """Whether bases of the columns have the derivative that is wanted: where these are independent.
+
+    A matrix that cannot be looked at is asked as it is while it is small.
+    """
+    if not differentiated(A):
+        return True
+    if not is_concrete(A.U, A.V):
+        return torch.Size(A.shape).numel() > SMALL
+    sizes = [torch.linalg.qr(F.detach()).R.diagonal(dim1=-2, dim2=-1).abs() for F in (A.U, A.V)]
+    return all(bool((size > INDEPENDENT * size.amax(-1, True)).all()) for size in sizes)
+
+
+@pinv.register(where=_keeps_rank)
 def _(A: LowRankMatrix) -> LowRankMatrix:
     Q1, core, Q2 = orthogonalized(A)
     inner = torch.linalg.pinv(core, rtol=max(A.shape[-2:]) * torch.finfo(A.dtype).eps)
@@ -277,9 +311,15 @@ def _(A: LowRankMatrix, recipe: LowRank) -> LowRankMatrix:
 
 def lower_rank(A: LowRankMatrix, rank: int) -> LowRankMatrix:
     """The nearest of a rank at most: the SVD of the small matrix between orthonormal bases."""
-    Q1, core, Q2 = orthogonalized(A)
-    L, R = truncated_svd(core, min(rank, *core.shape[-2:]))
-    return LowRankMatrix(times(Q1, L), times(Q2, R.mT))
+    rank = min(rank, A.U.shape[-1], *A.shape[-2:])
+    Q1, core, Q2 = orthogonalized(A.detach())
+    if not differentiated(A):
+        L, R = truncated_svd(core, rank)
+        return LowRankMatrix(times(Q1, L), times(Q2, R.mT))
+    U, values, Vh = torch.linalg.svd(core, full_matrices=False)
+    L, R = moving_spaces(A, times(Q1, U), values, times(Vh, Q2.mT), rank)
+    root = values[..., None, :rank].sqrt()
+    return LowRankMatrix(L * root, R.mT / torch.where(root > 0, root, 1))
 
 
 @metric_project.register

@@ -25,7 +25,6 @@ from matrigami.operators import (
     diagonal,
     entries,
     inverse,
-    is_frobenius,
     norm,
     scale,
     shift,
@@ -174,9 +173,9 @@ def _(A: PermutedMatrix) -> Inexact[Tensor, "*batch"]:
     return trace(A.matrix)
 
 
-@norm.register(where=is_frobenius)
+@norm.register
 def _(A: PermutedMatrix, order: float | None = None) -> Float[Tensor, "*batch"]:
-    return norm(A.matrix)
+    return norm(A.matrix, order)
 
 
 @svdvals.register

@@ -40,6 +40,7 @@ from matrigami.operators import (
     shift,
     slogdet,
     solve,
+    squared_norm,
     summed,
     times,
 )
@@ -120,7 +121,7 @@ def _separable(A: SumMatrix, order: float | None = None) -> bool:
 @norm.register(where=_separable)
 def _(A: SumMatrix, order: float | None = None) -> Inexact[Tensor, "*batch"]:
     """`||A||^2` is the sum of the squares of the terms and of twice their inner products."""
-    squares = summed(norm(term).square() for term in A.terms)
+    squares = summed(map(squared_norm, A.terms))
     pairs = summed(_inner(F, G) for F, G in combinations(A.terms, 2))
     return root_of_squares(squares + 2 * pairs.real)
 

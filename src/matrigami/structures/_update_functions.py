@@ -39,13 +39,10 @@ from matrigami.operators import (
     svdvals,
     times,
 )
-from matrigami.structures._low_rank import LowRankMatrix
+from matrigami.structures._low_rank import INDEPENDENT, LowRankMatrix
 from matrigami.structures._update import SHARE, is_uniform, parted
 
 __all__ = []
-
-RANK = 1e-12
-"""Columns whose rest beyond the others is below this share of the largest are dependent."""
 
 
 class Parts(NamedTuple):
@@ -117,7 +114,11 @@ def _core(A: LinearOperator, *, one_sided: bool = False) -> _Core:
     U, V = (t.expand(*update.shape[:-2], *t.shape[-2:]) for t in (update.U, update.V))
     Q, R = torch.linalg.qr(U if one_sided else torch.cat([U, V.conj()], -1))
     size = R.detach().diagonal(dim1=-2, dim2=-1).abs()
-    if differentiated(A) and is_concrete(size) and bool((size <= RANK * size.amax(-1, True)).any()):
+    if (
+        differentiated(A)
+        and is_concrete(size)
+        and bool((size <= INDEPENDENT * size.amax(-1, True)).any())
+    ):
         raise ValueError(
             f"A function of {A!r}: its factors have dependent columns, where their basis has no "
             "derivative.\nLeave columns out, or differentiate in a multiple of the identity alone."

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from matrigami.operators import (
+    DenseMatrix,
     LinearOperator,
+    direct_sum,
     inverse,
     logdet,
     named_tensors,
@@ -108,6 +110,10 @@ def derivatives_at_zero(A: LinearOperator) -> None:
     if not exists(zero):
         return
     expect_derivatives(along_a_line(zero, lambda M: trace(M.H @ M).real), "trace(A.H A) at zero")
+    eye = DenseMatrix(torch.eye(2, dtype=A.dtype))
+    for order in (None, 4):  # smooth, for the whole is not zero
+        line = along_a_line(zero, lambda M, p=order: norm(direct_sum(M, eye), p))
+        expect_derivatives(line, f"norm of a direct sum with zero, order {order}")
     if float(norm(zero)) > 0:  # the inverse of a stored zero is none, a contraction may be fixed
         return
     line, at = along_a_line(zero, norm), torch.zeros((), dtype=torch.float64)
