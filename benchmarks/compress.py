@@ -33,12 +33,17 @@ SPARSITIES = ((0.5, 0.79), (0.7, 0.75), (0.9, 0.68))
 SEEDS = (0, 1, 2)
 
 
+DAMPINGS = (0.001, 0.005, 0.02)
+"""Of a quarter of the calibration each sparsity chooses one."""
+
+
 @dataclass(frozen=True)
 class Layer:
-    """Weights, and second moments of inputs to calibrate on and to judge by."""
+    """Weights, and second moments of inputs: to calibrate on, its parts, and to judge by."""
 
     W: Tensor
     A: Tensor
+    parts: tuple[Tensor, Tensor]
     holdout: Tensor
 
     def error(self, V: Tensor) -> float:
@@ -57,13 +62,16 @@ def outlier_layer(seed: int = 0) -> Layer:
     channels[torch.randperm(n, generator=g)[:OUTLIERS]] *= 15
     root = channels[:, None] * basis * torch.arange(1, n + 1, dtype=torch.float64).rsqrt()
 
-    def moment() -> Tensor:
-        """Of fresh vectors."""
+    def moments() -> tuple[Tensor, Tensor]:
+        """Of fresh vectors: three quarters of them, and the last one."""
         X = torch.randn(VECTORS, n, generator=g, dtype=torch.float64) @ root.mT
-        return (X.mT @ X / VECTORS).float()
+        first, last = X.split(VECTORS * 3 // 4)
+        return first.mT @ first / len(first), last.mT @ last / len(last)
 
     W = torch.randn(n, n, generator=g, dtype=torch.float64) / n**0.5
-    return Layer(W.float(), moment(), moment())
+    seen, other = moments(), moments()
+    whole = [0.75 * first + 0.25 * last for first, last in (seen, other)]
+    return Layer(W.float(), whole[0].float(), (seen[0].float(), seen[1].float()), whole[1].float())
 
 
 def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
@@ -158,12 +166,31 @@ def removal(layer: Layer) -> str:
     """Errors of sparse weights."""
     rows = []
     for sparsity, aim in SPARSITIES:
+        support = unstructured(sparsity)
         theirs = layer.error(sparse_gpt(layer.W, layer.A, sparsity))
-        ours = layer.error(remove(layer.W, unstructured(sparsity), layer.A).W)
-        magnitude = layer.error(layer.W * unstructured(sparsity)(layer.W))
-        cells = [f"{e:.2e}" for e in (magnitude, theirs, ours)]
-        rows.append([f"{sparsity:.0%}", *cells, f"{ours / theirs:.3f}", aim])
-    return table(["removed", "magnitude", "SparseGPT", "ours", "ours / SparseGPT", "aim"], rows)
+        first, last = layer.parts
+        damping = remove(layer.W, support, first, damping=DAMPINGS, holdout=last).damping
+        ours = [
+            layer.error(remove(layer.W, support, layer.A, damping=d).W) for d in (0.01, damping)
+        ]
+        magnitude = layer.error(layer.W * support(layer.W))
+        cells = [f"{e:.2e}" for e in (magnitude, theirs, *ours)]
+        ratios = [f"{error / theirs:.3f}" for error in ours]
+        rows.append([f"{sparsity:.0%}", *cells, f"{damping}", *ratios, aim])
+    return table(REMOVAL, rows)
+
+
+REMOVAL = (
+    "removed",
+    "magnitude",
+    "SparseGPT",
+    "ours",
+    "ours, damping chosen",
+    "the damping",
+    "ours / SparseGPT",
+    "chosen / SparseGPT",
+    "aim",
+)
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from matrigami.compress import n_of_m, remove, unstructured
+from matrigami.compress import _removal, n_of_m, remove, unstructured
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import fitted
 from tests.compress.moments import layer, moment
@@ -103,3 +103,50 @@ def test_what_does_not_fit_is_refused(call, message):
     W, A, _ = layer(4, 5)
     with pytest.raises(ValueError, match=message):
         call(W, A)
+
+
+@pytest.mark.parametrize(("pattern", "apart"), [(unstructured(0.8), 24), (n_of_m(1, 6), 6)])
+def test_no_swap_makes_a_sparse_row_better(pattern, apart):
+    """All of them, with the best weights on each support."""
+    W, A, _ = layer(3, 24)
+    A = damped(A, 0.01)
+    mask = remove(W, pattern, A, damping=0.0).mask
+    for w, kept in zip(W, mask, strict=True):
+        best = row_losses(w - exact(w[None], kept[None], A, None), A, None)
+        for i, j in itertools.product(kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]):
+            if i // apart == j // apart:
+                other = kept.clone()
+                other[i], other[j] = False, True
+                E = w - exact(w[None], other[None], A, None)
+                assert row_losses(E, A, None) > best * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+@pytest.mark.parametrize("pattern", [unstructured(0.9), n_of_m(1, 8)])
+def test_swaps_improve_the_support_of_admm(two_sided, pattern, monkeypatch):
+    W, A, B = layer(30, 64)
+    B = B if two_sided else None
+    found = remove(W, pattern, A, B)
+    monkeypatch.setattr(_removal, "swapped", lambda W, mask, A, support: mask)
+    before = remove(W, pattern, A, B)
+    assert found.mask.sum() == before.mask.sum()
+    assert torch.equal(pattern(found.mask.double()), found.mask)
+    assert found.loss < 0.996 * before.loss
+
+
+def test_sparse_rows_in_a_singular_metric():
+    """Nothing is inverted that has no inverse, and inputs that are dead stay out of it."""
+    W, A, _ = layer(20, 40, vectors=3)
+    A[5], A[:, 5] = 0, 0
+    found = remove(W, unstructured(0.9), A, damping=0.0)
+    assert found.W.isfinite().all()
+    assert int(found.mask.sum()) == 80
+
+
+def test_the_damping_is_chosen_on_vectors_that_were_held_out():
+    W, A, _ = layer(20, 40, vectors=30)
+    holdout, options = moment(40, seed=7), (1e-6, 0.1, 10.0)
+    each = [remove(W, unstructured(0.5), A, damping=d, holdout=holdout) for d in options]
+    found = remove(W, unstructured(0.5), A, damping=options, holdout=holdout)
+    assert found.loss == min(made.loss for made in each)
+    assert found.damping == options[[made.loss for made in each].index(found.loss)]

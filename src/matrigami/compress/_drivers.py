@@ -68,7 +68,7 @@ def prune_(
     targets: Patterns | None = None,
     ignore: Patterns = (),
     two_sided: bool | Gradients = False,
-    damping: float | None = None,
+    damping: float | tuple[float, ...] | None = None,
     progress: Progress | None = None,
     journal: str | Path | None = None,
 ) -> Report:
@@ -81,7 +81,8 @@ def prune_(
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
-        damping: Of the moments, relative to their mean diagonal; None for 0.01.
+        damping: Of the moments, relative to their mean diagonal; of several the best on held-out
+            vectors is taken, layer by layer; None for 0.01.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
 

@@ -32,7 +32,7 @@ DAMPINGS = (0.01, 0.1, 0.001)
 """Tried on the vectors that are held out when weights are rounded; the best is taken."""
 
 DAMPING = 0.01
-"""Of the other methods."""
+"""Of the other methods; chosen layer by layer it made pruned language models no better."""
 
 EVEN = 1.0
 """Of the moment of the gradients in front of structures, by default: as much of the identity as of
@@ -104,7 +104,7 @@ def outcome(
         even = EVEN if damping is None else _one(damping)
         made = _structured(_plain(method, W), layer, W, seen, B, even, _one(damping))
     else:
-        made = _pruned(method, W, seen, B, _one(damping))
+        made = _pruned(method, W, seen, B, DAMPING if damping is None else damping)
     return made
 
 
@@ -224,7 +224,11 @@ def _rounded(
 
 
 def _pruned(
-    support: Support, W: Tensor, seen: Seen | None, B: Tensor | None, damping: float
+    support: Support,
+    W: Tensor,
+    seen: Seen | None,
+    B: Tensor | None,
+    damping: float | tuple[float, ...],
 ) -> Outcome:
     """Prune one matrix."""
     plain = remove(W, support)
@@ -238,9 +242,9 @@ def _pruned(
     if simple < found.loss:
         told = (simple, simple, _half_loss(W - plain.W, holdout, B))
         note = "by magnitude: nothing better was found"
-        return Outcome(plain.W, plain.mask, damping, *told, *size, note)
+        return Outcome(plain.W, plain.mask, found.damping, *told, *size, note)
     told = (found.loss, simple, _half_loss(W - found.W, holdout, B))
-    return Outcome(found.W, found.mask, damping, *told, *size, "")
+    return Outcome(found.W, found.mask, found.damping, *told, *size, "")
 
 
 Tried = list[tuple[Structure, LinearOperator]]

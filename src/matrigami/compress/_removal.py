@@ -3,9 +3,10 @@
 With the moments `A = E[x x.T]` of the inputs and `B = E[g g.T]` of the output gradients, removal
 that turns `W` into `W'` raises the loss by `tr(B E A E.T) / 2`, `E = W - W'`. The support of a
 sparse `W'` is found by ADMM, as ALPS does (Meng et al. 2024, arXiv 2406.07831) with `A` alone; with
-both moments the same step is one division in their two eigenbases. On a support the weights are
-found by conjugate gradients. Whole rows and columns have closed forms (optimal brain surgeon on a
-Kronecker product; jointly `W'_rc = B_rr^-1 B_r: W A_:c A_cc^-1`, kept rows r and columns c).
+both moments the same step is one division in their two eigenbases. Swaps then improve a support of
+few weights. On a support the weights are found by conjugate gradients. Whole rows and columns have
+closed forms (optimal brain surgeon on a Kronecker product; jointly
+`W'_rc = B_rr^-1 B_r: W A_:c A_cc^-1`, kept rows r and columns c).
 
 Shapes: m = rows, n = columns.
 """
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from matrigami.compress._moments import checked_moments, damped, row_losses
+from matrigami.compress._swaps import swapped
 from matrigami.operators import LinearOperator
 
 STEPS = 300
@@ -32,6 +34,9 @@ GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 SETTLED = 3e-4
 """Share of the support whose change ends ADMM, after its first 30 steps."""
 
+PASSES = 3
+"""Most searches by swaps where the rows depend on each other."""
+
 CG_STEPS = 20
 """Conjugate-gradient steps for the weights on a support."""
 
@@ -44,11 +49,13 @@ class Removal:
         W: The weights, zero where `mask` is false.
         mask: Which weights stay.
         loss: `tr(B E A E.T) / tr(B W A W.T)`, on the held-out moment where there is one.
+        damping: The damping that was used, relative to the mean of the diagonals.
     """
 
     W: Float[Tensor, "m n"]
     mask: Bool[Tensor, "m n"]
     loss: float
+    damping: float
 
 
 Support = Callable[[Tensor], Bool[Tensor, "m n"]]
@@ -117,7 +124,7 @@ def remove(
     A: LinearOperator | Tensor | None = None,
     B: LinearOperator | Tensor | None = None,
     *,
-    damping: float = 0.01,
+    damping: float | tuple[float, ...] = 0.01,
     holdout: LinearOperator | Tensor | None = None,
 ) -> Removal:
     """Set weights to zero and fit the others so that the loss of the model rises least.
@@ -127,8 +134,9 @@ def remove(
         support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`, or any function of importances.
         A: Second moment of the inputs, `(n, n)`; None removes the smallest weights.
         B: Second moment of the output gradients, `(m, m)`; None treats all rows alike.
-        damping: Added to the diagonals, relative to their mean.
-        holdout: Second moment of inputs that `A` has not seen, for the loss that is told.
+        damping: Added to the diagonals, relative to their mean. Of several the best is taken, by
+            the held-out moment or else by `A`.
+        holdout: Second moment of inputs that `A` has not seen.
 
     Raises:
         ValueError: If a moment does not fit.
@@ -143,16 +151,29 @@ def remove(
     if A is None:
         mask = support(work)
         kept = work * mask
-        return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B))
-    Ad, Bd = damped(inputs, damping), None if B is None else damped(B, damping)
-    a, b = _unit(Ad), None if Bd is None else _unit(Bd)
-    scale = a if b is None else b[:, None] * a
+        return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B), 0.0)
     kind = torch.promote_types(W.dtype, torch.float32)
-    As, Bs = (Ad / a / a[:, None]), None if Bd is None or b is None else Bd / b / b[:, None]
-    target = (work * scale).to(kind)
-    mask = _support(target, As, Bs, support)
-    kept = (fitted(target, mask, As.to(kind), None if Bs is None else Bs.to(kind)) / scale).double()
-    return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B))
+    tried = []
+    for d in damping if isinstance(damping, tuple) else (damping,):
+        kept, mask = _removed(work, inputs, B, support, d, kind)
+        told = mask, _share(work - kept, work, judge, B), d
+        tried.append(Removal(kept.to(W.dtype), *told))
+    return min(tried, key=lambda made: made.loss)
+
+
+def _removed(
+    W: Tensor, A: Tensor, B: Tensor | None, support: Support, damping: float, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """New weights and their support, in moments scaled to a unit diagonal."""
+    A, B = damped(A, damping), None if B is None else damped(B, damping)
+    a, b = _unit(A), None if B is None else _unit(B)
+    scale = a if b is None else b[:, None] * a
+    A, B = A / a / a[:, None], None if B is None or b is None else B / b / b[:, None]
+    target = (W * scale).to(kind)
+    mask = _support(target, A, B, support)
+    A, B = A.to(kind), None if B is None else B.to(kind)
+    fit, mask = _improved(target, fitted(target, mask, A, B), mask, A, B, support)
+    return fit.double() / scale, mask
 
 
 def fitted(W: Tensor, mask: Tensor, A: Tensor, B: Tensor | None = None) -> Tensor:
@@ -203,6 +224,25 @@ def _support(W: Tensor, A: Tensor, B: Tensor | None, support: Support) -> Tensor
             rho *= next(factor for least, factor in GROWTH if change > least)
             compared = mask
     return mask
+
+
+def _improved(
+    W: Tensor, X: Tensor, mask: Tensor, A: Tensor, B: Tensor | None, support: Support
+) -> tuple[Tensor, Tensor]:
+    """Fit and support after local swaps, as long as the loss falls.
+
+    With `B`, a row whose others stay as they are is nearest to `X + B (W - X)` in the metric `A`.
+    """
+    loss = _share(W - X, W, A, B)
+    for _ in range(1 if B is None else PASSES):
+        found = swapped(W if B is None else X + B @ (W - X), mask, A, support)
+        if bool((found == mask).all()):
+            break
+        new = fitted(W, found, A, B)
+        if not (now := _share(W - new, W, A, B)) < loss:
+            break
+        X, mask, loss = new, found, now
+    return X, mask
 
 
 def _unit(M: Tensor) -> Tensor:
