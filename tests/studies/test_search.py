@@ -13,7 +13,7 @@ from matrigami.cli._main import group
 from matrigami.structures import Einsum, parse
 from matrigami.studies import load_search, read_results, sampled, search_page, taxonomy
 from matrigami.studies._size import run_size
-from matrigami.studies.search._rungs import _study, predicted, survivors
+from matrigami.studies.search._rungs import _study, predicted, survivors, untrained
 
 BASE = """
 [study]
@@ -105,6 +105,16 @@ def test_taxonomy_finds_the_law_that_made_the_errors(tmp_path: Path):
     assert page.count("`einsum") == len(search.structures)
 
 
+def test_a_width_that_is_nearest_to_two_sizes_is_trained_once(tmp_path: Path):
+    search = load_search(written(tmp_path, BASE + SEARCH))
+    names = search.structures[:2]
+    least, second, larger = (_study(search, names, macs, None) for macs in (1.0, 2.0, 2e4))
+    assert least.configs == second.configs
+    records = [{"id": config.id} for config in least.configs[1:]]
+    assert untrained(second, records).configs == second.configs[:1]
+    assert untrained(larger, records) == larger
+
+
 def test_figure_has_all_candidates(tmp_path: Path):
     plots = pytest.importorskip("matrigami.plots")
     search = load_search(written(tmp_path, BASE + SEARCH))
@@ -139,9 +149,11 @@ def test_command_trains_halves_reports_and_goes_on(tmp_path: Path):
     call = ["study", "search", str(spec), "--out", str(out), "--workers", "1", "--json"]
     first = CliRunner().invoke(group, call, catch_exceptions=False)
     result = json.loads(first.stdout)
-    runs = Counter(record["structure"] for record in read_results(out / "results.csv"))
-    assert sorted(runs.values()) == [2, 2, 3, 3, 3]  # two may be of one width: the least there is
-    assert {row["structure"] for row in result["candidates"]} == set(runs)
+    records = read_results(out / "results.csv")
+    assert len({record["id"] for record in records}) == len(records)  # also of the least width
+    runs = Counter(record["structure"] for record in records)
+    assert len(records) > 5
+    assert {row["structure"]: len(row["sizes"]) for row in result["candidates"]} == runs
     assert (out / "README.md").read_text().count("`einsum") == 5
     stamps = {path: path.stat().st_mtime for path in out.glob("size_*/runs/*/checkpoint*")}
     again = CliRunner().invoke(group, call, catch_exceptions=False)

@@ -193,6 +193,7 @@ def prepare(plan: StudyPlan, out: Path, known: Mapping[str, Record] | None = Non
         ValueError: If the folder cannot be written.
     """
     try:
+        out.mkdir(parents=True, exist_ok=True)
         for config in plan.configs:
             folder = run_folder(out, config)
             folder.mkdir(parents=True, exist_ok=True)

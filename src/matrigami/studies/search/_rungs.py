@@ -1,13 +1,15 @@
 """Successive halving over sizes: every size is a study of those that are still in the race.
 
 At each size every candidate gets the width at which its model costs nearest to the same number of
-multiply-adds. A size is a study in a folder of its own, so that a search goes on where it was
-interrupted. Source: Jamieson and Talwalkar (2016), arXiv:1502.07943.
+multiply-adds; where that is the width of an earlier size, it is not trained again. A size is a
+study in a folder of its own, so that a search goes on where it was interrupted. Source: Jamieson
+and Talwalkar (2016), arXiv:1502.07943.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -62,9 +64,9 @@ def run_search(
     """
     left, found = list(search.structures), []
     for i, macs in enumerate(search.macs):
-        plan = plan_study(_study(search, left, macs, data_dir), data_dir)
+        study = untrained(_study(search, left, macs, data_dir), found)
         outcome = run_study(
-            plan,
+            plan_study(study, data_dir),
             out / f"size_{i + 1}",
             workers=workers,
             threads=threads,
@@ -81,6 +83,12 @@ def run_search(
             left = survivors(left, found, macs, search.keep[i])
     write_results(out / "results.csv", found)
     return found
+
+
+def untrained(study: Study, records: Iterable[Record]) -> Study:
+    """A study without the runs that have a record."""
+    done = {record["id"] for record in records}
+    return replace(study, configs=tuple(c for c in study.configs if c.id not in done))
 
 
 def survivors(
