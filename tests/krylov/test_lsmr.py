@@ -1,7 +1,9 @@
 """Least squares by products against pseudoinverses and normal equations."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -81,3 +83,20 @@ def test_too_few_steps_are_not_convergence():
     assert not lsmr(broken, torch.ones(3, 1)).converged.any()
     with pytest.raises(ValueError, match=r"lsmr\(A, B\): B is of shape"):
         lsmr(A, torch.ones(49, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_large_singular_hermitian_matrices_take_the_solution_of_least_norm(dtype):
+    """A grid with Neumann boundaries; a complex one has phases on both sides."""
+    n = 70
+    D = sparse.diags([-np.ones(n - 1), np.ones(n - 1)], [0, 1], shape=(n - 1, n))
+    L = sparse.kron(D.T @ D, sparse.eye(n)) + sparse.kron(sparse.eye(n), D.T @ D)
+    phase = np.exp(1j * np.arange(n * n)) if dtype.is_complex else np.ones(n * n)
+    A = mg.from_scipy((sparse.diags(phase) @ L @ sparse.diags(phase.conj())).tocsr()).to(dtype)
+    U = torch.randn(n * n, 2, dtype=torch.float64)
+    U = U - U.mean(0)  # 1 is lost
+    B = torch.as_tensor(L @ U.numpy()) + torch.tensor([3.0, 0.0], dtype=U.dtype)
+    turn = torch.as_tensor(phase)[:, None]
+    X = mg.lstsq(A, (turn * B).to(dtype))
+    error = torch.linalg.norm(X - (turn * U).to(dtype)) / torch.linalg.norm(U)
+    assert error < (2e-3 if dtype is torch.float32 else 1e-8)

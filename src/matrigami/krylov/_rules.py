@@ -19,8 +19,9 @@ from matrigami.krylov._gmres import gmres
 from matrigami.krylov._implicit import implicit_solve
 from matrigami.krylov._lsmr import lsmr
 from matrigami.krylov._minres import minres
+from matrigami.krylov._solution import tolerance
 from matrigami.krylov._symmetry import is_hermitian
-from matrigami.krylov._systems import check_system
+from matrigami.krylov._systems import check_system, with_precision, working_type
 from matrigami.operators import (
     DenseMatrix,
     DiagonalMatrix,
@@ -43,6 +44,9 @@ from matrigami.operators import (
 
 DENSE_LIMIT = 4096 * 4096
 """Entries up to which a matrix is made dense (128 MiB in double precision)."""
+
+ROUNDED = 50
+"""A relative residual of so many times the rounding of one operation is as small as any."""
 
 
 def is_large(A: LinearOperator, *_: Any, **__: Any) -> bool:
@@ -160,6 +164,11 @@ def _has_pseudoinverse(A: LinearOperator) -> bool:
 
 @lstsq.register(where=lambda A, *_: is_large(A) and not _has_pseudoinverse(A))
 def _(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... n k"]:
+    """In the range of `B` by MINRES if `A` is Hermitian, else by LSMR, which takes more steps."""
+    if A.shape[-1] == A.shape[-2] and is_hermitian(A):
+        found = _within_range(A, B)
+        if found is not None:
+            return found
     found = lsmr(A, B)
     if not found.converged.all():
         raise RuntimeError(
@@ -167,3 +176,27 @@ def _(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... 
             "Call matrigami.krylov.lsmr with a damping or a looser tol."
         )
     return found.X
+
+
+@torch.no_grad()
+def _within_range(
+    A: LinearOperator, B: Inexact[Tensor, "... n k"]
+) -> Inexact[Tensor, "... n k"] | None:
+    """`A^+ B` of a Hermitian matrix, if MINRES finds it: `A Z = A B`, then `A X = Z`.
+
+    Both have solutions, and the Krylov spaces lie in the range of `A`, as do those of least norm.
+    Errors of the first are magnified twice, so that it is solved as far as double precision goes.
+    """
+    check_system("lstsq", A, B)
+    if not B.numel():
+        return None
+    asked = torch.promote_types(A.dtype, B.dtype)
+    size = B.abs().amax(-2, keepdim=True)
+    size = torch.where(size > 0, size, 1)
+    kind = working_type(torch.float64, asked)
+    A, unit = with_precision(A, kind), (B / size).to(kind)
+    eps = torch.finfo(kind).eps
+    projected = minres(A, A @ unit, tol=ROUNDED * eps)
+    found = minres(A, projected.X)
+    good = (projected.residuals[-1] <= tolerance(kind)) & found.converged
+    return (size * found.X).to(asked) if good.all() else None

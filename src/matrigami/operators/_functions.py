@@ -186,21 +186,27 @@ def _answered(function: OpenFunction, A: LinearOperator, B: Tensor) -> Tensor:
     try:
         X = function.answer(A, B.to(kind))
     except torch.linalg.LinAlgError as error:
+        _refuse_infinite(function.name, A, B)
         raise torch.linalg.LinAlgError(
             f"{function.name}(A, B): A, a {A!r}, is singular.\n"
             "It has no unique solution.\n"
             "Use lstsq(A, B), or solve(A, B, damping)."
         ) from error
     except ValueError:
-        _refuse_infinite(function.name, A)
+        _refuse_infinite(function.name, A, B)
         raise
     if is_concrete(X) and not X.isfinite().all():
-        _refuse_infinite(function.name, A)
+        _refuse_infinite(function.name, A, B)
     return X
 
 
-def _refuse_infinite(name: str, A: LinearOperator) -> None:
-    """Name the tensors of the matrix that explain an answer with NaN."""
+def _refuse_infinite(name: str, A: LinearOperator, B: Tensor) -> None:
+    """Name the right-hand side, or the tensors of the matrix, that explain an answer with NaN."""
+    if is_concrete(B) and not B.isfinite().all():
+        raise ValueError(
+            f"{name}(A, B): B has NaN or infinite entries; no solution exists.\n"
+            "Check where it comes from."
+        )
     bad = [
         tensor
         for tensor, t in named_tensors(A).items()
@@ -242,7 +248,7 @@ def solve(
         The solution, of the shape of `B`.
 
     Raises:
-        ValueError: If `A` is not square or not finite, or the shapes do not match.
+        ValueError: If `A` is not square, `A` or `B` is not finite, or the shapes do not match.
         torch.linalg.LinAlgError: If `A` is singular.
 
     Examples:

@@ -48,7 +48,7 @@ from matrigami.testing._expectations import (
 
 
 def solutions(A: LinearOperator) -> None:
-    """`solve(A, B)` and `inverse(A)` for a vector, a matrix and none; a rectangle is refused."""
+    """`solve(A, B)`, `inverse(A)` of a vector, a matrix, none; NaN and rectangles are refused."""
     if A.shape[-1] != A.shape[-2]:
         expect_refusal(lambda: solve(A, like(A, A.shape[-2])), "solve with a rectangle")
         expect_refusal(lambda: inverse(A), "the inverse of a rectangle")
@@ -60,6 +60,7 @@ def solutions(A: LinearOperator) -> None:
             X = solve(S, B)
             expect_equal(tuple(X.shape), shape, "the shape of the solution")
             expect_close(D @ X, B, f"A @ solve(A, B) for B of shape {shape}", 1e-7)
+        expect_refusal(lambda: solve(S, B * torch.nan), "solve for NaN")  # noqa: B023 - called now
         inverted = inverse(S)
         expect_close(inverted.dense() @ D, torch.eye(n, dtype=D.dtype), "inverse(A) @ A", 1e-7)
         expect_close(inverted @ B, torch.linalg.solve(D, B), "inverse(A) @ B", 1e-7)
