@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import matrigami as mg
-from matrigami.curvature import _moments, capture, damped, ekfac, kfac, kfoc
+from matrigami.curvature import _moments, capture, damped, ekfac, ggn, hessian, kfac, kfoc
 from matrigami.nn import OneHot, Use, uses
 
 METHODS = {"kfac": kfac, "ekfac": ekfac, "kfoc": kfoc}
@@ -295,6 +296,38 @@ class Twice(nn.Module):
     def forward(self, x):
         self.a(x)
         return {"logits": self.o(nn.functional.linear(torch.tanh(self.a(x)), self.a.weight))}
+
+
+class Inside(nn.Module):
+    """A layer that is called in what one of torch's ways to differentiate does."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.o, self.way = nn.Linear(4, 4, bias=False), nn.Linear(4, 3), way
+
+    def forward(self, x):
+        if self.way == "vmap":
+            return self.o(torch.vmap(self.a)(x))
+        if self.way == "checkpoint":
+            return self.o(checkpoint(self.a, x, use_reentrant=False))
+        z = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.tanh(self.a(z)).sum(), z, create_graph=True)
+        return self.o(slope)
+
+
+@methods
+def test_layers_within_other_derivatives_are_refused(method):
+    with pytest.raises(ValueError, match="a is called inside of vmap"):
+        method(Inside("vmap"), LOSS, batch())
+    with pytest.raises(ValueError, match=r"a\.weight is used outside of its layer"):
+        method(Inside("derivative"), LOSS, batch())
+
+
+def test_what_torch_func_does_not_know_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match=r"has checkpoints.*\n.*torch.func.*\nTurn them off"):
+        ggn(Inside("checkpoint"), LOSS, batch()).dense()
+    with pytest.raises(ValueError, match=r"calls requires_grad_\(\)"):
+        hessian(Inside("derivative"), LOSS, batch()).dense()
 
 
 @pytest.mark.parametrize("lower", [False, True])

@@ -87,6 +87,17 @@ class Pairs(nn.Module):
         return self.o(h + h.roll(len(h) // 2, 0) ** 2)
 
 
+class Centred(nn.Module):
+    """One layer for the examples, and for the mean of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.o(torch.tanh(self.a(x) - self.a(x).mean(0) - self.a(x.mean(0, keepdim=True))))
+
+
 class Tied(nn.Module):
     """A table that is also the last layer."""
 
@@ -137,6 +148,7 @@ CASES = {
     "repeated": (Repeated, tokens(3, 2, 3), 3),
     "pairs": (Pairs, lambda: torch.randn(4, 3), 4),
     "more pairs": (Pairs, lambda: torch.randn(24, 3), 24),
+    "centred": (Centred, lambda: torch.randn(6, 4), 6),
     "statistics": (batch_statistics, lambda: torch.randn(5, 4), 5),
 }
 

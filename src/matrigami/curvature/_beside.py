@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from matrigami.curvature._tape import LayerCall
 
-CAST = "ToCopyBackward0"
-"""Node of a change of precision: `autocast` makes one for a parameter, and keeps it."""
+FORMS = ("ToCopyBackward0", "TBackward0")
+"""Nodes of the same weight in another form: `autocast` makes a copy, which it keeps, a linear layer
+a transpose, which is read again where its derivative is a part of the outputs."""
 
 
 def refuse_other_uses(outputs: Any, calls: Iterable[LayerCall]) -> None:
@@ -52,7 +53,7 @@ def _reads(outputs: Any) -> tuple[Counter[int], set[Any]]:
     waiting = list(visited)
     while waiting:
         node = waiting.pop()
-        if type(node).__name__ != CAST:
+        if type(node).__name__ not in FORMS:
             found.update(id(_read_at(f)) for f, _ in node.next_functions)
         fresh = _there(f for f, _ in node.next_functions) - visited
         visited |= fresh
@@ -66,7 +67,7 @@ def _there(nodes: Iterable[Any]) -> set[Any]:
 
 
 def _read_at(node: Any) -> Tensor | None:
-    """The parameter that is read at a node, as it is or in the precision of `autocast`."""
-    while type(node).__name__ == CAST:
+    """The parameter that is read at a node, in any form."""
+    while type(node).__name__ in FORMS:
         ((node, _),) = node.next_functions
     return getattr(node, "variable", None)

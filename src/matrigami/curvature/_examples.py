@@ -119,11 +119,10 @@ class Finder:
             found = self._places(place, marks, outputs, calls)
             if all(found):
                 return Examples(place, found)
-            partly.append(found)
+            partly += [found] if self.alone else []
         if not self.alone:
             return Examples(whole, rest)
-        ways = zip(*partly, rest, strict=True)
-        return Examples(whole, tuple(next(filter(None, way), None) for way in ways))
+        return Examples(whole, _of_each_layer(calls, partly, rest))
 
     def _places(
         self, place: Place, marks: Tensor, outputs: Tensor, calls: list[LayerCall]
@@ -140,6 +139,33 @@ class Finder:
                 for call, ways in zip(calls, options, strict=True)
             ]
         return tuple(next(iter(ways), None) for ways in options)
+
+
+def _of_each_layer(
+    calls: list[LayerCall],
+    partly: list[tuple[Place | None, ...]],
+    rest: tuple[Place | None, ...],
+) -> tuple[Place | None, ...]:
+    """The first places that all calls of a layer have, and of those that share its parameters."""
+    found = list(rest)
+    for group in _related(calls):
+        places = next((p for p in partly if all(p[i] for i in group)), rest)
+        for i in group:
+            found[i] = places[i]
+    return tuple(found)
+
+
+def _related(calls: list[LayerCall]) -> list[list[int]]:
+    """Which calls share parameters."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for i, call in enumerate(calls):
+        names, members = set(call.layer.names.values()), [i]
+        joined = [group for group in groups if group[0] & names]
+        groups = [group for group in groups if not group[0] & names]
+        for others, more in joined:
+            names, members = names | others, members + more
+        groups.append((names, members))
+    return [members for _, members in groups]
 
 
 def _is_single(call: LayerCall) -> bool:

@@ -63,9 +63,32 @@ class Objective:
                 yield Weighted(inputs, targets, weight)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
-        """What the model gives with these parameters; its own are not touched."""
-        with unobserved(), differentiable(self.model):
-            return called_with(self.model, parameters, inputs)
+        """What the model gives with these parameters; its own are not touched.
+
+        Raises:
+            ValueError: If the model does what `torch.func` cannot differentiate.
+        """
+        try:
+            with unobserved(), differentiable(self.model):
+                return called_with(self.model, parameters, inputs)
+        except RuntimeError as error:
+            raise _explained(error) from error
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """What to do where `torch.func`, which the exact matrices are made by, gives up."""
+    if "saved tensor hooks" in str(error):
+        fault = "the model has checkpoints, or other hooks on what autograd saves"
+        remedy = "Turn them off for this (model.gradient_checkpointing_disable())"
+    elif "inside of a function being transformed" in str(error):
+        fault = "the model calls requires_grad_() or autograd in its forward pass"
+        remedy = "Take such gradients by torch.func.grad"
+    else:
+        return error
+    return ValueError(
+        f"curvature: {fault}.\nThe exact matrices are made by torch.func, which does not know it."
+        f"\n{remedy}."
+    )
 
 
 def objective(model: nn.Module, loss: Loss, data: Iterable[Batch] | Batch) -> Objective:

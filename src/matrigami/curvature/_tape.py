@@ -39,7 +39,12 @@ def unobserved() -> Iterator[None]:
 
 def is_observed() -> bool:
     """Whether a call of a layer is one of the user's, and not one of `torch.func`."""
-    return not _OWN.get() and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+    return not _OWN.get() and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +173,17 @@ class Recorder(Tape):
         self.calls: list[LayerCall] = []
 
     def note(self, call: LayerCall, output: Tensor) -> None:
-        """Keep it."""
+        """Keep it.
+
+        Raises:
+            ValueError: If it is made inside of a transform, where nothing can be read.
+        """
+        if is_transformed():
+            raise ValueError(
+                f"curvature: {call.layer.name} is called inside of vmap or another transform of "
+                "torch.func.\nWhat it sees there cannot be read.\n"
+                "Call the layer on all of the batch, or freeze it."
+            )
         call.keep_edge(output)
         self.calls.append(call)
 
