@@ -91,6 +91,12 @@ def test_what_it_refuses(file, model, message, capsys):
     assert len(error.strip().splitlines()) in (2, 3)
 
 
+@pytest.mark.parametrize("figure", ["errors.xyz", "nowhere/errors.png"])
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(figure, capsys):
+    assert run(["curvature", "never_imported:made", "--figure", figure]) == 2
+    assert f"--figure {figure}: " in capsys.readouterr().err
+
+
 def test_an_unknown_kind_of_labels(file, capsys):
     assert run(["curvature", f"{file}:made", "--labels", "type2"]) == 2
     assert "labels is 'exact', 'empirical', 'examples' or a number" in capsys.readouterr().err

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from matrigami.curvature import BlockErrors, CurvatureMatrix
 
+FORMATS = (".png", ".svg", ".pdf")
+"""Of figures."""
+
 SECONDS = 2.0
 """Time between two lines of progress."""
 
@@ -76,10 +79,11 @@ def curvature(
       matrigami curvature runs/demo/runs/0a1b2c3d4e5f
       matrigami curvature my_model.py:trained --labels 1 --json
     """
+    kind, draw = _labels(labels), None if figure is None else _drawing(figure)
     net, loss, data = _load(model, examples, data_dir)
-    found = _measure(net, loss, data, _labels(labels), reduce, largest, top)
-    if figure is not None:
-        _draw(found["errors"], figure, model)
+    found = _measure(net, loss, data, kind, reduce, largest, top)
+    if draw is not None:
+        draw({"Fisher matrix": found["errors"]}, figure, title=model)
     del found["errors"]
     if json_:
         click.echo(json.dumps({"model": model, "labels": labels, **found}, indent=1))
@@ -140,7 +144,7 @@ def _measure(
     return {
         "parameters": exact.shape[-1],
         "trace": float(trace(found["ekfac"])),
-        "top_eigenvalues": [float(v) for v in values],
+        "top_eigenvalues": values.clamp_min(0).sort(descending=True).values.tolist(),  # rounding
         "blocks": [_block(found["ekfac"], names, errors, top) for names in found["ekfac"].names],
         "errors": errors,
     }
@@ -198,8 +202,14 @@ def _echo(found: dict[str, Any]) -> None:
         click.echo("A block with - has more parameters than --largest.")
 
 
-def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
-    """The figure of the errors."""
+def _drawing(figure: Path) -> Callable[..., Any]:
+    """What draws the figure of the errors; what would be in its way is said before the work."""
+    if figure.suffix not in FORMATS or not figure.parent.is_dir():
+        fault = "there is no such folder" if figure.suffix in FORMATS else "what is its format?"
+        raise ValueError(
+            f"--figure {figure}: {fault}\n"
+            f"Give a file in a folder that is there, whose name ends in {' or '.join(FORMATS)}."
+        )
     try:
         from matrigami.plots import plot_errors
     except ModuleNotFoundError as error:
@@ -207,7 +217,7 @@ def _draw(errors: "list[BlockErrors]", figure: Path, model: str) -> None:
             f"--figure {figure}: {error.name} is not installed.\n"
             "Install it: pip install matplotlib."
         ) from error
-    plot_errors({"Fisher matrix": errors}, figure, title=model)
+    return plot_errors
 
 
 def _progress() -> Callable[[int, int], None]:
