@@ -46,14 +46,14 @@ class SharedInputs:
 
 
 def named_uses(call: LayerCall, seen: SharedInputs, place: Place | None = None) -> dict[Key, Use]:
-    """The uses of one call, by the model's names of the parameters, without frozen ones."""
-    layer = call.layer
-    x, g = (
-        t.to(torch.promote_types(t.dtype, torch.float32))
-        if t is not None and t.is_floating_point()
-        else t
-        for t in (call.x, call.g)
-    )
+    """The uses of one call, by the model's names of the parameters, without frozen ones.
+
+    A call of no rows, such as that of an expert without tokens, is one of a row of zeros that does
+    not count: every layer can take that.
+    """
+    layer, is_empty = call.layer, not call.x.numel()
+    x, g = map(_of_one_zero if is_empty else _in_single, (call.x, call.g))
+    place = None if is_empty else place
     with torch.no_grad(), torch.autocast(call.x.device.type, enabled=False):
         x, g = arranged(x, g, place, layer.features)  # pyright: ignore[reportArgumentType]
         found = uses(layer.module, x, g, layer.joint)
@@ -67,8 +67,21 @@ def named_uses(call: LayerCall, seen: SharedInputs, place: Place | None = None) 
             )
         if free:
             key = tuple(layer.names[key] for key in keys)
-            named[key] = seen.shared(call, i, len(keys), regrouped(use, place))
+            kept = use._replace(rows=0) if is_empty else regrouped(use, place)
+            named[key] = seen.shared(call, i, len(keys), kept)
     return named
+
+
+def _in_single(t: Tensor | None) -> Tensor | None:
+    """In single precision at least."""
+    if t is None or not t.is_floating_point():
+        return t
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _of_one_zero(t: Tensor | None) -> Tensor | None:
+    """Zeros, with one entry along every axis that has none."""
+    return None if t is None else _in_single(t.new_zeros([max(size, 1) for size in t.shape]))
 
 
 def by_block(
@@ -83,8 +96,10 @@ def by_block(
     `rows` tells which inputs count, of each block in each call.
     """
     found: Blocks = {}
-    for call, place in calls:
+    for call, place in sorted(calls, key=lambda known: not known[0].x.numel()):  # empty ones last
         for key, use in named_uses(call, seen, place).items():
+            if key in found and not call.x.numel():
+                continue
             kept = use if rows is None else only(use, rows(call, key, use))
             found.setdefault(key, []).append(reduced(kept) if reduce else kept)
     return {key: joined(parts) for key, parts in found.items()}

@@ -274,7 +274,8 @@ class FisherEstimator(ModelWatch):
 
     @torch.no_grad()
     def _factors(self, calls: Any, rows: Any, counted: Terms) -> dict[str, Running]:
-        """The factors of one batch, unless it holds NaN."""
+        """The factors of one batch, unless it holds NaN; experts without tokens are seen, too."""
+        self._ever |= {n for c, _ in calls if not c.x.numel() for n in c.layer.names.values()}
         blocks = by_block(calls, SharedInputs(), rows)
         if not are_finite(blocks):
             self.rejected += 1

@@ -89,7 +89,7 @@ class Factors:
 
     def product(self) -> KroneckerMatrix:
         """`B (x) A` with `A` the mean over inputs, in the coordinates of the parameter."""
-        A, B = scale(_known(self.A), 1 / self.rows), _known(self.B)
+        A, B = scale(_known(self.A), 1 / (self.rows or 1)), _known(self.B)
         left, right = (A, B) if self.transposed else (B, A)
         return KroneckerMatrix(plain(left), plain(right))
 

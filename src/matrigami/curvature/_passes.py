@@ -101,7 +101,7 @@ class Passes:
             refuse_shapes(self.objective.loss, outputs.detach(), targets)
             if i == 0:
                 refuse_other_uses(outputs, calls)
-            width = sum(c.x[..., 0].numel() * _width(c.layer.module) for c in calls)
+            width = sum(c.x.shape[:-1].numel() * _width(c.layer.module) for c in calls)
             turns = max(1, ENTRIES // max(width, 1))
             f, root = outputs.detach(), weight**0.5
             counted = terms(self.objective.loss, targets)

@@ -112,7 +112,7 @@ class WatchingOptimizer(MatrixOptimizer):
         unseen = [n for n, p in self._names.items() if p in gradients and n not in estimator.names]
         self._warned = bool(unseen)
         if unseen:
-            what = f"{', '.join(unseen[:8])} in any call of a layer"
+            what = f"no call of the layers of {', '.join(unseen[:8])}"
             warnings.warn(
                 f"{type(self).__name__} saw "
                 f"{what if estimator.seen else 'no forward pass of its model'} in "
