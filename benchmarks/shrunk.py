@@ -43,16 +43,15 @@ def cases() -> Iterator[Case]:
     vit = hf.ViTConfig(image_size=32, patch_size=4, **SIZES)
     pixels = {"pixel_values": torch.randn(4, 3, 32, 32)}
     neurons = {"targets": "re:.*(down_proj|mlp.c_proj|[0-9].output.dense|fc2)"}
-    heads = {"targets": "re:.*(o_proj|attention.output.dense)"}
+    heads = {"targets": "re:.*(o_proj|attn.c_proj|attention.output.dense)"}
     for name, kind, config, batch, groups in (
         ("Llama, shared keys", hf.LlamaForCausalLM, llama, IDS, 4),
-        ("GPT-2", hf.GPT2LMHeadModel, gpt2, IDS, 0),
+        ("GPT-2", hf.GPT2LMHeadModel, gpt2, IDS, 8),
         ("BERT", hf.BertForSequenceClassification, bert, IDS, 8),
         ("ViT", hf.ViTForImageClassification, vit, pixels, 8),
     ):
         yield f"{name}, neurons", partial(kind, config), batch, neurons
-        if groups:
-            yield f"{name}, heads", partial(kind, config), batch, heads | {"heads": groups}
+        yield f"{name}, heads", partial(kind, config), batch, heads | {"heads": groups}
 
 
 def perceptron() -> nn.Module:

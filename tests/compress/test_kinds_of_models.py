@@ -114,6 +114,7 @@ def test_smaller_models_are_dense_with_sizes_of_their_own(llama, tmp_path, optio
     ("config", "name", "options"),
     [
         ("GPT2Config", "AutoModelForCausalLM", {"targets": "*.mlp.c_proj"}),
+        ("GPT2Config", "AutoModelForCausalLM", {"targets": "*.attn.c_proj", "heads": 4}),
         (
             "BertConfig",
             "AutoModelForSequenceClassification",

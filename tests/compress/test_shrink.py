@@ -87,6 +87,49 @@ def test_heads_go_with_their_queries_keys_and_values():
     assert model(data[0]).shape == (6, 7, 5)
 
 
+class Fused(nn.Module):
+    """Four heads of one layer: queries, keys and values one below the other, or head by head."""
+
+    def __init__(self, stacked, width=8, size=3):
+        super().__init__()
+        self.stacked, self.size, self.split_size = stacked, size, 4 * size
+        self.qkv, self.o = nn.Linear(width, 12 * size), nn.Linear(4 * size, width)
+
+    def forward(self, x):
+        if self.stacked:
+            q, k, v = (
+                t.unflatten(-1, (-1, self.size)) for t in self.qkv(x).split(self.split_size, -1)
+            )
+        else:
+            q, k, v = self.qkv(x).unflatten(-1, (-1, 3, self.size)).unbind(-2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_heads_go_from_a_fused_layer(stacked, tmp_path):
+    model, data = nn.Sequential(nn.Linear(6, 8), Fused(stacked), nn.Linear(8, 5)).eval(), batches()
+    whole = copy.deepcopy(model)
+    report = shrink_(model, data, 0.5, targets="1.o", heads=4)
+    assert report.values == {"1.o": Shrunk(8, 6), "1.qkv": Shrunk(18, 8)}
+    again = mg.load(mg.save(model, tmp_path / "small", report.values), into=whole)
+    assert torch.equal(again(data[0]), model(data[0]))
+
+
+def test_who_splits_is_as_before_when_heads_are_refused():
+    class Fixed(Fused):
+        def forward(self, x):
+            return super().forward(x) * (1 + self.qkv.out_features // 36)
+
+    model, data = nn.Sequential(nn.Linear(6, 8), Fixed(True), nn.Linear(8, 5)).eval(), batches()
+    before = model(data[0])
+    with pytest.raises(ValueError, match="reads sizes from elsewhere"):
+        shrink_(model, data, 0.5, targets="1.o", heads=4)
+    assert torch.equal(model(data[0]), before)
+    assert model[1].split_size == 12
+
+
 def test_a_chain_of_square_layers_is_read_in_its_order():
     model = nn.Sequential(
         nn.Linear(6, 9),

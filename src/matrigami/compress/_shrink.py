@@ -15,7 +15,7 @@ Shapes: m = outputs, n = inputs of the consumer, u = units.
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import torch
@@ -43,11 +43,16 @@ class Shrunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Layers with common hidden units: who makes them, and who reads them."""
+    """Layers with common hidden units: who makes them, and who reads them.
+
+    A fused layer makes several times what is read: queries, keys and values, head by head or, if
+    `stacked`, one below the other.
+    """
 
     consumer: str
     producers: tuple[str, ...]
     units: int
+    stacked: bool = False
 
 
 @torch.no_grad()
@@ -147,9 +152,10 @@ def _group(
         return None
     fitting = [n for n in _beside(name, every) if _makes(every[n][0], inputs, units, heads)]
     sizes = range(1, len(fitting) + 1) if heads is None else [len(fitting)]
+    layouts = (False,) if heads is None else (False, True)
     for count in sizes:
-        for producers in combinations(fitting, count):
-            group = Group(name, producers, units)
+        for producers, stacked in product(combinations(fitting, count), layouts):
+            group = Group(name, producers, units, stacked)
             if producers and _permutes(model, group, batch):
                 return group
     return None
@@ -182,18 +188,20 @@ def _permutes(model: nn.Module, group: Group, batch: Any) -> bool:
 
 def _permute(model: nn.Module, group: Group, order: Tensor) -> None:
     """Rows of the producers and columns of the consumer in another order of the units."""
+    consumer = model.get_submodule(group.consumer)
+    inputs = weight(consumer).mT
     for name in group.producers:
         layer: Any = model.get_submodule(name)
-        set_weight(layer, _rows(weight(layer), order, group.units))
+        set_weight(layer, _rows(weight(layer), order, group, len(inputs)))
         if layer.bias is not None:
-            layer.bias.copy_(_rows(layer.bias, order, group.units))
-    consumer = model.get_submodule(group.consumer)
-    set_weight(consumer, _rows(weight(consumer).mT, order, group.units).mT)
+            layer.bias.copy_(_rows(layer.bias, order, group, len(inputs)))
+    set_weight(consumer, _rows(inputs, order, group, len(inputs)).mT)
 
 
-def _rows(t: Tensor, order: Tensor, units: int) -> Tensor:
-    """The rows of some units."""
-    return t.unflatten(0, (units, -1))[order.to(t.device)].flatten(0, 1)
+def _rows(t: Tensor, order: Tensor, group: Group, inputs: int) -> Tensor:
+    """The rows of some units, of all parts of a fused layer that reads so many at once."""
+    parts = max(len(t) // inputs, 1) if group.stacked else 1
+    return t.unflatten(0, (parts, group.units, -1))[:, order.to(t.device)].flatten(0, 2)
 
 
 def _removed(
@@ -265,15 +273,16 @@ def _shrink(model: nn.Module, group: Group, kept: list[int], W: Tensor, batch: A
     old[consumer] = smaller(consumer, W.to(before.dtype), consumer.bias)
     for name in group.producers:
         layer: Any = model.get_submodule(name)
-        bias = None if layer.bias is None else _rows(layer.bias, index, group.units)
-        old[layer] = smaller(layer, _rows(weight(layer), index, group.units), bias)
-    swap(model, old)
+        rows = _rows(weight(layer), index, group, before.shape[1])
+        bias = None if layer.bias is None else _rows(layer.bias, index, group, before.shape[1])
+        old[layer] = smaller(layer, rows, bias)
+    resize(model, old)
     try:
         same = _near(_outputs(model, batch), expected)
     except (RuntimeError, ValueError):
         same = False
     if not same:
-        swap(model, {new: layer for layer, new in old.items()})
+        resize(model, {new: layer for layer, new in old.items()})
         set_weight(consumer, before)
         raise ValueError(
             f"shrink_: without its units, {group.consumer} does not compute what it does with "
@@ -304,6 +313,22 @@ def smaller(layer: Any, W: Tensor, bias: Tensor | None) -> nn.Module:
     for name, size in zip(SIZES[type(layer).__name__], reversed(W.shape), strict=True):
         setattr(new, name, size)
     return new
+
+
+def resize(model: nn.Module, layers: dict[nn.Module, nn.Module]) -> None:
+    """Put layers of other sizes into a model; whoever splits the outputs of one is told.
+
+    The attention of GPT-2 keeps the size of each of the parts that its fused layer makes.
+    """
+    for parent in model.modules():
+        splits = isinstance(getattr(parent, "split_size", None), int)
+        for child in parent.children() if splits else ():
+            split: Any = parent.split_size
+            new = layers.get(child, child)
+            rows, left = (len(weight(c)) if can_be_smaller(c) else 0 for c in (child, new))
+            if rows > split and left:
+                parent.split_size = split * left // rows
+    swap(model, layers)
 
 
 def _outputs(model: nn.Module, batch: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
-from matrigami.compress._shrink import can_be_smaller, smaller
+from matrigami.compress._shrink import can_be_smaller, resize, smaller
 from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import (
     StructuredConv,
@@ -49,12 +49,12 @@ def filled(
     Raises:
         ValueError: If the model has other layers, names or shapes; it is as it was then.
     """
-    swap(model, dict(exchanged))
+    resize(model, dict(exchanged))
     try:
         state = _state(model, tensors, values, dtypes, where)
         _check_names(model, state, tied, where)
     except BaseException:
-        swap(model, {new: old for old, new in exchanged.items()})
+        resize(model, {new: old for old, new in exchanged.items()})
         raise
     for name, t in state.items():
         _put(model, name, t)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from matrigami.compress._codes import decoded_value, recipe_from_json
 from matrigami.compress._folder import OURS, sha256
 from matrigami.compress._grid import QuantizedMatrix
+from matrigami.compress._shrink import resize
 from matrigami.compress._skeleton import KINDS, exchanges
 from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import matrix_view, separate_, swap
@@ -163,7 +164,7 @@ def prepared(model: nn.Module, told: Mapping[str, Any], path: Path) -> None:
     if names := told.get("separated"):
         separate_(model, names)
     structures = {name: recipe_from_json(found) for name, found in told["structures"].items()}
-    swap(model, exchanges(model, structures, told["sizes"], str(path)))
+    resize(model, exchanges(model, structures, told["sizes"], str(path)))
     named = dict(model.named_modules())
     with safe_open(path, framework="pt") as file:
         encoded = {}
