@@ -104,6 +104,16 @@ def test_a_planted_structure_is_recognised(name: str):
     assert "present" in found.verdict
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_rounding_to_a_short_type_hides_no_exact_structure(dtype):
+    x = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).sort()[0]
+    K = torch.exp(-3 * (x[:, None] - x).abs())
+    for A in (K.to(dtype), K.numpy().astype("float16")):
+        found = analyze(A, ["low_rank", "kronecker", "h2"], orderings=["given"], draws=2)
+        assert found.structure == "h2"
+    assert type(found).from_json(found.to_json()).structure == "h2"
+
+
 def test_a_gaussian_matrix_has_no_structure():
     found = analyze(torch.randn(N, N), draws=2)
     assert found.structure is None

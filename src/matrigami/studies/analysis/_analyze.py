@@ -18,7 +18,7 @@ from torch import Tensor
 from matrigami.operators import LinearOperator, Structure
 from matrigami.studies.analysis._families import Blocks, Family, Place, projected
 from matrigami.studies.analysis._growth import growth
-from matrigami.studies.analysis._input import check_names, checked_matrix, point_pair
+from matrigami.studies.analysis._input import check_names, checked_matrix, point_pair, rounding_of
 from matrigami.studies.analysis._judge import findings_of
 from matrigami.studies.analysis._measure import (
     Arrangement,
@@ -99,6 +99,7 @@ def analyze(
         draws={"spectrum": draws, "norms": draws, "gaussian": 1, "shuffled": 1},
         seed=seed,
         points=point_pair(points, W),
+        rounding=rounding_of(A),
     )
     return _answered(W, question, dict(metrics or {}), name, progress)
 
@@ -135,7 +136,7 @@ def _answered(
     arranged = arrangements(A, traits, question, question.orderings, place)
     curves = curves_of(arranged, question.families, tick)
     nulls = null_errors(A, traits, question, place, tick)
-    findings = findings_of(question.families, curves, nulls, question.storages)
+    findings = findings_of(question.families, curves, nulls, question.storages, question.rounding)
     metrics = {**standard_metrics(A, traits.symmetric), **metrics}
     if metrics:
         findings = _with_metrics(findings, question, arranged, metrics)
@@ -151,6 +152,7 @@ def _answered(
         exponents={o: _exponents(several[0]) for o, several in arranged.items()},
         blocks=blocks,
         blocks_of=blocks_of,
+        rounding=question.rounding,
     )
 
 

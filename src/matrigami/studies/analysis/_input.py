@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matrigami._words import nearest
 from matrigami.operators import LinearOperator, dense, free_memory
+from matrigami.studies.analysis._result import ROUNDING
 
 COPIES = 24
 """Matrices of the size of the one under analysis that are held at once: orders, places, factors."""
@@ -54,6 +55,14 @@ def checked_matrix(A: Any, budget: float, draws: int) -> Float[Tensor, "m n"]:
             "Find where they come from: torch.isfinite(A).logical_not().nonzero()."
         )
     return W
+
+
+def rounding_of(A: Any) -> float:
+    """The relative error that the type of the entries makes, at least that of single precision."""
+    kind = A.dtype if isinstance(A, Tensor | np.ndarray | LinearOperator) else None
+    kind = torch.from_numpy(np.empty(0, kind)).dtype if isinstance(kind, np.dtype) else kind
+    unit = torch.finfo(kind).eps / 2 if kind is not None and kind.is_floating_point else 0.0
+    return max(unit, ROUNDING)
 
 
 def check_memory(m: int, n: int) -> None:

@@ -10,9 +10,6 @@ from matrigami.studies.analysis._result import BETTER, DEVIATIONS, PRESENT, TRAC
 CLEARLY = 0.8
 """An order is taken before one named earlier if its error is at most this part."""
 
-EXACT = 1e-6
-"""Errors below this are not told apart when an order is chosen."""
-
 COUNTING = ("spectrum", "norms", "gaussian")
 """Null models that a structure is held against; low rank, which they share, against the last."""
 
@@ -22,6 +19,7 @@ def findings_of(
     curves: Mapping[str, Mapping[str, Sequence[Curve]]],
     nulls: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     storages: Sequence[float],
+    rounding: float,
 ) -> list[Finding]:
     """One finding for each structure.
 
@@ -30,13 +28,16 @@ def findings_of(
         curves: For each structure and order its curves.
         nulls: For each structure and null model, at each storage, the errors of the draws.
         storages: Where errors are compared; the first decides on the order.
+        rounding: Errors below this are not told apart when an order is chosen.
     """
     low = curves.get("low_rank")
     bounds = [float("inf") for _ in storages]
     if low is not None:
         curve = next(iter(low.values()))[0]
         bounds = [BETTER * curve.at(s) for s in storages]
-    return [_finding(f, curves[f.name], nulls[f.name], storages, bounds) for f in families]
+    return [
+        _finding(f, curves[f.name], nulls[f.name], storages, bounds, rounding) for f in families
+    ]
 
 
 def _mean_errors(curves: Sequence[Curve], storages: Sequence[float]) -> list[float]:
@@ -58,10 +59,11 @@ def _finding(
     nulls: Mapping[str, Sequence[Sequence[float]]],
     storages: Sequence[float],
     bounds: Sequence[float],
+    rounding: float,
 ) -> Finding:
     """The finding of one structure."""
     errors = {name: _mean_errors(several, storages) for name, several in curves.items()}
-    ordering = _best_order(errors)
+    ordering = _best_order(errors, rounding)
     own, is_low = errors[ordering], family.name == "low_rank"
     counting = [nulls[m] for m in (COUNTING[-1:] if is_low else COUNTING) if m in nulls]
     gains, clear = [], []
@@ -84,10 +86,10 @@ def _finding(
     )
 
 
-def _best_order(errors: Mapping[str, Sequence[float]]) -> str:
+def _best_order(errors: Mapping[str, Sequence[float]], rounding: float) -> str:
     """The first order whose error at the budget is near the lowest; random ones do not count."""
     first = next(iter(errors))
-    own = {n: max(e[0], EXACT) for n, e in errors.items() if n != "random" or n == first}
+    own = {n: max(e[0], rounding) for n, e in errors.items() if n != "random" or n == first}
     return next(name for name, error in own.items() if CLEARLY * error <= min(own.values()))
 
 

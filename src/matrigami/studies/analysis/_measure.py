@@ -38,6 +38,7 @@ class Question:
         draws: Of each null model.
         seed: Of random orders and null models.
         points: Coordinates of rows and columns.
+        rounding: The relative error of the entries: errors below it are not told apart.
     """
 
     families: Sequence[Family]
@@ -46,6 +47,7 @@ class Question:
     draws: Mapping[str, int]
     seed: int
     points: Points | None
+    rounding: float
 
     @property
     def parts(self) -> int:

@@ -24,7 +24,7 @@ NEAR = 1.25
 """Errors up to this multiple of the lowest count as reaching it."""
 
 ROUNDING = 1e-6
-"""Errors below are exact: entries may have been in single precision."""
+"""Errors below are exact, at least: entries may have been in single precision, or in less."""
 
 SAME = 1.02
 """Storages within this ratio are the same: the structure named first is taken."""
@@ -98,6 +98,7 @@ class Analysis:
             stands for a whole block.
         blocks_of: The structure and the order of these blocks.
         notes: What was done to the matrix before, such as cutting a corner.
+        rounding: Errors below are exact: that of the type which the entries came in.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Analysis:
     blocks: Sequence[Sequence[int]]
     blocks_of: tuple[str, str]
     notes: Sequence[str] = ()
+    rounding: float = ROUNDING
 
     def __getitem__(self, structure: str) -> Finding:
         """The finding of one structure."""
@@ -117,18 +119,18 @@ class Analysis:
     @property
     def structure(self) -> str | None:
         """The name of the structure that the verdict names; None if there is none."""
-        found = judged(self.findings, self.storages)
+        found = judged(self.findings, self.storages, self.rounding)
         return None if found is None else found[0].structure
 
     @property
     def verdict(self) -> str:
         """In one sentence."""
-        return verdict_of(self.findings, self.storages)[0]
+        return verdict_of(self.findings, self.storages, self.rounding)[0]
 
     @property
     def evidence(self) -> list[str]:
         """What it rests on, sentence by sentence."""
-        return verdict_of(self.findings, self.storages)[1]
+        return verdict_of(self.findings, self.storages, self.rounding)[1]
 
     def __str__(self) -> str:
         """The verdict and its evidence."""
@@ -144,7 +146,7 @@ class Analysis:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Analysis":
         """The inverse of `to_json`."""
-        own = {f.name: values[f.name] for f in fields(cls)}
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         findings = tuple([_finding(finding) for finding in values["findings"]])
         pairs = {key: tuple(values[key]) for key in ("shape", "storages", "blocks_of")}
         return cls(**{**own, "findings": findings, **pairs})
@@ -156,25 +158,27 @@ def _finding(values: Mapping[str, Any]) -> Finding:
     return Finding(**{**values, "metrics": metrics})
 
 
-def judged(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[Finding, int] | None:
+def judged(
+    findings: Sequence[Finding], storages: Sequence[float], rounding: float = ROUNDING
+) -> tuple[Finding, int] | None:
     """The structure that is present, and the index of the storage that shows it.
 
     An exact one at the least storage; else at the first storage where any is present: of those
     whose error is within a quarter of the lowest, the one that reaches it with the least storage.
     Low rank only if there is no other.
     """
-    for i, chosen in _candidates(findings, storages):
+    for i, chosen in _candidates(findings, storages, rounding):
         if chosen:
-            return _thriftiest(chosen, i), i
+            return _thriftiest(chosen, i, rounding), i
     return None
 
 
 def _candidates(
-    findings: Sequence[Finding], storages: Sequence[float]
+    findings: Sequence[Finding], storages: Sequence[float], rounding: float
 ) -> Iterator[tuple[int, list[Finding]]]:
     """What may be the answer: first what is exact, from the least storage; then what is present."""
     for i in sorted(range(len(storages)), key=lambda i: storages[i]):
-        yield i, [f for f in findings if f.present[i] and f.best[i] <= ROUNDING]
+        yield i, [f for f in findings if f.present[i] and f.best[i] <= rounding]
     for i in range(len(storages)):
         yield i, _rather_than_low_rank([f for f in findings if f.present[i]])
 
@@ -184,17 +188,19 @@ def _rather_than_low_rank(findings: list[Finding]) -> list[Finding]:
     return [f for f in findings if f.structure != "low_rank"] or findings
 
 
-def _thriftiest(findings: Sequence[Finding], i: int) -> Finding:
+def _thriftiest(findings: Sequence[Finding], i: int, rounding: float) -> Finding:
     """The one with the least storage for nearly the lowest error."""
-    target = max(NEAR * min(f.best[i] for f in findings), ROUNDING)
+    target = max(NEAR * min(f.best[i] for f in findings), rounding)
     near = [f for f in findings if f.best[i] <= target]
     least = min(f.storage_of(target) for f in near)
     return next(f for f in near if f.storage_of(target) <= SAME * least)
 
 
-def verdict_of(findings: Sequence[Finding], storages: Sequence[float]) -> tuple[str, list[str]]:
+def verdict_of(
+    findings: Sequence[Finding], storages: Sequence[float], rounding: float = ROUNDING
+) -> tuple[str, list[str]]:
     """The sentence, and what it rests on."""
-    found = judged(findings, storages)
+    found = judged(findings, storages, rounding)
     if found is None:
         return _no_structure(findings, storages)
     finding, i = found
