@@ -6,7 +6,6 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ def write_page(out: Path, rows: Sequence[Row]) -> None:
     """`README.md` and its figures."""
     (out / "fig").mkdir(parents=True, exist_ok=True)
     parts = ["# Language models made smaller", _text(out / "expected.md"), "## Measured"]
-    for model, some in groupby(rows, key=lambda row: row.model):
-        parts += _section(out, model, list(some))
+    for model in dict.fromkeys(row.model for row in rows):  # rows may have been added to any model
+        parts += _section(out, model, [row for row in rows if row.model == model])
     made = "\n".join(_machines(json.loads(_text(out / "env.json") or "{}")))
     parts += [_text(out / "notes.md"), f"{ABOUT}\n([env.json](env.json)).\n\n{made}"]
     (out / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", "utf-8")

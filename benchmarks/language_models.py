@@ -37,6 +37,9 @@ LENGTH, CALIBRATION, BATCH = 256, 64, 8
 DOCUMENTS, DOCUMENT, WINDOWS, WINDOW = 100, 512, 16, 1024
 """What is held out: documents and where they are cut, or windows and their tokens."""
 
+COMMAND = "python -m benchmarks.language_models docs/results/compression --model FOLDER TEXT"
+"""As it is told, without the folders of a machine."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -174,7 +177,8 @@ def note_machine(out: Path, name: str, device: str) -> None:
     path = out / "env.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
-    known[name] = environment("cpu", 1, torch.get_num_threads()) | card
+    told = {"command": COMMAND if device == "cpu" else f"{COMMAND} --device {device}"} | card
+    known[name] = environment("cpu", 1, torch.get_num_threads()) | told
     path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
 
 
