@@ -24,6 +24,17 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     return ["  ".join(layout).format(*row).rstrip() for row in rows]
 
 
+def cause(error: Exception) -> str:
+    """Another's error in one line without an end, and what it is where it says nothing.
+
+    Examples:
+        >>> cause(ValueError("no numbers.")), cause(AssertionError())
+        ('no numbers', 'AssertionError')
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said[:200].rstrip(". ")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The name that was probably meant.
 

@@ -60,6 +60,21 @@ def wrong(features):
 def number():
     return 3
 
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Checks(nn.Linear):
+    def forward(self, x):
+        assert x.ndim == 4
+        return x
+
+def pair(features, outputs):
+    return Pair(features, outputs)
+
+def checks(features, outputs):
+    return Checks(features, outputs)
+
 def breaks(features=0):
     return {}["key"]
 
@@ -328,6 +343,8 @@ def test_models_that_do_not_fit_are_refused(folder):
     refused(built("nets.py:needs"), "'colour' is not known")
     refused(built("nets.py:wrong"), r"answers with a tensor of \(1, 77\)")
     refused(built("nets.py:convs"), "it fails on one")
+    refused(built("nets.py:pair"), "fails on one: TypeError: it answers with a tuple")
+    refused(built("nets.py:checks"), "it fails on one: AssertionError")
     refused(built("nets.py:number"), "gave a int")
     refused(built("nets.py:breaks"), r"failed in line \d+: KeyError")
     refused(built("nets.py:mlp", structured_layers="hidden"), "Say by `targets`")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from matrigami._words import nearest, nearest_few
+from matrigami._words import cause, nearest, nearest_few
 
 
 def is_function(name: str) -> bool:
@@ -50,8 +50,7 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
         ) from error
     except Exception as error:
         raise ValueError(
-            f"{name}: {path} cannot be run: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}.\nMend the file."
+            f"{name}: {path} cannot be run: {type(error).__name__}: {cause(error)}.\nMend the file."
         ) from error
     found = names.get(function)
     if not callable(found):
@@ -76,7 +75,7 @@ def call(name: str, folder: str, function: Callable[..., Any], **arguments: Any)
         line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
         raise ValueError(
             f"{name}: the function failed{line}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}.\nMend it, or call it in Python to see more."
+            f"{cause(error)}.\nMend it, or call it in Python to see more."
         ) from error
 
 

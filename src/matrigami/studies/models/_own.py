@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from matrigami._words import cause
 from matrigami.nn import StructuredLinear, chosen, matrix_view, replace_
 from matrigami.structures import Dense, parse
 from matrigami.studies._config import RunConfig
@@ -94,6 +95,8 @@ class OwnModel(Network):
         """What the module says; models of transformers put it into `logits`."""
         y = self.net(x)
         y = getattr(y, "logits", y)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"it answers with a {type(y).__name__}")
         return y.mT if self.shape.is_text else y
 
     @torch.no_grad()
@@ -104,8 +107,9 @@ class OwnModel(Network):
         self.eval()
         try:
             macs, y = counted_macs(self, example)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-            raise _unfit(name, s, f"it fails on one: {str(error).splitlines()[0]}") from error
+        except Exception as error:
+            what = f"it fails on one: {type(error).__name__}: {cause(error)}"
+            raise _unfit(name, s, what) from error
         self.train()
         wanted = (1, s.outputs, *([s.channels] if s.is_text else []))
         if tuple(y.shape) != wanted:
@@ -183,6 +187,6 @@ def _unfit(name: str, shape: Shape, what: str) -> ValueError:
     kind = "token numbers" if s.is_text else "numbers"
     return ValueError(
         f"Model {name!r} on examples of {given} {kind}: "
-        f"it does not fit: {' '.join(what.split())[:200]}.\n"
+        f"it does not fit: {what}.\n"
         f"It should answer with a tensor of {wanted}."
     )

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from matrigami._words import cause
 from matrigami.studies._config import RunConfig
 from matrigami.studies.tasks._augment import draw_mixing
 from matrigami.studies.tasks._base import (
@@ -168,7 +169,9 @@ def _tensor(dataset: str, name: str, a: Any) -> Tensor:
         t = a.detach().cpu() if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
     except (TypeError, ValueError) as error:
         raise _refusal(
-            dataset, f"{name} is no array of numbers: {error}", "Give numbers, and no objects."
+            dataset,
+            f"{name} is no array of numbers: {cause(error)}",
+            "Give numbers, and no objects.",
         ) from error
     if t.is_complex() or t.ndim == 0:
         raise _refusal(

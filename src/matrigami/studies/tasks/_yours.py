@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from matrigami._words import cause
 from matrigami.studies._config import RunConfig
 from matrigami.studies._own import call, function_of, is_function, refuse_changed, source_path
 from matrigami.studies.tasks._arrays import task_of_arrays
@@ -59,8 +60,7 @@ def _arrays(name: str, path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{name}: {path} cannot be read as arrays: "
-            f"{' '.join(str(error).split())[:200]}.\n"
+            f"{name}: {path} cannot be read as arrays: {cause(error)}.\n"
             "Write it by numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
         ) from error
 
