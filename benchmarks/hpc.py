@@ -4,16 +4,15 @@
 
 writes the tables of `README.md` there, between its marks; what people wrote around them stays.
 Seconds are CPU time of the process, one thread. Libraries that are not installed are left out, with
-a line that says so (`pip install pyamg fmm3dpy pykeops higp`).
+a line that says so (`pip install pyamg fmm3dpy pykeops higp torch-fem`).
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -22,58 +21,20 @@ import torch
 from torch import Tensor
 
 import matrigami as mg
+from benchmarks._hpc_mesh import elements, poisson
+from benchmarks._hpc_row import Row, peer, timed
 from benchmarks._report import table
 from benchmarks._timing import machine
 from matrigami.geometry import hierarchical, relative_error
-from matrigami.geometry.mesh import Grid, multigrid
+from matrigami.geometry.mesh import Grid
 from matrigami.geometry.particles import KERNELS, error_estimate, kernel_matrix
 from matrigami.geometry.particles._fast_multipole import fast_multipole_matrix
 from matrigami.geometry.particles._kernels import interactions
-from matrigami.krylov import cg
-from matrigami.operators import as_array
 
 D = torch.float64
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
-PEERS = ("pyamg", "fmm3dpy", "pykeops", "higp", "scipy")
-
-
-class Row(NamedTuple):
-    """One measurement.
-
-    Attributes:
-        work: What is done.
-        by: By whom.
-        seconds: CPU seconds of each part, by name.
-        accuracy: What it reached.
-        goal: Seconds, of all parts together; None for another library, or where there is none.
-    """
-
-    work: str
-    by: str
-    seconds: dict[str, float]
-    accuracy: str
-    goal: float | None = None
-
-    def cells(self) -> list[str]:
-        """As a line of the table."""
-        total = sum(self.seconds.values())
-        parts = ", ".join(f"{name} {s:.2f}" for name, s in self.seconds.items())
-        share = "" if self.goal is None else f"{self.goal:g} s: {total / self.goal:.2f} of it"
-        return [self.work, self.by, f"{total:.2f}", parts, self.accuracy, share]
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The answer, and its CPU seconds."""
-    start = time.process_time()
-    return call(), time.process_time() - start
-
-
-def peer(name: str) -> Any:
-    """Another library, or None."""
-    try:
-        return import_module(name)
-    except ImportError:
-        return None
+PEERS = {name: name for name in ("pyamg", "fmm3dpy", "pykeops", "higp", "scipy")}
+PEERS["torch-fem"] = "torchfem"
 
 
 def space(n: int = 100_000) -> Iterator[Row]:
@@ -165,50 +126,6 @@ def line(n: int = 100_000) -> Iterator[Row]:
     yield Row(f"logdet, {n} points", "dense Cholesky of torch", {"logdet": dense}, "reference")
 
 
-def poisson(n: int = 1023) -> Iterator[Row]:
-    """Separable, by fast diagonalisation, and with a coefficient that varies."""
-    _ = mg.solve(Grid((n, 5)).stiffness(), torch.ones(5 * n, dtype=D))
-    grid = Grid((n, n))
-    f = grid.load(lambda x, y: torch.sin(3 * x) * y)
-    A, build = timed(grid.stiffness)
-    u, solution = timed(lambda: mg.solve(A, f))
-    said = f"residual {float((A @ u - f).norm() / f.norm()):.0e}"
-    work = f"Poisson {n} x {n}"
-    yield Row(work, "matrigami", {"build": build, "solve": solution}, said, 0.34)
-    v, sines = timed(lambda: _sine_transforms(f.numpy().reshape(n, n)))
-    said = f"residual {float((A @ torch.as_tensor(v).flatten() - f).norm() / f.norm()):.0e}"
-    yield Row(work, "sine transforms of scipy", {"solve": sines}, said)
-    yield from _varying(grid, f, f"diffusion 1 + 10 x y, {n} x {n}")
-
-
-def _sine_transforms(f: Any) -> Any:
-    """Fast diagonalisation by hand."""
-    n = len(f)
-    values = 4 * (n + 1) ** 2 * np.sin(np.arange(1, n + 1) * np.pi / (2 * (n + 1))) ** 2
-    return scipy.fft.idstn(scipy.fft.dstn(f, type=1) / (values[:, None] + values), type=1)
-
-
-def _varying(grid: Grid, f: Tensor, work: str) -> Iterator[Row]:
-    """Conjugate gradients with a multigrid cycle to 1e-8, of the two libraries."""
-    A, build = timed(lambda: grid.stiffness(lambda x, y: 1 + 10 * x * y))
-    M, setup = timed(lambda: multigrid(A))
-    B = f[:, None]
-    found, solution = timed(lambda: cg(A, B, tol=1e-8, preconditioner=M.matmat))
-    said = f"{found.steps} iterations, residual {float(found.residuals[-1].max()):.0e}"
-    seconds = {"build": build + setup, "solve": solution}
-    yield Row(work, "matrigami", seconds, said, 4.4)
-    pyamg = peer("pyamg")
-    if pyamg is None:
-        return
-    S = A.sparse()
-    parts = [as_array(t) for t in (S.entries, S.columns.int(), S.pointers.int())]
-    matrix, history = scipy.sparse.csr_matrix(tuple(parts), shape=S.size), []
-    hierarchy, setup = timed(lambda: pyamg.ruge_stuben_solver(matrix))
-    _, solution = timed(lambda: hierarchy.solve(f.numpy(), tol=1e-8, accel="cg", residuals=history))
-    said = f"{len(history) - 1} iterations, residual {history[-1] / history[0]:.0e}"
-    yield Row(work, "Ruge-Stueben and CG of pyamg", {"build": setup, "solve": solution}, said)
-
-
 def diagonals(n: int = 1_000_000) -> Iterator[Row]:
     """Toeplitz, circulant and banded systems."""
     lag, b = torch.arange(n, dtype=D), torch.randn(n, dtype=D)
@@ -279,6 +196,7 @@ WORK = {
     "smooth": smooth,
     "line": line,
     "poisson": poisson,
+    "elements": elements,
     "diagonals": diagonals,
     "schur": schur,
     "products": products,
@@ -364,8 +282,8 @@ def main() -> None:
             rows.append(row.cells())
     if given.only:
         return
-    found = [f"{name} {version(name)}" for name in PEERS if peer(name)]
-    missing = [f"Not installed here: {name}." for name in PEERS if not peer(name)]
+    found = [f"{name} {version(name)}" for name, module in PEERS.items() if peer(module)]
+    missing = [f"Not installed here: {name}." for name, module in PEERS.items() if not peer(module)]
     facts = "; ".join([", ".join(machine().values()), "one thread", *found])
     head = ["work", "by", "CPU s", "parts", "accuracy", "goal"]
     page(given.folder, "\n\n".join([facts, *missing, table(head, rows), growth(range(12, 19))]))
