@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from matrigami.geometry._given import answer_of
 from matrigami.geometry.particles._points import Numbers, checked_points
 from matrigami.operators import DenseMatrix, LinearOperator, Places, cropped, named_tensors
 from matrigami.structures import PermutedMatrix
@@ -109,7 +110,8 @@ class Ordered:
         i, j = X.long()[..., :, None, 0], Y.long()[..., None, :, 0]
         n = len(self.order)
         inside = (i < n) & (j < n)
-        found = self.A(self.order[i.clamp(max=n - 1)], self.order[j.clamp(max=n - 1)])
+        rows, columns = (self.order[k.clamp(max=n - 1)] for k in (i, j))
+        found = answer_of(f"{self.call}(A)", self.A, rows, columns)
         if not isinstance(found, Tensor) or found.shape != inside.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TypeError(

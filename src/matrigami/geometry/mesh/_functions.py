@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from matrigami.geometry._given import answer_of
 from matrigami.operators import is_concrete
 
 
@@ -24,7 +25,8 @@ def given_at(what: str, given: Any, X: Float[Tensor, "n d"]) -> Inexact[Tensor, 
 
     Raises:
         TypeError: If it is none of these, or takes other arguments.
-        ValueError: If a function has other than one value for each point, or they are not finite.
+        ValueError: If a function fails, or has other than one value for each point, or they are not
+            finite.
     """
     if not callable(given):
         if not isinstance(given, int | float | complex | Tensor | np.ndarray | list | tuple):
@@ -33,7 +35,7 @@ def given_at(what: str, given: Any, X: Float[Tensor, "n d"]) -> Inexact[Tensor, 
             )
         return _as_values(given, X)
     _check_arguments(what, given, X.shape[1])
-    found = _as_values(given(*X.unbind(-1)), X)
+    found = _as_values(answer_of(what, given, *X.unbind(-1)), X)
     if found.shape not in {(), (1,), (len(X),)}:
         raise ValueError(
             f"{what}: the function has values of shape {tuple(found.shape)} at {len(X)} points.\n"

@@ -15,9 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matrigami._words import nearest
+from matrigami.geometry._given import answer_of
 
 Kernel = Callable[[Tensor], Tensor]
 """A function of distances, entry by entry."""
+
+WHAT = "kernel_matrix(points, kernel)"
+"""The call that messages name."""
 
 
 def laplace(r: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
     """The function of a name, or the function itself.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or the function fails.
         TypeError: If it is no function of distances.
     """
     if isinstance(kernel, str):
@@ -108,10 +112,10 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
                 f"Did you mean {near!r}? Any function of the distance will do, too."
             )
         return KERNELS[kernel]
-    probe = kernel(torch.ones(2)) if callable(kernel) else None
+    probe = answer_of(WHAT, kernel, torch.ones(2)) if callable(kernel) else None
     if not isinstance(probe, Tensor) or probe.shape != (2,) or probe.is_complex():
         raise TypeError(
-            f"kernel_matrix(points, kernel): kernel is {kernel!r}.\n"
+            f"{WHAT}: kernel is {kernel!r}.\n"
             "Give a name, or a real function of a tensor of distances, entry by entry.\n"
             "A complex one is two matrices, of its real and imaginary part."
         )
@@ -120,7 +124,7 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
 
 def is_singular(kernel: Kernel) -> bool:
     """Whether the kernel is not finite at distance zero."""
-    return not bool(kernel(torch.zeros(1, dtype=torch.float64)).isfinite().all())
+    return not bool(answer_of(WHAT, kernel, torch.zeros(1, dtype=torch.float64)).isfinite().all())
 
 
 def distances(
@@ -148,6 +152,6 @@ def interactions(
     r = distances(X, Y)
     scaled = r if isinstance(scale, float) and scale == 1.0 else r / scale
     if not (is_singular(kernel) if singular is None else singular):
-        return kernel(scaled)
+        return answer_of(WHAT, kernel, scaled)
     apart = r > 0
-    return torch.where(apart, kernel(torch.where(apart, scaled, 1)), 0)
+    return torch.where(apart, answer_of(WHAT, kernel, torch.where(apart, scaled, 1)), 0)
