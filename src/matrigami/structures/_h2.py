@@ -90,6 +90,9 @@ def _scattered(Z: Tensor, places: Tensor, m: int, p: int) -> Inexact[Tensor, "..
     return zeros.index_add(-3, places.flatten(), flat)[..., : m // p, :, :].flatten(-3, -2)
 
 
+AT_ONCE = 32
+"""Columns of the identity that are multiplied together: more are no more in the cache."""
+
 Blocks = tuple[LinearOperator, ...]
 """Matrices that are added: placed blocks, or what a process owns of them."""
 
@@ -153,7 +156,8 @@ class H2Matrix(LinearOperator):
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix itself."""
-        return self.matmat(torch.eye(self.size[1], dtype=self.dtype, device=self.device))
+        eye = torch.eye(self.size[1], dtype=self.dtype, device=self.device)
+        return torch.cat([self.matmat(part) for part in eye.split(AT_ONCE, dim=1)], -1)
 
 
 def summed_products(

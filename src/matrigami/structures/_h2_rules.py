@@ -21,6 +21,7 @@ from matrigami.operators import (
     add,
     diagonal,
     diagonal_by_entries,
+    lu_solve,
     scale,
     solve,
 )
@@ -30,6 +31,9 @@ __all__ = ["by_conjugate_gradients", "nystroem_inverse"]
 
 RANK = 128
 """Eigenvalues that the preconditioner takes away: one product with that many vectors."""
+
+DIRECT = 1024
+"""Rows up to which all entries take less time than conjugate gradients."""
 
 Preconditioner = Callable[[Tensor], Tensor]
 """An approximate inverse of a block of vectors."""
@@ -98,7 +102,7 @@ def _(A: H2Matrix, factor: Tensor) -> H2Matrix:
     return H2Matrix(near, A.left, couplings, A.right, A.down, A.up, A.size)  # pyright: ignore[reportArgumentType]
 
 
-@solve.register(where=is_large)
+@solve.register(where=lambda A, *_: A.size[0] > DIRECT)
 def _(A: H2Matrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     return implicit_solve(A, B, by_conjugate_gradients)
 
@@ -110,7 +114,7 @@ def by_conjugate_gradients(A: Any, B: Tensor) -> Tensor:
         found = cg(A, B, preconditioner=inverse)
         if found.converged.all():
             return found.X
-    return solve_iteratively(A, B)
+    return solve_iteratively(A, B) if is_large(A) else lu_solve(A.dense(), B)
 
 
 @torch.no_grad()
