@@ -1,19 +1,27 @@
 """Bad input to particles, hierarchies and meshes: two or three lines that say what to do."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from matrigami import DenseMatrix, cholesky, solve
 from matrigami.geometry import block_low_rank, hierarchical
-from matrigami.geometry.mesh import Grid, Simplices
+from matrigami.geometry.mesh import Grid, Simplices, multigrid
 from matrigami.geometry.particles import error_estimate, forces, kernel_matrix, potential_energy
 
 X = torch.rand(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 EYE = DenseMatrix(torch.eye(30, dtype=torch.float64))
 CORNERS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]], dtype=torch.float64)
 PURE = Grid((8, 8), boundary="neumann")
+
+
+def meshio_like(points: np.ndarray, **cells: list[list[int]]) -> SimpleNamespace:
+    """A mesh as meshio has it."""
+    return SimpleNamespace(points=points, cells_dict={k: np.array(v) for k, v in cells.items()})
+
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "coincident points": (lambda: kernel_matrix(0 * X, "laplace"), "30 points coincide"),
@@ -60,6 +68,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "points of NaN": (lambda: hierarchical(EYE, X * torch.nan), "NaN, infinite"),
     "entries that are none": (lambda: hierarchical(lambda i, j: None, size=300), "is NoneType"),
     "entries of a shape": (lambda: block_low_rank(lambda i, j: X, size=300), "is (30, 2)"),
+    "a kernel that fails": (
+        lambda: kernel_matrix(X, lambda r: r.eros()),
+        "failed in line",
+    ),
+    "a kernel that fails later": (
+        lambda: kernel_matrix(X, lambda r: r.view(2)),
+        "given (1,) torch",
+    ),
+    "a coefficient that fails": (lambda: Grid((4, 4)).load(lambda x, y: x @ [y]), "TypeError"),
+    "entries that fail": (lambda: hierarchical(lambda i, j: i / None, size=300), "TypeError"),
     "no size": (lambda: hierarchical(lambda i, j: i - j), "no points"),
     "no grid": (lambda: Grid((0,)), "whole number of at least 1"),
     "lengths for others": (lambda: Grid((4, 4), lengths=(1.0,)), "1 lengths"),
@@ -75,6 +93,20 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "function on elements": (lambda: Simplices.box((2, 2)).mass(lambda x: x), "in 2 dimensions"),
     "negative vertex": (lambda: Simplices(CORNERS, torch.tensor([[0, 1, -1]])), "vertex -1"),
     "no mesh": (lambda: Simplices.read("none.msh"), "none.msh"),
+    "a surface": (
+        lambda: Simplices.read(
+            meshio_like(torch.eye(3, dtype=torch.float64).numpy(), triangle=[[0, 1, 2]])
+        ),
+        "Surfaces and curves",
+    ),
+    "a complex hierarchy": (
+        lambda: multigrid(Grid((4, 4)).stiffness(lambda x, y: 1 + 1j * x)),
+        "is complex",
+    ),
+    "no complex damping": (
+        lambda: Grid((4,)).stiffness(lambda x: 1j * (1 + x)),
+        "smallest value is 0",
+    ),
     "negative coefficient": (lambda: Grid((4,)).stiffness(lambda x: x - 9), "smallest value is"),
     "NaN coefficient": (
         lambda: Grid((4,)).stiffness(torch.full((4,), torch.nan)),
@@ -100,6 +132,18 @@ def test_what_is_refused(name: str):
     said = str(caught.value)
     assert message in said, said
     assert 2 <= len(said.splitlines()) <= 3
+
+
+def test_the_error_of_a_user_s_function_is_kept():
+    with pytest.raises(ValueError, match=r"failed in line \d+ of .*test_bad_input.py") as caught:
+        kernel_matrix(X, lambda r: r.eros())
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_the_numbers_of_a_mesh_may_have_another_byte_order():
+    mesh = meshio_like(np.eye(3)[:, :2].astype(">f8"), triangle=[[0, 1, 2]])
+    mesh.cells_dict["triangle"] = mesh.cells_dict["triangle"].astype(">i8")
+    assert Simplices.read(mesh, "neumann").volumes.tolist() == [0.5]
 
 
 def test_what_is_strange_and_right():

@@ -8,6 +8,7 @@ from matrigami import DenseMatrix, DiagonalMatrix, LinearOperator, cost, diagona
 from matrigami.geometry import block_low_rank, hierarchical, relative_error
 from matrigami.geometry._nested_bases import near_boxes
 from matrigami.geometry._ordered import bisected
+from matrigami.geometry.particles._cross import cross_factors
 from matrigami.structures import BlockLowRankMatrix, H2Matrix
 
 
@@ -124,6 +125,21 @@ def test_tiles_from_products_and_entries(n: int, d: int):
         if n == 400 and d == 1:
             assert cost(T).params < 0.35 * n**2
             torch.testing.assert_close(logdet(T), torch.logdet(D), rtol=1e-4, atol=0)
+
+
+def test_a_tile_is_crossed_until_nothing_but_roundings_is_left():
+    """Of the last tile three columns are inside: its crosses end when these are taken."""
+    x = torch.rand(20, 22, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = torch.zeros(20, 19, 19, dtype=torch.float64)
+    A[:, :, :3] = torch.exp(-2 * torch.cdist(x[:, :19], x[:, 19:]))
+    tile = torch.arange(20)[:, None, None]
+    places = torch.arange(19.0, dtype=torch.float64)[:, None].expand(20, -1, 1)
+
+    def entries(X: Tensor, Y: Tensor) -> Tensor:
+        return A[tile, X.long()[..., :, None, 0], Y.long()[..., None, :, 0]]
+
+    U, V = cross_factors(entries, places, places, 1e-14)
+    torch.testing.assert_close(U @ V.mT, A, rtol=0, atol=1e-12)
 
 
 def test_tiles_of_complex_and_unsymmetric_products():

@@ -151,6 +151,14 @@ def test_a_tolerance_and_a_guess_leave_the_method_to_the_value():
             mg.solve(A, f, tol=1e-18)
 
 
+def test_coefficients_may_be_complex():
+    grid = Grid((6, 5))
+    A = grid.stiffness(lambda x, y: (1 + x) * (1 + 0.5j))
+    assert torch.allclose(A.dense(), grid.stiffness(lambda x, y: 1 + x).dense() * (1 + 0.5j))
+    b = grid.load(lambda x, y: x * y)
+    assert torch.allclose(A @ mg.solve(A, b), b + 0j)
+
+
 def test_large_grids_are_solved_by_multigrid():
     grid = Grid((160, 160))
     A = grid.stiffness(lambda x, y: 2 + torch.cos(6 * x))

@@ -41,11 +41,12 @@ class DiffusionMatrix(LinearOperator):
         """From the coefficient at the unknowns, by harmonic means of neighbours.
 
         Raises:
-            ValueError: If the coefficient is not positive.
+            ValueError: If the coefficient, or the real part of a complex one, is not positive.
         """
-        if not bool((c.detach() > 0).all()):
+        real = c.detach().real if c.is_complex() else c.detach()
+        if not bool((real > 0).all()):
             raise ValueError(
-                f"stiffness(coefficient): the smallest value is {float(c.min()):.3g}.\n"
+                f"stiffness(coefficient): the smallest value is {float(real.min()):.3g}.\n"
                 "It must be positive at every unknown, and finite."
             )
         return cls(

@@ -131,7 +131,7 @@ def multigrid(A: LinearOperator) -> MultigridMatrix:
         A V-cycle; give it as `solve(A, b, preconditioner=...)`, or to `matrigami.krylov.cg`.
 
     Raises:
-        TypeError: If `A` is neither.
+        TypeError: If `A` is neither, or complex.
 
     Examples:
         >>> from matrigami.geometry.mesh import Grid
@@ -140,6 +140,11 @@ def multigrid(A: LinearOperator) -> MultigridMatrix:
         >>> multigrid(A)
         MultigridMatrix(961x961, levels [961])
     """
+    if A.dtype.is_complex:
+        raise TypeError(
+            f"multigrid(A): A, a {A!r}, is complex, and not definite.\n"
+            "Its real part has a hierarchy, which preconditions A in krylov.gmres."
+        )
     if isinstance(A, DiffusionMatrix):
         matrices, steps = _grid_hierarchy(A)
     elif isinstance(A, SparseMatrix):
@@ -270,7 +275,8 @@ def _(A: DiffusionMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "...
 
 def _large_definite(A: SparseMatrix, *_: Any, **__: Any) -> bool:
     """Whether a hierarchy is faster than sparse LU, may be used, and there is PyAMG for it."""
-    if len(A.shape) != 2 or A.shape[-1] < FACTORED or find_spec("pyamg") is None:
+    is_real = not A.dtype.is_complex
+    if len(A.shape) != 2 or A.shape[-1] < FACTORED or not is_real or find_spec("pyamg") is None:
         return False
     rows = _scipy(A)
     symmetric = abs(rows - rows.T).max() <= 1e-12 * abs(rows).max()
@@ -288,7 +294,7 @@ def _(A: SparseMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n 
 
 def _solved(A: DiffusionMatrix, B: Tensor) -> Tensor:
     """By size."""
-    if A.shape[-1] <= DIRECT:
+    if A.shape[-1] <= DIRECT or A.dtype.is_complex:
         return solve(A.sparse(), B)
     return iterate(A, B, None, multigrid(A), cg)
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from itertools import permutations
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
@@ -128,7 +129,8 @@ class Simplices:
         """A mesh of meshio (points, cells) or of scikit-fem (p, t), or a file that meshio reads.
 
         Raises:
-            ValueError: If it has no triangles and no tetrahedra, or the file cannot be read.
+            ValueError: If it has no lines, triangles or tetrahedra, if these bend through space, or
+                the file cannot be read.
             ImportError: If it is a file and meshio is missing.
         """
         if hasattr(mesh, "p") and hasattr(mesh, "t"):
@@ -138,8 +140,8 @@ class Simplices:
             mesh = _read_file(mesh)
         for kind, d in (("tetra", 3), ("triangle", 2), ("line", 1)):
             if kind in mesh.cells_dict:
-                points = torch.as_tensor(mesh.points[:, :d].copy(), dtype=torch.float64)
-                return cls(points, torch.as_tensor(mesh.cells_dict[kind]).long(), boundary)
+                cells = mesh.cells_dict[kind].astype(np.int64)  # files may have other byte orders
+                return cls(_flat(mesh.points, d), torch.as_tensor(cells), boundary)
         raise ValueError(
             f"Simplices.read(mesh): it has cells {sorted(mesh.cells_dict)}.\n"
             "Only lines, triangles and tetrahedra are read.\nSplit other cells into these."
@@ -259,6 +261,23 @@ class Simplices:
         numbers = torch.full((len(self.vertices),), -1)
         numbers[self.free] = torch.arange(len(self.free))
         return numbers
+
+
+def _flat(points: Any, d: int) -> Float[Tensor, "v d"]:
+    """The first coordinates of points, the others of which are all the same.
+
+    Raises:
+        ValueError: If they are not: a surface, or a curve.
+    """
+    X = np.asarray(points, dtype=np.float64)
+    extent = np.ptp(X, axis=0) if len(X) else np.zeros(X.shape[1])
+    if (extent[d:] > 1e-12 * extent.max(initial=0)).any():
+        raise ValueError(
+            f"Simplices.read(mesh): its cells are of dimension {d}, but its points reach through "
+            f"{[float(f'{e:.3g}') for e in extent]}.\n"
+            "Surfaces and curves in space are not read.\nGive coordinates of the plane or line."
+        )
+    return torch.as_tensor(X[:, :d].copy())
 
 
 def _read_file(path: Any) -> Any:

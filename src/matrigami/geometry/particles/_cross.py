@@ -67,7 +67,7 @@ def cross_pivots(
     h, m, n = len(X), X.shape[1], Y.shape[1]
     blocks = torch.arange(h, device=X.device)
     U, V = X.new_zeros(h, 0, m), X.new_zeros(h, 0, n)
-    free = torch.ones(h, m, dtype=torch.bool, device=X.device)
+    free, unused = (torch.ones(h, k, dtype=torch.bool, device=X.device) for k in (m, n))
     row = (X - Y.mean(1, keepdim=True)).square().sum(-1).argmin(1)  # the nearest to the sources
     live, size = torch.ones(h, dtype=torch.bool, device=X.device), X.new_zeros(h)
     rows, columns, used = [], [], []
@@ -76,11 +76,12 @@ def cross_pivots(
             if len(rows) == min(m, n):
                 break
             _refuse(m, n)
-        free[blocks, row] = False
         v = entries(X[blocks, row][:, None], Y)[:, 0] - (U[blocks, :, row][..., None] * V).sum(1)
-        column = v.abs().argmax(1)
+        column = (v.abs() * unused).argmax(1)
         pivot = v[blocks, column]
-        live = live & (pivot != 0)
+        fresh = free[blocks, row] & unused[blocks, column]  # in what was taken are roundings
+        live = live & fresh & (pivot != 0)
+        free[blocks, row], unused[blocks, column] = False, False
         u = entries(X, Y[blocks, column][:, None])[..., 0]
         u = (u - (V[blocks, :, column][..., None] * U).sum(1)) / torch.where(live, pivot, 1)[
             :, None
