@@ -49,11 +49,19 @@ def write_page(out: Path, rows: Sequence[Row]) -> None:
     """`README.md` and its figures."""
     (out / "fig").mkdir(parents=True, exist_ok=True)
     parts = ["# Language models made smaller", _text(out / "expected.md"), "## Measured"]
-    for model in dict.fromkeys(row.model for row in rows):  # rows may have been added to any model
-        parts += _section(out, model, [row for row in rows if row.model == model])
+    for model, some in _by(rows, "model"):
+        parts += _section(out, model, [row for _, group in _by(some, "setting") for row in group])
     made = "\n".join(_machines(json.loads(_text(out / "env.json") or "{}")))
     parts += [_text(out / "notes.md"), f"{ABOUT}\n([env.json](env.json)).\n\n{made}"]
     (out / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", "utf-8")
+
+
+def _by(rows: Iterable[Row], name: str) -> Iterable[tuple[str, list[Row]]]:
+    """Rows of equal value together, in the order in which the values came."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(getattr(row, name), []).append(row)
+    return found.items()
 
 
 def _machines(known: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -80,8 +88,15 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
     )
     yield f"![Nats a token against bytes, {model}]({figure.as_posix()})"
     yield table(HEAD, [_line(*group) for group in groups if group[0][1] != "budget"])
+    yield _told([row for row in rows if row.family != "budget"])
     if budgets := [_budget(row) for row in rows if row.family == "budget"]:
         yield table(BUDGET, budgets)
+
+
+def _told(rows: Iterable[Row]) -> str:
+    """What is particular about some measurements; empty if nothing is."""
+    told = [f"* {row.setting}, {row.way}, draw {row.seed}: {row.note}" for row in rows if row.note]
+    return "\n".join(["Measured in another way:", "", *told]) if told else ""
 
 
 HEAD = ("", "way", "draws", "bytes", "MACs", "perplexity", "nats a token", "agreement", "s")

@@ -34,6 +34,9 @@ from matrigami.nn import chosen, stand_in, swap, under_budget
 GROUP = 32
 """Inputs that share a scale, of a model of width 64."""
 
+SAMPLES = 4
+"""Draws of labels for each batch."""
+
 SHARES = (0.75, 0.5)
 """Of the multiply-adds, for structures."""
 
@@ -68,7 +71,7 @@ class Calibration:
 
     seed: int
     batches: list[Any]
-    samples: int = 4
+    samples: int = SAMPLES
     seconds: float = 0.0
     owed: float = 0.0
     known: dict[str, Tensor] = field(default_factory=dict)

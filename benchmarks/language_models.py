@@ -14,7 +14,7 @@ import copy
 import json
 import lzma
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks._compression_page import Row, write_page
 from benchmarks._report import append_row, read_rows
 from benchmarks._timing import one_thread
-from benchmarks._ways import Calibration, Way, clock_of, ways
+from benchmarks._ways import SAMPLES, Calibration, Way, clock_of, ways
 from matrigami.compress import evaluate
 from matrigami.nn import chosen
 from matrigami.studies import environment
@@ -49,7 +49,7 @@ class Text:
     held: list[dict[str, Tensor]]
     sequences: int = CALIBRATION
 
-    def calibration(self, seed: int, samples: int = 4, batch: int = BATCH) -> Calibration:
+    def calibration(self, seed: int, samples: int = SAMPLES, batch: int = BATCH) -> Calibration:
         """The draw of a seed, in batches."""
         generator = torch.Generator().manual_seed(seed)
         at = torch.randperm(len(self.pool), generator=generator)[: self.sequences]
@@ -137,6 +137,17 @@ class Plan:
     samples: int
     batch: int
 
+    @property
+    def told(self) -> list[str]:
+        """What is not as it is by default."""
+        usual = {
+            "sequences": CALIBRATION,
+            "windows": WINDOWS,
+            "samples": SAMPLES,
+            "batch": BATCH,
+        }
+        return [f"--{k} {getattr(self, k)}" for k, v in usual.items() if getattr(self, k) != v]
+
 
 def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     """All measurements of one model that are lacking."""
@@ -156,15 +167,16 @@ def run(folder: Path, text: Path, out: Path, plan: Plan) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(plan.device)
     whole = read_text(text, AutoTokenizer.from_pretrained(folder))
     data = Text(whole.pool, whole.held[: plan.windows], plan.sequences).to(plan.device)
-    note_machine(out, folder.name, plan.device)
+    told = ", ".join([*plan.told, *note_machine(out, folder.name, plan.device)])
     draw = partial(data.calibration, samples=plan.samples, batch=plan.batch)
     drawn = draw(wanted[0][1])
     for i, (way, seed) in enumerate(wanted):
         drawn = drawn if drawn.seed == seed else draw(seed)
         row = measure(folder.name, model, data, way, drawn)
+        row = row if row.note else replace(row, note=told)
         append_row(out / "results.csv", row)
-        told = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
-        print(f"{folder.name} {i + 1}/{len(wanted)} {told}, {row.seconds:.0f} s", flush=True)
+        found = f"{way.setting}, {way.name}, seed {seed}: perplexity {row.perplexity:.3f}"
+        print(f"{folder.name} {i + 1}/{len(wanted)} {found}, {row.seconds:.0f} s", flush=True)
 
 
 def group_of(width: int) -> int:
@@ -172,14 +184,18 @@ def group_of(width: int) -> int:
     return 64 if width >= 512 else 32
 
 
-def note_machine(out: Path, name: str, device: str) -> None:
-    """Where a model was measured, in `env.json`."""
+def note_machine(out: Path, name: str, device: str) -> list[str]:
+    """Where a model is measured, into `env.json`; told if others of its rows are from elsewhere."""
     path = out / "env.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
     told = {"command": COMMAND if device == "cpu" else f"{COMMAND} --device {device}"} | card
-    known[name] = environment("cpu", 1, torch.get_num_threads()) | told
+    here = environment("cpu", 1, torch.get_num_threads()) | told
+    usual = known.get(name, here)["device"] == here["device"]
+    where = here["device"] if card else f"a processor, threads: {here['threads']}"
+    known[name if usual else f"{name}, {where}"] = here
     path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    return [] if usual else [where]
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -192,7 +208,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--only", default="", help="A regular expression for family, setting and way.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--sequences", default=CALIBRATION, show_default=True, help="Of the calibration.")
-@click.option("--samples", default=4, show_default=True, help="Draws of labels, of gradients.")
+@click.option("--samples", default=SAMPLES, show_default=True, help="Draws of labels.")
 @click.option("--batch", default=BATCH, show_default=True, help="Sequences at once.")
 @click.option("--windows", default=WINDOWS, show_default=True, help="Batches that are held out.")
 def main(out: Path, models: tuple[tuple[Path, Path], ...], **options: Any) -> None:
