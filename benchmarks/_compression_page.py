@@ -88,14 +88,15 @@ def _section(out: Path, model: str, rows: list[Row]) -> Iterator[str]:
     )
     yield f"![Nats a token against bytes, {model}]({figure.as_posix()})"
     yield table(HEAD, [_line(*group) for group in groups if group[0][1] != "budget"])
-    yield _told([row for row in rows if row.family != "budget"])
+    yield _told(rows)
     if budgets := [_budget(row) for row in rows if row.family == "budget"]:
         yield table(BUDGET, budgets)
 
 
 def _told(rows: Iterable[Row]) -> str:
     """What is particular about some measurements; empty if nothing is."""
-    told = [f"* {row.setting}, {row.way}, draw {row.seed}: {row.note}" for row in rows if row.note]
+    noted = [row for row in rows if row.note and row.family != "budget"]
+    told = [f"* {row.setting}, {row.way}, draw {row.seed}: {row.note}" for row in noted]
     return "\n".join(["Measured in another way:", "", *told]) if told else ""
 
 
