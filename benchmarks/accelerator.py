@@ -29,6 +29,7 @@ from benchmarks._report import table
 from benchmarks._timing import machine
 from benchmarks.optimizers import CONTESTANTS
 from matrigami.geometry.particles import error_estimate, kernel_matrix
+from matrigami.optim._bases import orthonormal
 from matrigami.optim._roots import cans_root
 from matrigami.studies import RunConfig, load_preset
 from matrigami.studies._accelerator import prepare
@@ -70,6 +71,7 @@ def factorizations(sizes: Sizes, clock: Clock) -> Iterator[Attempt]:
             "eigh": lambda S=S: torch.linalg.eigh(S),
             "QR": lambda S=S: torch.linalg.qr(S),
             "QR by Cholesky, twice": lambda S=S: _cholesky_q(_cholesky_q(S)),
+            "QR by blocks, checked by the host": lambda S=S: orthonormal(S),
             "Cholesky": lambda S=S: torch.linalg.cholesky_ex(S),
             "inverse by Cholesky": lambda S=S: torch.cholesky_inverse(torch.linalg.cholesky(S)),
             "root by polynomials": lambda S=S: cans_root(S, -0.25),

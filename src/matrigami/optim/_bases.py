@@ -62,11 +62,11 @@ def refreshed(L: Float[Tensor, "b m m"], Q: Float[Tensor, "b m m"]) -> Refresh:
     X = L @ Q
     order = (Q * X).sum(-2).argsort(dim=-1, descending=True, stable=True)
     X = row_major(X.gather(-1, order[:, None].expand_as(X)).mT).mT
-    basis = _orthonormal(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
+    basis = orthonormal(X) if X.device.type == "cpu" else torch.linalg.qr(X).Q
     return Refresh(row_major(basis), order, orthogonal(basis))
 
 
-def _orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
+def orthonormal(X: Float[Tensor, "b m m"]) -> Float[Tensor, "b m m"]:
     """The orthogonal factor of each matrix, by the cheapest way that is accurate for it.
 
     Block Gram-Schmidt, once more if that was not enough, Householder for the rest. Asking which is
