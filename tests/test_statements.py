@@ -99,6 +99,11 @@ def hankel(monkeypatch) -> Iterator[type]:
 
 
 FOLLOWED = """
+from jaxtyping import install_import_hook
+
+install_import_hook("matrigami.structures._hankel", "beartype.beartype")
+import torch
+
 import matrigami as mg
 from matrigami.cli import main
 from matrigami.structures import EXAMPLES
@@ -107,6 +112,8 @@ assert list(EXAMPLES)[3:6] == ["circulant", "hankel", "toeplitz"]
 assert mg.parse("hankel") == mg.Hankel() == EXAMPLES["hankel"]
 assert {"Hankel", "HankelMatrix"} <= {*mg.__all__} & {*mg.structures.__all__}
 main(["list", "structures"])
+A = mg.operators.mapped(mg.Hankel().init(5, 4), lambda t: t.to(torch.complex128) * (1 + 2j))
+mg.testing.check_operator(A)
 """
 
 
