@@ -85,12 +85,27 @@ def test_too_few_steps_are_not_convergence():
         lsmr(A, torch.ones(49, 1))
 
 
+def neumann(n):
+    """A grid of `n^2` nodes; constants are lost."""
+    D = sparse.diags([-np.ones(n - 1), np.ones(n - 1)], [0, 1], shape=(n - 1, n))
+    return sparse.kron(D.T @ D, sparse.eye(n)) + sparse.kron(sparse.eye(n), D.T @ D)
+
+
+def test_large_least_squares_have_a_derivative_in_the_right_hand_side_alone():
+    A = mg.from_scipy(neumann(70).tocsr())
+    B, w = (torch.randn(4900, dtype=torch.float64) for _ in range(2))
+    (g,) = torch.autograd.grad((w * mg.lstsq(A, B.requires_grad_())).sum(), B)
+    assert_close(g, mg.lstsq(A, w), rtol=1e-7, atol=1e-9)
+    (entries,) = [t for t in mg.operators.named_tensors(A).values() if t.is_floating_point()]
+    entries.requires_grad_()
+    with pytest.raises(NotImplementedError, match="derivative in its tensors"):
+        mg.lstsq(A, B).sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
 def test_large_singular_hermitian_matrices_take_the_solution_of_least_norm(dtype):
     """A grid with Neumann boundaries; a complex one has phases on both sides."""
-    n = 70
-    D = sparse.diags([-np.ones(n - 1), np.ones(n - 1)], [0, 1], shape=(n - 1, n))
-    L = sparse.kron(D.T @ D, sparse.eye(n)) + sparse.kron(sparse.eye(n), D.T @ D)
+    n, L = 70, neumann(70)
     phase = np.exp(1j * np.arange(n * n)) if dtype.is_complex else np.ones(n * n)
     A = mg.from_scipy((sparse.diags(phase) @ L @ sparse.diags(phase.conj())).tocsr()).to(dtype)
     U = torch.randn(n * n, 2, dtype=torch.float64)

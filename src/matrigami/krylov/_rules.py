@@ -36,6 +36,7 @@ from matrigami.operators import (
     inverse,
     iterate,
     lstsq,
+    named_tensors,
     pinv,
     power,
     slogdet,
@@ -164,11 +165,42 @@ def _has_pseudoinverse(A: LinearOperator) -> bool:
 
 @lstsq.register(where=lambda A, *_: is_large(A) and not _has_pseudoinverse(A))
 def _(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... n k"]:
-    """In the range of `B` by MINRES if `A` is Hermitian, else by LSMR, which takes more steps."""
-    if A.shape[-1] == A.shape[-2] and is_hermitian(A):
-        found = _within_range(A, B)
-        if found is not None:
-            return found
+    return _LeastSquares.apply(A.detach(), B, *named_tensors(A).values())
+
+
+class _LeastSquares(torch.autograd.Function):
+    """`A^+ B`, linear in `B`; what it is in the tensors of `A` is not known."""
+
+    @staticmethod
+    def forward(A: LinearOperator, B: Tensor, *_: Tensor) -> Tensor:
+        """In the range of `A` by MINRES if `A` is Hermitian, else by LSMR, in more steps."""
+        hermitian = A.shape[-1] == A.shape[-2] and is_hermitian(A)
+        found = _within_range(A, B) if hermitian else None
+        return _by_lsmr(A, B) if found is None else found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004 - torch's signature
+        """Keep the matrix."""
+        ctx.A, ctx.shape = inputs[0], inputs[1].shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The pseudoinverse of the adjoint."""
+        if any(ctx.needs_input_grad[2:]):
+            raise NotImplementedError(
+                f"lstsq(A, B): of a matrix as large as {ctx.A!r} the derivative in its tensors is "
+                "not known.\nThat in B is: give A.detach(), or solve(A, B) of a regular matrix."
+            )
+        moved = lstsq(ctx.A.H, grads[0]).sum_to_size(ctx.shape)
+        return None, moved, *[None for _ in ctx.needs_input_grad[2:]]
+
+
+def _by_lsmr(A: LinearOperator, B: Inexact[Tensor, "... m k"]) -> Inexact[Tensor, "... n k"]:
+    """For any matrix.
+
+    Raises:
+        RuntimeError: If it does not converge.
+    """
     found = lsmr(A, B)
     if not found.converged.all():
         raise RuntimeError(
