@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import matrigami as mg
 from matrigami.cli._main import run
+from matrigami.cli._model import _text
 from matrigami.studies._lock import hold
 
 FACTORY = """
@@ -289,6 +290,15 @@ def test_folders_of_transformers_that_are_not_whole(language_model, capsys, monk
     monkeypatch.setattr("matrigami.operators.free_memory", lambda: 1000)
     assert run(["quantize", "MODEL", "--calib", "text.txt", "-o", "x"]) == 2
     assert "are free" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "calibration.txt"
+    path.write_bytes(b"once \xcd\xcd upon")
+    with pytest.raises(ValueError, match=r"no text in UTF-8: invalid continuation byte(.|\n)*Give"):
+        _text(path, 100)
+    path.write_text("Es war einmal eine süße Dirne", encoding="utf-8")
+    assert _text(path, 20) == "Es war einmal eine s"
 
 
 def test_pages_of_reports(place, capsys):

@@ -97,6 +97,12 @@ def test_the_loss_is_told_on_vectors_that_were_held_out():
         (lambda W, A: n_of_m(5, 4), "at most 4 can stay"),
         (lambda W, A: remove(W, n_of_m(2, 4), A), "not a multiple of 4"),
         (lambda W, A: remove(W, unstructured(0.5), A[:2, :2]), "A is 2x2"),
+        (lambda W, A: remove(W, unstructured(0.5), A / 0), "A has NaN or infinite"),
+        (lambda W, A: remove(W, unstructured(0.5), -A), "or a negative diagonal"),
+        (lambda W, A: remove(W, unstructured(0.5), A, holdout=A * torch.nan), "holdout has NaN"),
+        (lambda W, A: remove(W, unstructured(0.5), A, damping=()), r"damping=\(\)"),
+        (lambda W, A: remove(W, unstructured(0.5), A, damping=(0.1, -1.0)), "-1.0"),
+        (lambda W, A: remove(W, unstructured(0.5), A, damping=torch.nan), "damping=nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
@@ -141,6 +147,12 @@ def test_sparse_rows_in_a_singular_metric():
     found = remove(W, unstructured(0.9), A, damping=0.0)
     assert found.W.isfinite().all()
     assert int(found.mask.sum()) == 80
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_an_empty_matrix_stays_as_it_is(shape):
+    found = remove(torch.zeros(shape), unstructured(0.9), torch.zeros(shape[1], shape[1]))
+    assert (found.W.shape, found.loss) == (shape, 0.0)
 
 
 def test_the_damping_is_chosen_on_vectors_that_were_held_out():

@@ -322,6 +322,18 @@ def _tensor(path: Path) -> "tuple[str, Tensor]":
     )
 
 
+def _text(path: Path, most: int) -> str:
+    """So many characters of a text in UTF-8."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(most)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"text {path}: it is no text in UTF-8: {error.reason}.\n"
+            "Give plain text, or token numbers: a safetensors file with a tensor input_ids."
+        ) from error
+
+
 def _tokens(path: Path, model: str, length: int, sequences: int) -> "Tensor":
     """The sequences of a text, each after the token that begins a text, if there is one."""
     import torch
@@ -334,8 +346,8 @@ def _tokens(path: Path, model: str, length: int, sequences: int) -> "Tensor":
     tokenizer = transformers().AutoTokenizer.from_pretrained(model, local_files_only=True)
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     words = length - len(first)
-    text = path.read_text()[: 40 * length * sequences]  # more than enough, and no whole library
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    enough = 40 * length * sequences  # and no whole library
+    ids = tokenizer(_text(path, enough), add_special_tokens=False, verbose=False)["input_ids"]
     rows = [first + ids[i : i + words] for i in range(0, len(ids) - words + 1, words)]
     if not rows:
         raise ValueError(

@@ -3,6 +3,7 @@
 Shapes: m = rows, n = columns.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ def checked_moments(
     Without `A` it is the identity.
 
     Raises:
-        ValueError: If the sizes do not fit, or W is not finite.
+        ValueError: If the sizes do not fit, or something is not finite, or no moment.
     """
     if not bool(W.isfinite().all()):
         raise ValueError(f"{name}(W): W has NaN or infinite entries.\nMend the weights first.")
@@ -92,7 +93,27 @@ def _moment(name: str, label: str, M: object, sizes: tuple[int, int], size: int)
             f"{name}(W, {label}): {label} is {shape}, and W {sizes[0]}x{sizes[1]}.\n"
             f"{label} must be {size}x{size}."
         )
+    if not bool(dense.isfinite().all()) or bool((dense.diagonal(dim1=-2, dim2=-1) < 0).any()):
+        raise ValueError(
+            f"{name}(W, {label}): {label} has NaN or infinite entries, or a negative diagonal.\n"
+            "Give a second moment: a mean of x x.T over finite vectors x."
+        )
     return dense
+
+
+def checked_dampings(name: str, damping: float | tuple[float, ...]) -> tuple[float, ...]:
+    """One damping or several.
+
+    Raises:
+        ValueError: If there is none, or one below zero or not finite.
+    """
+    options = damping if isinstance(damping, tuple) else (damping,)
+    if not options or not all(0 <= d < math.inf for d in options):
+        raise ValueError(
+            f"{name}(damping={damping}): it must be a number from 0, or some of them.\n"
+            "It is a share of the mean of the diagonal, e.g. 0.01 or (0.001, 0.01)."
+        )
+    return options
 
 
 def damped(M: Tensor, damping: float) -> Tensor:
@@ -127,7 +148,7 @@ def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch 
     """`tr(B E A E.T)` by rows; without B half of the products are enough, as A is symmetric."""
     if B is not None:
         return ((B @ E) @ A * E).sum(-1)
-    total = torch.zeros_like(E[..., 0])
+    total = E.new_zeros(E.shape[:-1])
     for start in range(0, E.shape[-1], BLOCK):
         own, later = slice(start, start + BLOCK), slice(start + BLOCK, None)
         part = E[..., later] @ A[..., later, own]

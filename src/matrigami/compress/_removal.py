@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from matrigami.compress._moments import checked_moments, damped, row_losses
+from matrigami.compress._moments import checked_dampings, checked_moments, damped, row_losses
 from matrigami.compress._swaps import swapped
 from matrigami.operators import LinearOperator
 
@@ -139,7 +139,7 @@ def remove(
         holdout: Second moment of inputs that `A` has not seen.
 
     Raises:
-        ValueError: If a moment does not fit.
+        ValueError: If a moment does not fit or is none, or a damping is below zero.
 
     Examples:
         >>> W = torch.tensor([[1.0, 1.1]])
@@ -148,13 +148,13 @@ def remove(
         tensor([[0., 2.]])
     """
     work, inputs, B, judge = checked_moments("remove", W, A, B, holdout)
-    if A is None:
+    if A is None or not W.numel():
         mask = support(work)
         kept = work * mask
         return Removal(kept.to(W.dtype), mask, _share(work - kept, work, judge, B), 0.0)
     kind = torch.promote_types(W.dtype, torch.float32)
     tried = []
-    for d in damping if isinstance(damping, tuple) else (damping,):
+    for d in checked_dampings("remove", damping):
         kept, mask = _removed(work, inputs, B, support, d, kind)
         told = mask, _share(work - kept, work, judge, B), d
         tried.append(Removal(kept.to(W.dtype), *told))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from matrigami.compress._grid import Grid, QuantizedMatrix, spread
 from matrigami.compress._moments import (
+    checked_dampings,
     checked_moments,
     damped,
     relative,
@@ -102,7 +103,7 @@ def round_ldl(
         True
     """
     grids = (Grid() if grid is None else grid,)
-    options = damping if isinstance(damping, tuple) else (damping,)
+    options = checked_dampings("round_ldl", damping)
     return roundings(W, A, B, grids, options, by_activity, refit, holdout)[0]
 
 
