@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks._timing import interleaved
 from matrigami.optim import Muon
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -123,15 +124,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def muon_step(seconds: Callable[[Callable[[], object]], float]) -> tuple[float, float, float]:
-    """One step of torch.optim.Muon on a 256 x 256 matrix, ours, and a product of that size."""
-    times = []
+def muon_steps(matrices: int) -> str:
+    """The times of a step of torch.optim.Muon, and of ours, on some 256 x 256 matrices."""
+    steps = {}
     for make in (torch.optim.Muon, Muon):
-        W = nn.Parameter(torch.randn(256, 256))
-        W.grad = torch.randn(256, 256)
-        optimizer = make([W], lr=1e-3)
-        optimizer.step()
-        times.append(seconds(optimizer.step))
-    A = torch.randn(256, 256)
-    times.append(min(seconds(lambda: A @ A) for _ in range(20)))
-    return times[0], times[1], times[2]
+        parameters = [nn.Parameter(torch.randn(256, 256)) for _ in range(matrices)]
+        for W in parameters:
+            W.grad = torch.randn(256, 256)
+        steps[make.__module__] = make(parameters, lr=1e-3).step
+    theirs, ours = (1e3 * t for t in interleaved(steps, 9).values())
+    return f"of {matrices}: torch.optim.Muon {theirs:.1f} ms, ours {ours:.1f} ms"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks._timing import Progress, machine, one_thread
-from benchmarks.optimizer_peers import Make, contestants, muon_step, versions
+from benchmarks.optimizer_peers import Make, contestants, muon_steps, versions
 from matrigami.optim import KFAC, SOAP, Muon, Shampoo
 from matrigami.studies import write_atomic
 
@@ -121,12 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     head = ("optimiser", "median ms", "mean ms", "worst ms", "mean, units", "worst / median", "MB")
     lines = [head, ["---"] * len(head), *[row.cells() for row in rows]]
-    theirs, ours, product = (1e3 * t for t in muon_step(seconds))
     about = {"setting": setting} | machine() | versions()
     about |= {"unit": f"{1e3 * median(row.unit for row in rows):.1f} ms"}
-    muon = f"torch.optim.Muon {theirs:.1f} ms, ours {ours:.1f} ms, a product {product:.2f} ms."
     notes = [
-        f"One step on one 256 x 256 matrix: {muon}",
+        f"One step on matrices of 256 x 256, {muon_steps(1)}; {muon_steps(8)}.",
         "; ".join(f"{k}: {v}" for k, v in about.items()) + ".",
         *missing,
     ]
