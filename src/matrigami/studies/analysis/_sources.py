@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matrigami._words import nearest
+from matrigami._words import cause, nearest
 from matrigami.geometry.particles import KERNELS, error_estimate, kernel_matrix
 from matrigami.geometry.particles._kernels import interactions, is_singular
 from matrigami.geometry.particles._points import check_coincidence, check_scale, checked_points
@@ -235,9 +235,8 @@ def _read(what: str, path: Path, reader: Callable[[], Any]) -> Any:
     try:
         return reader()
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"The {what} {path}: it cannot be read: {reason}.\n"
+            f"The {what} {path}: it cannot be read: {cause(error)}.\n"
             f"Give one of {', '.join(KINDS)} with numbers in it; points may be text, too."
         ) from error
 
