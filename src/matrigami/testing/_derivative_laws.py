@@ -110,7 +110,9 @@ def derivatives_at_zero(A: LinearOperator) -> None:
     if not exists(zero):
         return
     expect_derivatives(along_a_line(zero, lambda M: trace(M.H @ M).real), "trace(A.H A) at zero")
-    eye = DenseMatrix(torch.eye(2, dtype=A.dtype))
+    one = torch.ones((), dtype=torch.float64)
+    size = max(1.0, float(along_a_line(zero, norm)(one)))  # differences see powers of less than it
+    eye = DenseMatrix(size * torch.eye(2, dtype=A.dtype))
     for order in (None, 4):  # smooth, for the whole is not zero
         line = along_a_line(zero, lambda M, p=order: norm(direct_sum(M, eye), p))
         expect_derivatives(line, f"norm of a direct sum with zero, order {order}")
