@@ -64,13 +64,14 @@ class _Part:
     def __init__(self, part: Contraction, metric: Metric) -> None:
         self.matrix, self.metric, self.after = part.matrix, metric, part.after
         p, q = self.matrix.shape
-        kind = {"dtype": self.matrix.dtype, "device": self.matrix.device}
-        Q = torch.eye(q, **kind) if part.before is None else part.before.dense()
-        self.Q = self.matrix.split_inputs(Q)  # b s i n
-        count = torch.arange(p, device=self.matrix.device, dtype=torch.float64)[:, None]
-        self.order = self.matrix.split_outputs(count)[..., 0].long()  # b s o
+        self.order = self._positions(p, self.matrix.split_outputs)  # b s o
+        self.at = self._positions(q, self.matrix.split_inputs)  # b s i
+        before = None if part.before is None else part.before.dense()
+        self.Q = None if before is None else self.matrix.split_inputs(before)  # b s i n
+        self.n = q if before is None else before.shape[-1]
         m = p if part.after is None else part.after.shape[-2]
-        self.P = self._columns() if m * p * Q.shape[-1] <= SMALL else None  # m (b s o)
+        small = part.after is not None and m * p * self.n <= SMALL
+        self.P = self._columns() if small else None  # m (b s o)
 
     def blocks(self) -> Inexact[Tensor, "b o i"]:
         """The tensor as it is."""
@@ -82,7 +83,7 @@ class _Part:
 
     def product(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "m n"]:
         """`P C Q`."""
-        Z = (C[:, None] @ self.Q).flatten(0, 2)
+        Z = self._inserted(C).flatten(0, 2)
         if self.P is not None:
             return self.P @ Z
         Y = torch.empty_like(Z)
@@ -95,10 +96,13 @@ class _Part:
             Y = self.P.mH @ M
         else:
             Y = (M if self.after is None else self.after.H.matmat(M))[self.order.flatten()]
-        return (Y.reshape(*self.order.shape, -1) @ self.Q.mH).sum(1)
+        Y = Y.reshape(*self.order.shape, -1)
+        return (Y.gather(-1, self._columns_of(Y)) if self.Q is None else Y @ self.Q.mH).sum(1)
 
     def output_blocks(self) -> Inexact[Tensor, "b o o"]:
         """The blocks of `P.H left P`, averaged over the shared positions."""
+        if self.after is None:
+            return self._diagonal(self.metric.left, self.order).mean(1)
         P = self._columns() if self.P is None else self.P
         weighed = Metric(self.metric.left).apply(P)
         half, weighed = (t.mH.reshape(*self.order.shape, -1) for t in (P, weighed))  # b s o m
@@ -106,8 +110,34 @@ class _Part:
 
     def input_blocks(self) -> Inexact[Tensor, "b i i"]:
         """The blocks of `Q right Q.H`, summed over the shared positions."""
+        if self.Q is None:
+            return self._diagonal(self.metric.right, self.at).sum(1)
         weighed = Metric(right=self.metric.right).apply(self.Q.flatten(0, 2)).reshape(self.Q.shape)
         return (self.Q @ weighed.mH).sum(1)
+
+    def _positions(self, size: int, split: Callable[[Tensor], Tensor]) -> Tensor:
+        """Where the entries of a state come to lie among the blocks."""
+        count = torch.arange(size, device=self.matrix.device, dtype=torch.float64)
+        return split(count[:, None])[..., 0].long()
+
+    def _columns_of(self, Y: Inexact[Tensor, "b s o n"]) -> Tensor:
+        """The columns that each block sees, where nothing comes before: b s o i."""
+        return self.at[:, :, None].expand(*Y.shape[:3], self.at.shape[-1])
+
+    def _inserted(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b s o n"]:
+        """`C Q`; where nothing comes before, the blocks in their columns."""
+        if self.Q is not None:
+            return C[:, None] @ self.Q
+        Z = C.new_zeros(*self.order.shape, self.n)
+        at = self._columns_of(Z)
+        return Z.scatter_(-1, at, C[:, None].expand(at.shape))
+
+    def _diagonal(self, M: LinearOperator | None, at: Tensor) -> Inexact[Tensor, "b s k k"]:
+        """The blocks on the diagonal of a metric, at given positions."""
+        if M is None:
+            eye = torch.eye(at.shape[-1], dtype=self.matrix.dtype, device=at.device)
+            return eye.expand(*at.shape, -1)
+        return M.dense()[at[..., :, None], at[..., None, :]]
 
     def _columns(self) -> Inexact[Tensor, "m p"]:
         """`P`, its columns in the order of the blocks."""
