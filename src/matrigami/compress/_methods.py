@@ -22,7 +22,7 @@ from matrigami.compress._layers import weight
 from matrigami.compress._moments import Seen, damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import roundings
-from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
+from matrigami.nn import hopeful, matrix_view, parsed_budget, stand_in, under_budget
 from matrigami.operators import LinearOperator, Structure, cost, project
 
 Method = Grid | Structure | tuple[Structure, ...] | str | Support
@@ -269,12 +269,16 @@ def _structured(
     A, holdout = (None, None) if seen is None else seen.moments()
     judge = torch.eye(W.shape[-1]).to(W).double() if holdout is None else holdout
     B = None if even == math.inf else B
-    left = None if B is None else damped(B, even)
+
+    def lost(value: LinearOperator) -> float:
+        """Half of its squared error in the moments."""
+        return _half_loss(W - value.dense(), judge, B)
+
     tried = list(plain)
     if A is not None:
-        right = damped(A, damping)
-        tried += [(r, project(r, W, left=left, right=right)) for r, _ in plain]
-    losses = [_half_loss(W - value.dense(), judge, B) for _, value in tried]
+        left = None if B is None else damped(B, even)
+        tried += hopeful([r for r, _ in plain], W, lost, left, damped(A, damping))
+    losses = [lost(value) for _, value in tried]
     best = min(range(len(tried)), key=losses.__getitem__)
     recipe, value = tried[best]
     whole = _half_loss(W, judge, B)

@@ -18,6 +18,7 @@ from matrigami.nn._anatomy import (
 )
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._called import called_with
+from matrigami.nn._candidates import hopeful
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._experts import StructuredMoE
 from matrigami.nn._layers import affine, scale_and_shift, weight_part
@@ -71,6 +72,7 @@ __all__ = [
     "coordinate_slope",
     "cost_of",
     "dense_of",
+    "hopeful",
     "linear_use",
     "matching",
     "matrix_view",

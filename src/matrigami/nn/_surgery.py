@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from matrigami._words import columns
 from matrigami.nn._budget import parsed_budget, under_budget
+from matrigami.nn._candidates import hopeful
 from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
 from matrigami.nn._linear import StructuredLinear, fastest
 from matrigami.nn._separate import fuse_
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
-from matrigami.operators import LinearOperator, Structure, cost, operator, project
+from matrigami.operators import LinearOperator, Structure, cost, operator
 
 Structures = Structure | Mapping[str, Structure]
 """One structure for all layers, or one for each pattern of names; the first that matches."""
@@ -230,11 +231,15 @@ def _member(
     W = view.split(layer.weight.detach())[0]
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     left, right = _sides(name, metric, W)
-    found = [project(recipe, W, left=left, right=right) for recipe in recipes]
-    errors = [_square(W - A.dense(), left, right) for A in found]
-    best = min(range(len(found)), key=errors.__getitem__)
+
+    def squared(A: LinearOperator) -> float:
+        """Its squared error in the metric."""
+        return _square(W - A.dense(), left, right)
+
+    found = [(squared(A), A, r) for r, A in hopeful(recipes, W, squared, left, right)]
+    error, A, recipe = min(found, key=lambda one: one[0])
     whole = _square(W, left, right)
-    return found[best], recipes[best], (errors[best] / whole) ** 0.5 if whole > 0 else 0.0
+    return A, recipe, (error / whole) ** 0.5 if whole > 0 else 0.0
 
 
 def _sides(name: str, metric: Any, W: Tensor) -> tuple[Tensor | None, Tensor | None]:
