@@ -22,6 +22,7 @@ from matrigami.compress import (
     unstructured,
     weight,
 )
+from matrigami.compress._calibration import chain
 from matrigami.nn import separate_
 
 
@@ -227,3 +228,30 @@ def test_blocks_with_arguments_of_their_own_are_no_chain():
     assert [r.rows for r in report.layers] == [48, 48]
     set_weight(model.blocks[1].layer, W)
     torch.testing.assert_close(model(inputs), model.head(seen + 10 * model.blocks[1].layer(seen)))
+
+
+@pytest.mark.parametrize(("window", "blocks"), [(8, 2), (5, 0)])
+def test_masks_made_anew_are_a_chain_if_all_batches_say_so(window, blocks):
+    """In the first batch, which is short, the masks of both blocks are equal at any rate."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x, mask):
+            return x + mask * self.layer(x)
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x):
+            for block, width in zip(self.blocks, (8, window), strict=True):
+                x = block(x, (torch.arange(x.shape[-2]) < width).float()[:, None])
+            return x
+
+    data = [torch.randn(2, n, 8) for n in (4, 7)]
+    assert len(chain(Masked(), ["blocks.0.layer"], data)) == blocks
+    assert len(chain(Masked(), ["blocks.0.layer"], data[:1])) == 2

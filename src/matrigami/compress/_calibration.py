@@ -3,8 +3,9 @@
 A model whose blocks are a `ModuleList` or `Sequential`, each fed by the one before, is run through
 once: the inputs of a block are kept, its layers are observed and compressed, and it is run again
 for the inputs of the next. Beside it runs what the model did as it was given, so that a layer can
-make up for what the prefix has changed. That it is such a chain is seen on the first batch. Of any
-other model each layer is a block of its own, and everything is run again for it.
+make up for what the prefix has changed. That it is such a chain is seen on the first batch, or
+where arguments are made anew for each block, on all. Of any other model each layer is a block of
+its own, and everything is run again for it.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -41,7 +42,7 @@ def block_by_block(
     """
     with at_rest(model):
         order = _order(model, layers, data[0])
-        blocks = chain(model, order, data[0])
+        blocks = chain(model, order, data)
         along = {name: layers[name] for name in order if inside(name, blocks)}
         start = order.index(next(iter(along))) if along else len(order)
         given = _all_caught(model, blocks[0], data) if along else []
@@ -173,7 +174,7 @@ def _order(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> lis
     return list(seen)
 
 
-def chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
+def chain(model: nn.Module, layers: list[str], data: list[Any]) -> list[str]:
     """The blocks of the longest container of which each is fed by the one before; or none."""
     best: list[str] = []
     for name, module in model.named_modules():
@@ -181,17 +182,30 @@ def chain(model: nn.Module, layers: list[str], batch: Any) -> list[str]:
             continue
         names = [f"{name}.{key}" if name else key for key, _ in module.named_children()]
         holds = any(inside(layer, names) for layer in layers)
-        if len(names) > len(best) and holds and _feeds(model, list(module), batch):
+        if len(names) > len(best) and holds and _chained(model, list(module), data):
             best = names
     return best
 
 
-def _feeds(model: nn.Module, blocks: list[nn.Module], batch: Any) -> bool:
+def _chained(model: nn.Module, blocks: list[nn.Module], data: list[Any]) -> bool:
     """Whether every block is called once, on what the one before has returned and all else alike.
 
     What else a block is given may come from the block before (T5's biases of positions) or differ
-    from layer to layer (masks of local attention): then it is no chain.
+    from layer to layer (masks of local attention): then it is no chain. A mask that is made anew
+    for each block may be the same as the others in short texts only, so all batches are looked at.
     """
+    return _feeds(model, blocks, data[0], _is_same) or all(
+        _feeds(model, blocks, batch, _is_equal) for batch in data
+    )
+
+
+def _feeds(
+    model: nn.Module,
+    blocks: list[nn.Module],
+    batch: Any,
+    same: Callable[[Tensor, Tensor], bool],
+) -> bool:
+    """Whether it is so on one batch; tensors are compared by a function."""
     outputs: list[Any] = []
     others: list[Any] = []
     good = True
@@ -201,7 +215,7 @@ def _feeds(model: nn.Module, blocks: list[nn.Module], batch: Any) -> bool:
         nonlocal good
         good &= bool(args) and (not outputs or args[0] is outputs[-1])
         others.append((args[1:], kwargs))
-        good = good and _same(others[0], others[-1])
+        good = good and _same(others[0], others[-1], same)
         outputs.append(first(output))
 
     with hooked({str(i): (block, note) for i, block in enumerate(blocks)}):
@@ -209,14 +223,26 @@ def _feeds(model: nn.Module, blocks: list[nn.Module], batch: Any) -> bool:
     return good and len(outputs) == len(blocks)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
     """Whether arguments are the same tensors and the same plain values."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_same(a[key], b[key], same) for key in a)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(_same(x, y, same) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return same(a, b)
     plain = int | float | str
     return a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are one tensor."""
+    return a is b
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether they have the same numbers, of one type."""
+    return a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
 
 
 class Stop(Exception):  # noqa: N818 - not an error

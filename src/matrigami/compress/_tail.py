@@ -31,7 +31,7 @@ class Tail:
         self.blocks: list[str] = []
         self.at, self.before = 0, None
         with torch.no_grad(), at_rest(model):
-            blocks = chain(model, list(layers), batch)
+            blocks = chain(model, list(layers), [batch])
         if blocks and self._ends_with(blocks):
             self.blocks = blocks
 
