@@ -34,7 +34,7 @@ def cause(error: Exception) -> str:
         ('no numbers', 'AssertionError')
     """
     said = " ".join(str(error).split()) or type(error).__name__
-    if "allow_pickle" in said:
+    if "allow_pickle" in said or "Python objects in dtype" in said:
         said = "it holds no plain array of numbers, and nothing is unpickled"
     return said[:200].rstrip(". ")
 

@@ -44,6 +44,7 @@ def folder(tmp_path: Path) -> Path:
     np.save(tmp_path / "four.npy", rng.random((20, 4)))
     np.save(tmp_path / "twins.npy", np.zeros((20, 2)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:200])
+    (tmp_path / "nonsense.npy").write_bytes(b"nonsense")
     (tmp_path / "torn.mtx").write_text(
         "%%MatrixMarket matrix coordinate real general\n3 3 9\n1 1 2\n"
     )
@@ -142,6 +143,7 @@ def test_of_what_is_huge_the_corner_is_filled_alone(folder, capsys):
         (["zero.npy"], "All are zero"),
         (["words.npy"], "no numbers"),
         (["cut.npy"], "cannot be read"),
+        (["nonsense.npy"], "nothing is unpickled"),
         (["torn.mtx"], "cannot be read"),
         (["--kernel", "laplace", "--points", "far.npy"], "are NaN, infinite"),
         (["--kernel", "laplace", "--points", "four.npy"], "1, 2 or 3 coordinates"),
