@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, eye, nn
 
-from benchmarks.compress import gptq, sparse_gpt
+from benchmarks._loops import gptq, sparse_gpt
 from matrigami import BlockTensorTrain, LowRank, Monarch, cost, project
 from matrigami.compress import (
     Grid,

@@ -5,23 +5,24 @@
 The layer is 1024 x 1024, its inputs of a spectrum 1/i with channels of unequal size, ten of them
 fifteen times as large; errors are `||(W - W') X||^2 / ||W X||^2` on 4096 vectors that were not
 calibrated on. The network is a multi-layer perceptron on scikit-learn's digits, of which the first
-two layers are rounded; KL is from the original on 500 images held out, the geometric mean of three.
+two layers are rounded or pruned; KL is from the original on 500 images held out, the geometric mean
+of three.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import click
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks._compress_digits import network, sparse_network
+from benchmarks._loops import gptq, sparse_gpt
 from benchmarks._report import table, write
 from benchmarks._timing import interleaved, machine, one_thread
-from matrigami.compress import Grid, quantize_, remove, round_ldl, round_waterfill, unstructured
+from matrigami.compress import Grid, remove, round_ldl, round_waterfill, unstructured
 
 SIZE, VECTORS, OUTLIERS = 1024, 4096, 10
 GRIDS = ((4, 128, 3.3e-3), (3, 128, 1.55e-2), (2, 64, 6.7e-2))
@@ -29,9 +30,6 @@ GRIDS = ((4, 128, 3.3e-3), (3, 128, 1.55e-2), (2, 64, 6.7e-2))
 
 SPARSITIES = ((0.5, 0.79), (0.7, 0.75), (0.9, 0.68))
 """Shares that are removed, and the error that was aimed at, relative to SparseGPT."""
-
-SEEDS = (0, 1, 2)
-
 
 DAMPINGS = (0.001, 0.005, 0.02)
 """Of a quarter of the calibration each sparsity chooses one."""
@@ -74,54 +72,6 @@ def outlier_layer(seed: int = 0) -> Layer:
     return Layer(W.float(), whole[0].float(), (seen[0].float(), seen[1].float()), whole[1].float())
 
 
-def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
-    """GPTQ with static groups in the order of activity, as published: three Cholesky factors.
-
-    Groups have the range from their least to their greatest weight.
-    """
-    value = replace(grid, fitted=False).round(W)
-    n = W.shape[1]
-    tables: tuple[Any, Any] = (value.scale, value.zero)  # this grid is asymmetric
-    steps, zero = (t.repeat_interleave(value.group, 1)[:, :n] for t in tables)
-    order = H.diagonal().argsort(descending=True)
-    W, steps, zero, H = W[:, order].clone(), steps[:, order], zero[:, order], H[order][:, order]
-    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
-    Q = torch.zeros_like(W)
-    for start in range(0, n, 128):
-        stop = min(start + 128, n)
-        block, errors = W[:, start:stop].clone(), W.new_zeros(len(W), stop - start)
-        for i in range(stop - start):
-            j = start + i
-            codes = (block[:, i] / steps[:, j] + zero[:, j]).round()
-            codes = codes.clamp(grid.least, -1 - grid.least)
-            Q[:, j] = (codes - zero[:, j]) * steps[:, j]
-            errors[:, i] = (block[:, i] - Q[:, j]) / U[j, j]
-            block[:, i:] -= errors[:, i, None] * U[j, j:stop]
-        W[:, stop:] -= errors @ U[start:stop, stop:]
-    return Q[:, order.argsort()]
-
-
-def sparse_gpt(W: Tensor, H: Tensor, sparsity: float, damping: float = 0.01) -> Tensor:
-    """SparseGPT as published: the mask block by block, by `W^2 / U_jj^2`."""
-    W, n = W.clone(), W.shape[1]
-    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
-    Q = torch.zeros_like(W)
-    for start in range(0, n, 128):
-        stop = min(start + 128, n)
-        block, errors = W[:, start:stop].clone(), W.new_zeros(len(W), stop - start)
-        scores = (block / U.diagonal()[start:stop]).square()
-        gone = scores <= scores.flatten().sort().values[int(scores.numel() * sparsity)]
-        for i in range(stop - start):
-            j = start + i
-            Q[:, j] = torch.where(gone[:, i], 0, block[:, i])
-            errors[:, i] = (block[:, i] - Q[:, j]) / U[j, j]
-            block[:, i:] -= errors[:, i, None] * U[j, j:stop]
-        W[:, stop:] -= errors @ U[start:stop, stop:]
-    return Q
-
-
 def rounding(layer: Layer) -> str:
     """Errors at fixed bits and at an entropy."""
     rows = []
@@ -133,7 +83,7 @@ def rounding(layer: Layer) -> str:
             "no refit": partial(round_ldl, layer.W, layer.A, grid=grid, refit=False),
             "ours": partial(round_ldl, layer.W, layer.A, grid=grid),
         }
-        seconds = interleaved(calls, 2)
+        seconds = interleaved(calls, 5)
         plain, ours = (calls[name]().value.dense() for name in ("no refit", "ours"))
         full = round_ldl(layer.W, layer.A, grid=whole).value.dense()
         made = whole.round(layer.W).dense(), calls["GPTQ"](), full, plain, ours
@@ -193,62 +143,6 @@ REMOVAL = (
 )
 
 
-def digits() -> tuple[Tensor, Tensor, Tensor]:
-    """Training images and labels, and images held out."""
-    data: Any = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    x = torch.tensor(data.data, dtype=torch.float32)[order] / 16
-    y = torch.tensor(data.target)[order]
-    return x[:-500], y[:-500], x[-500:]
-
-
-def trained(x: Tensor, y: Tensor, seed: int) -> nn.Sequential:
-    """64-128-128-10, trained for 300 steps."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
-    )
-    opt = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(300):
-        at = torch.randint(len(x), (256,))
-        opt.zero_grad()
-        nn.functional.cross_entropy(net(x[at]), y[at]).backward()
-        opt.step()
-    return net
-
-
-def network() -> str:
-    """KL of rounded networks."""
-    rows = []
-    for bits in (3, 2):
-        grid = Grid(bits, None, symmetric=False)
-        logs = zip(*(_log_kls(grid, seed) for seed in SEEDS), strict=True)
-        kls = [math.exp(sum(log) / len(log)) for log in logs]
-        told = [*(f"{kl:.2e}" for kl in kls), f"{kls[2] / kls[1]:.2f}", "" if bits == 3 else 0.35]
-        rows.append([f"{bits} bits", *told])
-    return table(["", "nearest", "inputs alone", "both moments", "both / inputs", "aim"], rows)
-
-
-def _log_kls(grid: Grid, seed: int) -> list[float]:
-    """Log divergence of a network that is rounded to the nearest, by one moment and by both."""
-    x, y, held = digits()
-    net = trained(x, y, seed)
-    before = net(held).log_softmax(-1).detach()
-    state = {name: t.clone() for name, t in net.state_dict().items()}
-    logs = []
-    for two_sided in (None, False, True):
-        net.load_state_dict(state)
-        if two_sided is None:
-            for weight in (net.get_parameter("0.weight"), net.get_parameter("2.weight")):
-                weight.data.copy_(grid.round(weight.data).dense())
-        else:
-            quantize_(net, list(x.split(128)), grid, two_sided=two_sided)
-        after = net(held).log_softmax(-1).detach()
-        kl = (before.exp() * (before - after)).sum(-1).mean()
-        logs.append(float(kl.log()))
-    return logs
-
-
 @click.command()
 @click.option("--write", "write_", is_flag=True, help="Put the tables into benchmarks/README.md.")
 def main(write_: bool) -> None:
@@ -264,6 +158,8 @@ def main(write_: bool) -> None:
             removal(layer),
             "### Digits, two layers rounded",
             network(),
+            "### Digits, two layers pruned",
+            sparse_network(),
         ]
     )
     print(report)
