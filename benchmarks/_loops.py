@@ -20,8 +20,7 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
     steps, zero = (t.repeat_interleave(value.group, 1)[:, :n] for t in tables)
     order = H.diagonal().argsort(descending=True)
     W, steps, zero, H = W[:, order].clone(), steps[:, order], zero[:, order], H[order][:, order]
-    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    U = _factor(H, damping)
     Q = torch.zeros_like(W)
     for start in range(0, n, 128):
         stop = min(start + 128, n)
@@ -40,8 +39,7 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
 def sparse_gpt(W: Tensor, H: Tensor, sparsity: float, damping: float = 0.01) -> Tensor:
     """SparseGPT as published: the mask block by block, by `W^2 / U_jj^2`."""
     W, n = W.clone(), W.shape[1]
-    H = H + damping * H.diagonal().mean() * torch.eye(n).to(H)
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    U = _factor(H, damping)
     Q = torch.zeros_like(W)
     for start in range(0, n, 128):
         stop = min(start + 128, n)
@@ -55,3 +53,9 @@ def sparse_gpt(W: Tensor, H: Tensor, sparsity: float, damping: float = 0.01) -> 
             block[:, i:] -= errors[:, i, None] * U[j, j:stop]
         W[:, stop:] -= errors @ U[start:stop, stop:]
     return Q
+
+
+def _factor(H: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of the inverse of a damped moment."""
+    H = H + damping * H.diagonal().mean() * torch.eye(len(H)).to(H)
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)

@@ -23,6 +23,7 @@ from matrigami.compress._moments import Seen, damped, row_losses
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import roundings
 from matrigami.nn import hopeful, matrix_view, parsed_budget, stand_in, under_budget
+from matrigami.nn._candidates import Tried
 from matrigami.operators import LinearOperator, Structure, cost, project
 
 Method = Grid | Structure | tuple[Structure, ...] | str | Support
@@ -245,10 +246,6 @@ def _pruned(
         return Outcome(plain.W, plain.mask, found.damping, *told, *size, note)
     told = (found.loss, simple, _half_loss(W - found.W, holdout, B))
     return Outcome(found.W, found.mask, found.damping, *told, *size, "")
-
-
-Tried = list[tuple[Structure, LinearOperator]]
-"""Structures, and a member of each."""
 
 
 def _plain(method: Any, W: Tensor) -> Tried:
