@@ -17,10 +17,11 @@ from matrigami.compress import (
     unstructured,
     weight,
 )
-from matrigami.compress._calibration import block_by_block
+from matrigami.compress._calibration import block_by_block, observed
 from matrigami.compress._gradients import output_moments
 from matrigami.compress._methods import aim
-from matrigami.compress._moments import Seen
+from matrigami.compress._moments import Seen, Sums
+from matrigami.compress._running import Once
 from matrigami.nn import StructuredLinear, chosen, swap
 
 
@@ -103,6 +104,34 @@ def test_every_layer_is_seen_behind_its_compressed_prefix(make):
     assert sorted(checked) == sorted(layers)
 
 
+class Shared(nn.Module):
+    """Three layers that are given the same memory, the last one after it was written into."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(7, 4) for _ in range(3))
+
+    def forward(self, x):
+        x = x.clone()
+        return self.q(x) + self.k(x) + self.v(x.mul_(2))
+
+
+def test_inputs_that_layers_share_are_multiplied_once():
+    """And again where they were written into, and in every batch, were it the same one."""
+    x = torch.randn(16, 7)
+    model, made = Shared(), []
+    found = observed(model, chosen(model, "*"), [x] * 4)
+    for name, scale in (("q", 1), ("k", 1), ("v", 4)):
+        assert (found[name].rows, found[name].held) == (48, 16)
+        for moment in found[name].moments():
+            torch.testing.assert_close(moment, (scale * x.mT @ x / 16).double())
+    once = Once(lambda t, _: made.append(t.clone()))
+    once(x, None), once(x.view(16, 7), None)
+    x.mul_(2)
+    once(x, None), once(x[:8], None)
+    assert len(made) == 3
+
+
 def test_the_drift_is_from_the_given_model_to_the_compressed_prefix():
     """Of the products of inputs `E[(z - x) x.T]`; none where nothing is compressed yet."""
     model, data = Chain(), batches()
@@ -158,8 +187,8 @@ def test_what_stands_before_the_blocks_is_run_once_if_nothing_in_it_is_compresse
 def test_weights_make_up_for_half_of_the_drift():
     """Of inputs that a prefix has halved, all of it would be twice the weights."""
     seen, z = Seen.empty(torch.ones(1, 3)), torch.eye(3).repeat(5, 1)
-    seen.add(z / 2, False, z)
-    seen.add(z, held=True)
+    seen.add(Sums.of(z / 2, z), held=False)
+    seen.add(Sums.of(z), held=True)
     W = torch.randn(2, 3)
     torch.testing.assert_close(aim(W, seen), W * (1 + 0.5 / 1.01))
     torch.testing.assert_close(aim(W, Seen.empty(z)), W)
@@ -262,7 +291,8 @@ def test_a_layer_that_nothing_reaches_is_told():
 
 def test_vectors_that_are_not_finite_are_left_out_and_told():
     seen = Seen.empty(torch.ones(1, 2))
-    seen.add(torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 1.0]]), held=False)
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 1.0]])
+    seen.add(Sums.of(x), held=False)
     assert (seen.rows, seen.rejected) == (1, 2)
     assert torch.equal(seen.moments()[0], torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._layers import rows
-from matrigami.compress._moments import Seen
-from matrigami.compress._running import at_rest, called, first, hooked, input_of
+from matrigami.compress._moments import Seen, Sums
+from matrigami.compress._running import Once, at_rest, called, first, hooked, input_of
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
@@ -128,6 +128,9 @@ def _observed(
     seen: dict[str, Seen | None] = dict.fromkeys(layers)
     given: dict[str, Tensor] = {}
     batch_held = aside = False
+    few = len(data) < HELD_OUT
+    sums = Once(lambda x, z: _counted(x, z, None if few else batch_held))
+    copied = Once(Tensor.clone)
 
     def hook(name: str) -> Any:
         """The hook of a layer, before it runs."""
@@ -136,17 +139,13 @@ def _observed(
             """Count its inputs."""
             x = rows(module, input_of(args, kwargs).detach())
             if aside:
-                given[name] = x.clone()  # the block may write into it before the other run
+                given[name] = copied(x)  # the block may write into it before the other run
                 return
             z = given.pop(name, None)
             z = z if z is not None and z.shape == x.shape else None
             known = seen[name] = seen[name] or Seen.empty(x)
-            if len(data) >= HELD_OUT:
-                known.add(x, batch_held, z)
-                return
-            at = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
-            known.add(x[~at], False, None if z is None else z[~at])
-            known.add(x[at], held=True)
+            for found, held in sums(x, z):
+                known.add(found, held)
 
         return note
 
@@ -154,12 +153,21 @@ def _observed(
         for i, batch in enumerate(data):
             batch_held = i % HELD_OUT == HELD_OUT - 1
             given.clear()
+            sums.clear()
             if beside is not None:
                 aside = True
                 beside(i)
                 aside = False
             run(batch)
     return seen
+
+
+def _counted(x: Tensor, z: Tensor | None, held: bool | None) -> list[tuple[Sums, bool]]:
+    """Sums over vectors, and whether they are held out: all or none; with None one of so many."""
+    if held is not None:
+        return [(Sums.of(x, None if held else z), held)]
+    out = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
+    return [(Sums.of(x[~out], None if z is None else z[~out]), False), (Sums.of(x[out]), True)]
 
 
 def _order(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> list[str]:

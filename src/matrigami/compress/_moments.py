@@ -16,6 +16,34 @@ BLOCK = 128
 """Columns of a symmetric moment that are multiplied at once, with those behind them."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What vectors add to the moments of every layer that sees them.
+
+    Attributes:
+        squares: Sum of `x x.T`, in double precision.
+        rows: Vectors in it.
+        rejected: Vectors with NaN or infinite entries, which are not.
+        drift: Sum of `(z - x) x.T`; None without `z`.
+    """
+
+    squares: Float[Tensor, "n n"]
+    rows: int
+    rejected: int
+    drift: Float[Tensor, "n n"] | None
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "N n"], z: Float[Tensor, "N n"] | None = None) -> "Sums":
+        """Of vectors, and of those in their place in the model as it was given."""
+        good = x.isfinite().all(-1)
+        rejected = 0 if bool(good.all()) else int((~good).sum())
+        if rejected:
+            x, z = x[good], None if z is None else z[good]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
+        drift = None if z is None else ((z - x).nan_to_num(0, 0, 0).mT @ x).double()
+        return cls(gram(x[None])[0].double(), len(x), rejected, drift)
+
+
 @dataclass
 class Seen:
     """Second moments of the inputs of a layer.
@@ -44,19 +72,14 @@ class Seen:
         zeros = torch.zeros(2, n, n, dtype=torch.float64, device=x.device)
         return cls(zeros[0], zeros[1])
 
-    def add(self, x: Float[Tensor, "N n"], held: bool, z: Tensor | None = None) -> None:
-        """Count vectors in one of the means, beside those of the model as it was given."""
-        good = x.isfinite().all(-1)
-        if not bool(good.all()):
-            self.rejected += int((~good).sum())
-            x, z = x[good], None if z is None else z[good]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
-        if z is not None and not held:
-            drift = ((z - x).nan_to_num(0, 0, 0).mT @ x).to(self.A)
-            self.drift = drift if self.drift is None else self.drift + drift
+    def add(self, sums: "Sums", held: bool) -> None:
+        """Count vectors in one of the means."""
+        self.rejected += sums.rejected
+        if sums.drift is not None:
+            self.drift = sums.drift if self.drift is None else self.drift + sums.drift
         total = self.holdout if held else self.A
-        total += gram(x[None])[0].to(total)
-        self.held, self.rows = self.held + len(x) * held, self.rows + len(x) * (not held)
+        total += sums.squares
+        self.held, self.rows = self.held + sums.rows * held, self.rows + sums.rows * (not held)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """The two means; without vectors of its own the second is the first."""

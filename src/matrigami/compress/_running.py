@@ -2,10 +2,43 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """What a function made of tensors, for the next who comes with the same ones, as they then are.
+
+    Views of the same memory are the same, until one of them is written into.
+    """
+
+    def __init__(self, made: Callable[..., T]) -> None:
+        """Nothing is known yet."""
+        self.made = made
+        self.known: tuple[list[object], Any, T] | None = None
+
+    def __call__(self, *tensors: Tensor | None) -> T:
+        """What was made of them last, or is made now."""
+        now = [_as_it_is(t) for t in tensors]
+        if self.known is None or self.known[0] != now:
+            made = self.made(*tensors)
+            self.known = now, tensors, made  # tensors, so that no others take their memory
+        return self.known[2]
+
+    def clear(self) -> None:
+        """Nothing is known any more."""
+        self.known = None
+
+
+def _as_it_is(x: Tensor | None) -> object:
+    """Equal for views of the same memory, as long as nobody writes into it."""
+    if x is None or x.is_inference():  # which counts no versions
+        return x if x is None else object()
+    return x.data_ptr(), x.device, x.dtype, x.shape, x.stride(), x._version
 
 
 @contextmanager
