@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 from matrigami.nn import called_with
@@ -25,7 +24,7 @@ from matrigami.studies._accelerator import Accelerator, Steps
 from matrigami.studies._config import RunConfig
 from matrigami.studies._position import Position
 from matrigami.studies._stacked_adam import JoinedAdamW
-from matrigami.studies._stacked_graph import simplified
+from matrigami.studies._stacked_graph import recorded
 from matrigami.studies.models import Network
 from matrigami.studies.tasks import Batch, Task
 
@@ -36,15 +35,15 @@ With more of them, arithmetic takes the time and not the calls: `python -m bench
 """
 
 
-RECORD_FROM = 250
+RECORD_FROM = 40
 """Steps with batches of one size from which they are recorded.
 
-Recording takes as long as a hundred steps; the list of kernels that it makes runs without `vmap`
-and autograd, whose bookkeeping is more than half of a small step.
+Recording takes as long as ten steps; the list of kernels that it makes runs without `vmap` and
+autograd, whose bookkeeping is up to half of a small step.
 """
 
-Passes = Callable[[dict[str, Tensor], Batch], tuple[list[Tensor], Tensor]]
-"""From weights and batch to gradients and sums."""
+Passes = Callable[[Batch], tuple[list[Tensor], Tensor]]
+"""From a batch to gradients and sums."""
 
 
 class Stackable(Steps, Protocol):
@@ -166,7 +165,7 @@ class Stack:
         """The gradients of all runs, as stacks; their sums go to the runs."""
         shared = all(batch is batches[0] for batch in batches)
         batch = _with_tensors(batches[0]) if shared else _stacked(batches)
-        gradients, sums = self._passes(shared, batch)(self.weights, batch)
+        gradients, sums = self._passes(shared, batch)(batch)
         for run, total in zip(self.runs, sums, strict=True):
             run.sums += total
         return dict(zip(self.weights, gradients, strict=True))
@@ -175,10 +174,9 @@ class Stack:
         """Forward and back; recorded for each size of batch, if it comes often."""
         size = tuple(batch.inputs.shape)
         if size not in self.recorded:
-            passes = _passes(self.runs[0], batched=not shared)
+            passes = _passes(self.runs[0], self.weights, batched=not shared)
             often = self._steps(size[0 if shared else 1]) >= RECORD_FROM
-            recorded = simplified(make_fx(passes)(self.weights, batch)) if often else passes
-            self.recorded[size] = recorded
+            self.recorded[size] = recorded(passes, batch) if often else passes
         return self.recorded[size]
 
     def _steps(self, examples: int) -> int:
@@ -213,15 +211,15 @@ class Member(Accelerator):
     settle = wait
 
 
-def _passes(run: Stackable, *, batched: bool) -> Passes:
-    """From weights and batch to gradients and sums; all runs have one batch, or each its own."""
+def _passes(run: Stackable, weights: dict[str, Tensor], *, batched: bool) -> Passes:
+    """Forward and back; all runs have one batch, or each its own."""
 
     def one(weights: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         score = run.task.score(called_with(run.model, weights, batch.inputs), batch)
         sums = torch.stack([score.loss_sum.double(), score.error_sum.double()])
         return score.loss, sums.detach()
 
-    def passes(weights: dict[str, Tensor], batch: Batch) -> tuple[list[Tensor], Tensor]:
+    def passes(batch: Batch) -> tuple[list[Tensor], Tensor]:
         leaves = {name: W.detach().requires_grad_() for name, W in weights.items()}
         axes = tree_map(lambda part: None if part is None else 0, batch) if batched else None
         losses, sums = vmap(one, in_dims=(0, axes))(leaves, batch)
