@@ -112,7 +112,7 @@ def structure(recipe: str | None, budget: str | None, **options: Any) -> int:
     \b
     Examples:
       matrigami structure stories260k --calib stories.txt --plan
-      matrigami structure stories260k --calib stories.txt -o low --structure 'lowrank(rank=0.5)'
+      matrigami structure stories260k --calib stories.txt -o low --structure 'lowrank(rank=0.25)'
     """
     from matrigami import LowRank, parse
 

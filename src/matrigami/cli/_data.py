@@ -26,7 +26,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("name", metavar="cifar100|cifar10|fashion_mnist")
+@click.argument("name")
 @click.option(
     "--to",
     type=click.Path(file_okay=False, path_type=Path),
@@ -41,7 +41,8 @@ def data() -> None:
 def get(name: str, to: Path | None, at_hand: Path | None) -> None:
     """Download a data set from its authors, check it and unpack it.
 
-    A download that was interrupted continues where it ended.
+    NAME is one of `matrigami list datasets`. A download that was interrupted continues where it
+    ended.
 
     \b
     Examples:
