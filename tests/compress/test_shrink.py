@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import matrigami as mg
-from matrigami.compress import Shrunk, shrink_
+from matrigami.compress import Shrunk, gradient_moments, shrink_
 from matrigami.compress._moments import damped
 from matrigami.compress._shrink import _order
 from tests.compress.moments import layer
@@ -85,6 +85,20 @@ def test_heads_go_with_their_queries_keys_and_values():
         "2.v": Shrunk(3, 8),
     }
     assert model(data[0]).shape == (6, 7, 5)
+
+
+def test_moments_of_gradients_that_are_given_count():
+    asked, data = net(), batches()
+    told, given = copy.deepcopy(asked), copy.deepcopy(asked)
+    other = {"1.down": torch.eye(8).double() * torch.arange(8) ** 4}  # the last output matters most
+    shrink_(asked, data, 0.5, targets="1.down", two_sided=True)
+    moments = gradient_moments(told, data)
+    shrink_(told, data, 0.5, targets="1.down", two_sided=moments)
+    shrink_(given, data, 0.5, targets="1.down", two_sided=other)
+    assert torch.equal(told[1].up.weight, asked[1].up.weight)
+    assert not torch.equal(given[1].up.weight, asked[1].up.weight)
+    with pytest.raises(ValueError, match="of none that is compressed"):
+        shrink_(net(), data, 0.5, targets="1.down", two_sided={"2.o": other["1.down"]})
 
 
 class Fused(nn.Module):

@@ -117,7 +117,8 @@ def structure_(
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
-        damping: Of the moments, relative to their mean diagonal; None for 0.01.
+        damping: Of the moments, relative to their mean diagonal; None for 0.01, and where gradients
+            count for the best of three trusts in them, tried block by block.
         progress: Told after every layer.
         journal: A folder for finished blocks: a call that was killed goes on where it was.
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import observed
-from matrigami.compress._gradients import output_moments
+from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._moments import damped, relative, row_losses
 from matrigami.compress._report import LayerReport, Report
@@ -64,7 +64,7 @@ def shrink_(
     targets: Patterns | None = None,
     ignore: Patterns = (),
     heads: int | None = None,
-    two_sided: bool = False,
+    two_sided: bool | Gradients = False,
     damping: float = 0.01,
 ) -> Report:
     """Remove hidden units of a model and make its layers smaller, in place.
@@ -79,7 +79,7 @@ def shrink_(
         heads: Units of several neighbouring inputs, so many in a layer: the heads of an attention
             (of shared keys and values: their number), by `targets="*.o_proj"`. The attention must
             read its number of heads from the sizes of its layers, as that of Llama does.
-        two_sided: Whether the gradients of the outputs count, too.
+        two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
         damping: Of the moments, relative to their mean diagonal.
 
     Returns:
@@ -95,10 +95,8 @@ def shrink_(
     data = batches_of(calibration)
     layers = chosen(model, "*" if targets is None else targets, ignore)
     groups = _found(model, layers, data[0], heads, required=targets is not None)
-    gradients = {}
-    if two_sided:
-        own = {g.consumer: layers[g.consumer] for g in groups}
-        gradients = output_moments(model, own, data)
+    readers = {group.consumer: layers[group.consumer] for group in groups}
+    gradients = gradients_of(two_sided, model, readers, data)
     report = Report()
     for group in groups:
         consumer = model.get_submodule(group.consumer)
