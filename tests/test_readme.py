@@ -7,9 +7,11 @@ output (`...` stands for anything). The blocks of one page share their names.
 import contextlib
 import doctest
 import io
+import os
 import re
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from matrigami.structures import EXAMPLES
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 START = sorted((ROOT / "docs" / "start").glob("*.md"))  # followed by test_first_minutes
+LINKING = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"})
 BLOCK = re.compile(
     r"^```python[^\n]*\n(?P<code>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
@@ -36,6 +39,13 @@ def blocks(page: Path) -> list[tuple[int, str, str | None]]:
     return [
         (text.count("\n", 0, m.start()) + 2, m["code"], m["output"]) for m in BLOCK.finditer(text)
     ]
+
+
+def linked(page: Path) -> list[Path]:
+    """The files that a page links to."""
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    local = [t for t in targets if not t.startswith(("http://", "https://", "mailto:"))]
+    return [Path(os.path.normpath(page.parent / target)) for target in local]
 
 
 def run_doctest(code: str, name: str, line: int, names: dict[str, Any]) -> None:
@@ -74,11 +84,18 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 run_program(code, output, str(page), line, names)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *START], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path):
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-    local = [t for t in targets if not t.startswith(("http://", "https://", "mailto:"))]
-    assert [t for t in local if not (page.parent / t).exists()] == []
+    assert [path for path in linked(page) if not path.exists()] == []
+
+
+def test_links_of_the_site_lead_to_what_it_has():
+    pattern = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["exclude_docs"]
+    docs = ROOT / "docs"
+    left_out = {*docs.glob(pattern[1:] if pattern[0] == "/" else f"**/{pattern}")}
+    pages = docs.rglob("*.md")
+    assert docs / "tables.py" in left_out
+    assert [path for page in pages for path in linked(page) if path in left_out] == []
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
