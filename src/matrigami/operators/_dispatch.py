@@ -5,8 +5,10 @@ name the type of later operands too, and `torch.compile` can trace the choice.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial, update_wrapper
+from importlib import import_module
 from types import UnionType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -19,6 +21,9 @@ Answer = Callable[..., Any]
 
 PLAIN = (Any, bool, int, float, str)
 """Types of options, which do not choose a rule."""
+
+RULES = "matrigami.structures"
+"""What loads the rules of all structures: a default alone is half of a function."""
 
 
 class Rule(NamedTuple):
@@ -103,6 +108,9 @@ class OpenFunction(Generic[P, R]):
             for rule in self.rules.get(kind, ()):
                 if rule.holds(args, options):
                     return rule.function(*args, **options)
+        if RULES not in sys.modules:  # the caller has imported the operators alone
+            import_module(RULES)
+            return self.answer(*args, **options)
         return self.default(*args, **options)
 
     def knows(self, *args: Any, **options: Any) -> bool:
