@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import scipy.sparse
 import torch
 from torch.testing import assert_close
 
 import matrigami as mg
+from matrigami.geometry.mesh import Grid
 from matrigami.operators import EXAMPLES, add, compose
 
 I4 = torch.eye(4)
@@ -68,6 +70,37 @@ def test_factors_of_what_is_not_finite(ask):
     few_lines(lambda: ask(bad), ValueError)
 
 
+SKEWED = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+
+
+SKEW = {
+    "dense": mg.DenseMatrix(SKEWED),
+    "half": mg.DenseMatrix(SKEWED).to(torch.bfloat16),
+    "blocks": mg.BlockDiagonalMatrix(torch.stack([torch.eye(2), SKEWED])),
+    "kron": mg.kron(SKEWED, torch.eye(2)),
+    "kron_sum": mg.kron_sum(torch.eye(2), SKEWED),
+    "direct_sum": mg.direct_sum(mg.DenseMatrix(torch.eye(2)), mg.DenseMatrix(SKEWED)),
+    "diagonal": mg.DiagonalMatrix(torch.tensor([2.0 + 1j, 3.0])),
+    "update": mg.identity(3) + mg.LowRankMatrix(torch.ones(3, 1), torch.arange(3.0)[:, None]),
+    "mesh": (1 + 1j) * Grid((3,)).stiffness(),
+}
+
+
+@pytest.mark.parametrize("ask", [mg.eigh, mg.cholesky, mg.sqrt], ids=["eigh", "cholesky", "sqrt"])
+@pytest.mark.parametrize("M", SKEW.values(), ids=SKEW)
+def test_factors_of_what_is_not_hermitian(ask, M):
+    few_lines(lambda: ask(M), ValueError)
+
+
+def test_a_few_eigenvalues_of_what_is_not_hermitian():
+    M = mg.from_scipy(scipy.sparse.random(5000, 5000, 1e-3, random_state=0))
+    few_lines(lambda: mg.eigh(M, 2), ValueError)
+    rounded = torch.randn(40, 60).bfloat16() @ torch.randn(60, 40).bfloat16()
+    for S in (rounded + rounded.T, torch.randn(40, 7).bfloat16()):
+        G = mg.DenseMatrix(S @ S.T)  # equal to its adjoint up to the rounding of its entries
+        assert mg.eigh(G).values.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_zero_is_singular_in_every_structure(name):
     try:
@@ -105,6 +138,38 @@ def test_norms_beyond_the_range_of_squares():
             found = mg.norm(M.to(torch.float32))
             assert found.dtype == torch.float32
             assert float(found) == pytest.approx(float(mg.norm(M / size)) * size, rel=1e-4)
+
+
+def test_metrics_that_are_none():
+    for M in (-I4, I4 + torch.eye(4).roll(1, 0), 2 - I4, I4 * math.nan):
+        few_lines(lambda M=M: mg.project(mg.LowRank(rank=1), I4, right=M), ValueError)
+    for recipe in (mg.LowRank(rank=1), mg.Kronecker(), mg.Monarch(blocks=2)):
+        M = torch.eye(4) * (2 + 0j)
+        steered, plain = (mg.project(recipe, torch.ones(4, 4), right=R) for R in (M, None))
+        assert steered.dtype.is_complex
+        assert_close(steered.dense().real, plain.dense(), check_dtype=False)
+
+
+ALONE = """
+import torch
+from matrigami.operators import {name}
+print(type({call}).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("kron", "kron(torch.eye(2), torch.eye(2))"),
+        ("kron_sum", "kron_sum(torch.eye(2), torch.eye(2))"),
+        ("outer", "outer(torch.ones(2), torch.ones(2))"),
+        ("DenseMatrix, fans", "fans(DenseMatrix(torch.eye(2)))"),
+        ("DenseMatrix, iterate", "iterate(DenseMatrix(torch.eye(2)), torch.ones(2, 1))"),
+    ],
+)
+def test_functions_without_a_default_that_are_imported_alone(name, call):
+    program = ALONE.format(name=name, call=call)
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
 
 
 FIRST = """

@@ -23,6 +23,7 @@ from matrigami.krylov._solution import tolerance
 from matrigami.krylov._symmetry import is_hermitian
 from matrigami.krylov._systems import check_system, with_precision, working_type
 from matrigami.operators import (
+    SKEW,
     DenseMatrix,
     DiagonalMatrix,
     Eigh,
@@ -34,11 +35,13 @@ from matrigami.operators import (
     fits_dense,
     hermitian,
     inverse,
+    is_concrete,
     iterate,
     lstsq,
     named_tensors,
     pinv,
     power,
+    refuse_skew,
     slogdet,
     solve,
 )
@@ -139,6 +142,8 @@ def _(A: LinearOperator, k: int | None = None) -> Eigh:
             f"eigh(A): {A!r} is too large to be made dense; not all eigenvalues can be had.\n"
             "Give k, the number of largest ones, or use A.dense()."
         )
+    if is_concrete(*named_tensors(A).values()) and not is_hermitian(A, tolerance=SKEW):
+        refuse_skew(A, "eigh")
     return largest_eigenpairs(A, k)
 
 

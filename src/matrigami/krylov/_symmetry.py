@@ -9,7 +9,12 @@ from matrigami.krylov._systems import with_precision, working_type
 from matrigami.operators import LinearOperator
 
 
-def is_hermitian(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
+def is_hermitian(
+    A: LinearOperator,
+    generator: torch.Generator | None = None,
+    *,
+    tolerance: float | None = None,
+) -> bool:
     """Whether `A` equals its adjoint: `A X = A.H X` for random `X`, to round-off.
 
     Of a real matrix this is symmetry; a complex symmetric matrix is not Hermitian.
@@ -17,6 +22,7 @@ def is_hermitian(A: LinearOperator, generator: torch.Generator | None = None) ->
     Args:
         A: A square matrix, or a stack: then all of them.
         generator: Source of `X`; by default the answer is repeatable.
+        tolerance: The share of `A X` that may differ; by default `1e3 eps`.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -25,7 +31,7 @@ def is_hermitian(A: LinearOperator, generator: torch.Generator | None = None) ->
         >>> is_hermitian(DenseMatrix(torch.tensor([[2, 1j], [1j, 2]])))
         False
     """
-    return _equal(A, A.H, generator)
+    return _equal(A, A.H, generator, tolerance)
 
 
 def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
@@ -44,11 +50,17 @@ def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def _equal(A: LinearOperator, B: LinearOperator, generator: torch.Generator | None) -> bool:
+def _equal(
+    A: LinearOperator,
+    B: LinearOperator,
+    generator: torch.Generator | None,
+    tolerance: float | None = None,
+) -> bool:
     """Whether both give the same product with four random vectors, in the norm of each product."""
     dtype = working_type(A.dtype)
     generator = torch.Generator(A.device).manual_seed(0) if generator is None else generator
     X = torch.randn(A.shape[-1], 4, generator=generator, dtype=dtype, device=A.device)
     Y, Z = (with_precision(M, dtype) @ X for M in (A, B))
     difference = torch.linalg.matrix_norm(Y - Z)
-    return bool((difference <= 1e3 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(Y)).all())
+    share = 1e3 * torch.finfo(dtype).eps if tolerance is None else tolerance
+    return bool((difference <= share * torch.linalg.matrix_norm(Y)).all())

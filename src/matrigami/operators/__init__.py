@@ -69,6 +69,7 @@ from matrigami.operators._eigen import (
     raised,
     refuse_indefinite,
     refuse_real_power,
+    refuse_skew,
     schatten,
     sqrt,
     squared_norm,
@@ -99,6 +100,7 @@ from matrigami.operators._indexing import (
     take_rows,
 )
 from matrigami.operators._kernels import (
+    SKEW,
     is_concrete,
     is_differentiated,
     lu_inverse,
@@ -116,7 +118,7 @@ from matrigami.operators._memory import (
     free_memory,
     is_big,
 )
-from matrigami.operators._metric import Metric, roots, whitening
+from matrigami.operators._metric import Metric, metric_fault, roots, whitening
 from matrigami.operators._newton import newton_fit
 from matrigami.operators._norm_terms import NormTerm, norm_terms
 from matrigami.operators._places import (
@@ -179,6 +181,7 @@ from matrigami.operators._two_factors import (
 
 __all__ = [
     "EXAMPLES",
+    "SKEW",
     "BlockView",
     "Contraction",
     "ContractionMatrix",
@@ -264,6 +267,7 @@ __all__ = [
     "lu_slogdet",
     "lu_solve",
     "mapped",
+    "metric_fault",
     "metric_project",
     "mirrored",
     "moving_spaces",
@@ -287,6 +291,7 @@ __all__ = [
     "refuse_indefinite",
     "refuse_lost",
     "refuse_real_power",
+    "refuse_skew",
     "refuse_zeros",
     "resolve_blocks",
     "resolve_rank",

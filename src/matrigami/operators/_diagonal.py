@@ -24,11 +24,12 @@ from matrigami.operators._eigen import (
     norm,
     raised,
     refuse_indefinite,
+    refuse_skew,
     svd,
     svdvals,
 )
 from matrigami.operators._functions import diagonal, inverse, pinv, shift, slogdet, solve
-from matrigami.operators._kernels import is_concrete, vector_norm
+from matrigami.operators._kernels import SKEW, is_concrete, vector_norm
 from matrigami.operators._triangular import refuse_zeros
 
 
@@ -148,7 +149,7 @@ def _(A: DiagonalMatrix) -> Inexact[Tensor, "*batch n"]:
 @eigh.register
 def _(A: DiagonalMatrix, k: int | None = None) -> Eigh:
     ones = torch.ones_like(A.diagonal)
-    pairs = Eigh(A.diagonal.real, DiagonalMatrix(ones))
+    pairs = Eigh(_own_adjoint(A, "eigh"), DiagonalMatrix(ones))
     return pairs if k is None else largest(pairs, k)
 
 
@@ -183,11 +184,23 @@ def real_values(d: Tensor, p: float) -> Tensor:
     Raises:
         ValueError: If they are not real.
     """
-    if d.is_complex() and is_concrete(d) and (d.imag.abs() > 1e-3 * d.abs()).any():
+    if d.is_complex() and is_concrete(d) and (d.imag.abs() > SKEW * d.abs()).any():
         raise ValueError(
             f"power(A, {p}): A has an eigenvalue that is not real.\n"
             "A real power needs a Hermitian positive definite matrix."
         )
+    return d.real
+
+
+def _own_adjoint(A: DiagonalMatrix, name: str) -> Tensor:
+    """The numbers of a Hermitian matrix, which are real.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    d = A.diagonal
+    if d.is_complex() and is_concrete(d) and (d.imag.abs() > SKEW * d.abs()).any():
+        refuse_skew(A, name)
     return d.real
 
 
@@ -198,7 +211,7 @@ def _(A: DiagonalMatrix) -> DiagonalMatrix:
 
 @cholesky.register
 def _(A: DiagonalMatrix) -> DiagonalMatrix:
-    d = A.diagonal.real
+    d = _own_adjoint(A, "cholesky")
     if is_concrete(d) and not (d > 0).all():
         refuse_indefinite(A)
     return DiagonalMatrix(d.sqrt().to(A.dtype))

@@ -14,6 +14,7 @@ from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._functions import trace
 from matrigami.operators._kernels import (
+    SKEW,
     is_concrete,
     is_differentiated,
     is_hermitian,
@@ -49,19 +50,46 @@ def eigh(A: LinearOperator, k: int | None = None) -> Eigh:
     """Eigenvalues and eigenvectors of a Hermitian matrix, `A = V diag(values) V.H`.
 
     Args:
-        A: A symmetric or Hermitian matrix of shape `(*batch, n, n)`; that it is is not checked.
+        A: A symmetric or Hermitian matrix of shape `(*batch, n, n)`.
         k: Only the `k` eigenvalues of largest magnitude, by Lanczos where the matrix is large.
 
     Returns:
         `Eigh(values, vectors)`; `vectors` is an operator with orthonormal columns. With `k` the
         values descend in magnitude; without, their order is the structure's own (a Kronecker
         product does not sort).
+
+    Raises:
+        ValueError: If `A` does not equal its adjoint, or has fewer than `k` eigenvalues.
     """
     if k is not None:
         _check_count(k, A.shape[-1])
-    values, vectors = torch.linalg.eigh(finite(A, "eigh"))
+    values, vectors = torch.linalg.eigh(adjoint_to_itself(A, "eigh"))
     pairs = Eigh(values, DenseMatrix(vectors))
     return pairs if k is None else largest(pairs, k)
+
+
+def adjoint_to_itself(A: LinearOperator, name: str) -> Inexact[Tensor, "*batch n n"]:
+    """The entries of a matrix that has to be Hermitian: a factorisation reads one triangle.
+
+    Raises:
+        ValueError: If it is not, by more than rounding errors.
+    """
+    D = finite(A, name)
+    if is_concrete(D) and not is_hermitian(D, SKEW):
+        refuse_skew(A, name)
+    return D
+
+
+def refuse_skew(A: LinearOperator, name: str) -> Any:
+    """Say that a matrix is not Hermitian.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"{name}(A): A, a {A!r}, does not equal its adjoint.\n"
+        f"Only a Hermitian matrix has an answer.\nGive {name}((A + A.H) / 2), or ask svd(A)."
+    )
 
 
 def largest(pairs: Eigh, k: int) -> Eigh:
@@ -215,7 +243,7 @@ def schatten(values: Float[Tensor, "*batch d"], order: float | None) -> Float[Te
 @power.register(where=lambda A, p: not float(p).is_integer())
 def _(A: LinearOperator, p: float) -> LinearOperator:
     D = finite(A, "power")
-    if is_concrete(D) and not is_hermitian(D, 1e-3):
+    if is_concrete(D) and not is_hermitian(D, SKEW):
         refuse_real_power(A, p)
     if is_concrete(D):
         positive(torch.linalg.eigvalsh(D.detach()), p)
@@ -281,7 +309,7 @@ def cholesky(A: LinearOperator) -> LinearOperator:
     that is not triangular itself, but is found and applied in almost linear time.
 
     Raises:
-        ValueError: If `A` is not positive definite.
+        ValueError: If `A` is not positive definite, or does not equal its adjoint.
 
     Examples:
         >>> cholesky(DenseMatrix(torch.tensor([[4.0, 2.0], [2.0, 5.0]]))).dense()

@@ -103,6 +103,10 @@ def matrix_power(D: Inexact[Tensor, "*batch n n"], p: int) -> Inexact[Tensor, "*
     return torch.linalg.matrix_power(lu_inverse(D) if p < 0 else D, abs(p))
 
 
+SKEW = 1e-2
+"""A difference from the adjoint above this share of the largest entry is no rounding error."""
+
+
 def is_hermitian(D: Inexact[Tensor, "*batch n n"], tolerance: float | None = None) -> bool:
     """Whether a matrix surely equals its adjoint, up to the rounding of a product that made it."""
     if D.shape[-1] != D.shape[-2] or not is_concrete(D):

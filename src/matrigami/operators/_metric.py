@@ -15,6 +15,7 @@ from matrigami.operators._base import LinearOperator, Value
 from matrigami.operators._contraction import contractions
 from matrigami.operators._dense import DenseMatrix, operator
 from matrigami.operators._eigen import eigh
+from matrigami.operators._kernels import SKEW, is_hermitian
 from matrigami.operators._spectral import SpectralMatrix
 from matrigami.operators._tree import named_tensors, with_tensors
 
@@ -70,18 +71,26 @@ def _checked(name: str, M: Any, size: int, dtype: torch.dtype) -> LinearOperator
             f"project(recipe, W, {name}=M): M is {'x'.join(map(str, A.shape))}.\n"
             f"It must be {size}x{size}, as W."
         )
-    if not all(bool(t.isfinite().all()) for t in named_tensors(A).values()):
+    if fault := metric_fault(A):
         raise ValueError(
-            f"project(recipe, W, {name}=M): M has NaN or infinite entries.\n"
-            "A second moment of finite vectors has none."
-        )
-    values = None if _factors(A, NEGATIVE) else eigh(_double(A)).values
-    if values is not None and bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
-        raise ValueError(
-            f"project(recipe, W, {name}=M): M has the eigenvalue {float(values.amin()):.2g}.\n"
-            "A metric is positive semi-definite."
+            f"project(recipe, W, {name}=M): M {fault}.\n"
+            "A metric is symmetric and positive semi-definite, as a second moment is."
         )
     return A.to(torch.promote_types(A.dtype, dtype) if A.dtype.is_complex else dtype)
+
+
+def metric_fault(A: LinearOperator) -> str:
+    """Why a square matrix is no metric; nothing if it is one."""
+    if not all(bool(t.isfinite().all()) for t in named_tensors(A).values()):
+        return "has NaN or infinite entries"
+    if not A.shape[-1]:
+        return ""
+    if isinstance(A, DenseMatrix) and not is_hermitian(A.entries, SKEW):
+        return "does not equal its adjoint"
+    values = None if _factors(A, NEGATIVE) else eigh(_double(A)).values
+    if values is not None and bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
+        return f"has the eigenvalue {float(values.amin()):.2g}"
+    return ""
 
 
 def _factors(A: LinearOperator, share: float) -> bool:

@@ -5,7 +5,7 @@ Shapes: m = rows, n = columns, r = rank.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -75,7 +75,10 @@ def _target(
         return _target(function, recipe, W.float(), left=left, right=right, **how).to(W.dtype)
     if plain:
         return function.answer(recipe, W)
-    return metric_project(recipe, W, replace(search, metric=metric_of(W, left, right)))
+    metric = metric_of(W, left, right)
+    kinds = [M.dtype for M in (metric.left, metric.right) if M is not None]
+    W = W.to(reduce(torch.promote_types, kinds, W.dtype))
+    return metric_project(recipe, W, replace(search, metric=metric))
 
 
 def _check_target(recipe: Structure, W: Tensor) -> None:

@@ -10,10 +10,9 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, scale
-from matrigami.operators._eigen import cholesky, refuse_indefinite
+from matrigami.operators._eigen import adjoint_to_itself, cholesky, refuse_indefinite
 from matrigami.operators._functions import diagonal, inverse, slogdet, solve
 from matrigami.operators._kernels import is_concrete
-from matrigami.operators._memory import finite
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +88,6 @@ def _(A: TriangularMatrix) -> Inexact[Tensor, "*batch n"]:
 @cholesky.register
 def _(A: LinearOperator) -> TriangularMatrix:
     try:
-        return TriangularMatrix(torch.linalg.cholesky(finite(A, "cholesky")))
+        return TriangularMatrix(torch.linalg.cholesky(adjoint_to_itself(A, "cholesky")))
     except torch.linalg.LinAlgError as error:
         return refuse_indefinite(A, error)

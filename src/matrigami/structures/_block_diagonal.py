@@ -218,8 +218,8 @@ def _(A: BlockDiagonalMatrix) -> Inexact[Tensor, "*batch d"]:
 
 @eigh.register
 def _(A: BlockDiagonalMatrix, k: int | None = None) -> Eigh:
-    values, Q = torch.linalg.eigh(A.blocks)
-    pairs = Eigh(values.flatten(-2, -1), BlockDiagonalMatrix(Q))
+    values, Q = eigh(DenseMatrix(A.blocks))
+    pairs = Eigh(values.flatten(-2, -1), BlockDiagonalMatrix(Q.dense()))
     return pairs if k is None else largest(pairs, k)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators import (
+    SKEW,
     DenseMatrix,
     DiagonalMatrix,
     LinearOperator,
@@ -174,7 +175,7 @@ def _real_power(A: LinearOperator, p: float) -> LinearOperator:
     """
     c, update = _parts(A)  # pyright: ignore[reportGeneralTypeIssues]
     fixed, real = update.detach(), not (c.is_complex() and bool(c.imag.any()))
-    if not real or not bool((norm(fixed - fixed.H) <= 1e-3 * norm(fixed)).all()):
+    if not real or not bool((norm(fixed - fixed.H) <= SKEW * norm(fixed)).all()):
         refuse_real_power(A, p)
     return _core(A, one_sided=True).function(lambda M: power(M, p))
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 import matrigami as mg
 from matrigami.geometry.mesh import DiffusionMatrix, Grid, SecondDifferenceMatrix, multigrid
@@ -232,3 +233,16 @@ def test_a_grid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="GiB") as caught:
         Grid((10**6, 10**6)).load(lambda x, y: x + y)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("sizes", [(5,), (3, 4)], ids=str)
+def test_a_complex_multiple_is_solved_as_it_is(sizes, end):
+    A = (1 + 2j) * Grid(sizes, boundary=end).stiffness()
+    n, shifted = A.shape[0], mg.shift(A, 1.5)
+    b = torch.arange(float(n)).to(A.dtype)
+    assert_close(shifted.dense(), A.dense() + 1.5 * torch.eye(n))
+    assert_close(shifted.dense() @ mg.solve(shifted, b), b)
+    if end == "dirichlet":
+        assert_close(A @ mg.solve(A, b), b)
+        assert_close(mg.logdet(A).exp(), torch.linalg.det(A.dense()))

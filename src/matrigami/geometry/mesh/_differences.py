@@ -25,6 +25,7 @@ from matrigami.krylov import is_large
 from matrigami.operators import (
     Cost,
     DenseMatrix,
+    DiagonalMatrix,
     Eigh,
     LinearOperator,
     SpectralMatrix,
@@ -138,10 +139,16 @@ def eigenpairs(
     return 4 * (angle / 2).sin().square(), Q
 
 
+def _spectral(A: SecondDifferenceMatrix) -> SpectralMatrix:
+    """By its eigenvectors, which a complex factor shares."""
+    values, Q = eigenpairs(A.n, A.boundary, A.factor.new_empty(0))
+    return SpectralMatrix(A.factor[..., None] * values, Q)
+
+
 @eigh.register
 def _(A: SecondDifferenceMatrix, k: int | None = None) -> Eigh:
-    values, Q = eigenpairs(A.n, A.boundary, A.factor.new_empty(0))
-    pairs = Eigh(A.factor.real[..., None] * values, Q)
+    D = _spectral(A)
+    pairs = Eigh(eigh(DiagonalMatrix(D.values)).values, D.vectors)
     return pairs if k is None else largest(pairs, k)
 
 
@@ -154,18 +161,17 @@ def _is_diagonalized(A: SecondDifferenceMatrix, *_: Any) -> bool:
 def _(A: SecondDifferenceMatrix, B: Inexact[Tensor, "... n k"]) -> Inexact[Tensor, "... n k"]:
     if A.boundary == "neumann":
         raise torch.linalg.LinAlgError("only differences of the unknowns are determined")
-    return solve(SpectralMatrix(*eigh(A)), B)
+    return solve(_spectral(A), B)
 
 
 @slogdet.register(where=_is_diagonalized)
 def _(A: SecondDifferenceMatrix) -> tuple[Inexact[Tensor, "*batch"], Inexact[Tensor, "*batch"]]:
-    return slogdet(SpectralMatrix(*eigh(A)))
+    return slogdet(_spectral(A))
 
 
 @shift.register
 def _(A: SecondDifferenceMatrix, amount: Tensor) -> SpectralMatrix:
-    values, Q = eigh(A)
-    return SpectralMatrix(values.to(A.dtype) + amount[..., None], Q)
+    return shift(_spectral(A), amount)  # pyright: ignore[reportReturnType]
 
 
 @scale.register
