@@ -98,7 +98,7 @@ def test_the_loss_is_told_on_vectors_that_were_held_out():
         (lambda W, A: remove(W, n_of_m(2, 4), A), "not a multiple of 4"),
         (lambda W, A: remove(W, unstructured(0.5), A[:2, :2]), "A is 2x2"),
         (lambda W, A: remove(W, unstructured(0.5), A / 0), "A has NaN or infinite"),
-        (lambda W, A: remove(W, unstructured(0.5), -A), "or a negative diagonal"),
+        (lambda W, A: remove(W, unstructured(0.5), -A), "has the eigenvalue"),
         (lambda W, A: remove(W, unstructured(0.5), A, holdout=A * torch.nan), "holdout has NaN"),
         (lambda W, A: remove(W, unstructured(0.5), A, damping=()), r"damping=\(\)"),
         (lambda W, A: remove(W, unstructured(0.5), A, damping=(0.1, -1.0)), "-1.0"),

@@ -222,8 +222,10 @@ def test_operators_are_taken_as_moments():
     [
         (lambda W, A: round_ldl(W, A[:3, :3]), "A is 3x3, and W 4x5"),
         (lambda W, A: round_ldl(W, A, A), "B is 5x5, and W 4x5"),
-        (lambda W, A: round_ldl(W, 2 - torch.eye(5)), "not positive semi-definite"),
-        (lambda W, A: round_ldl(W, -A), "or a negative diagonal"),
+        (lambda W, A: round_ldl(W, 2 - torch.eye(5)), "has the eigenvalue -1"),
+        (lambda W, A: round_ldl(W, -A), "has the eigenvalue"),
+        (lambda W, A: round_ldl(W, A.tril()), "does not equal its adjoint"),
+        (lambda W, A: round_ldl(W, A, holdout=2 - torch.eye(5)), "holdout has the eigenvalue"),
         (lambda W, A: round_ldl(W * torch.nan, A), "NaN or infinite"),
         (lambda W, A: round_ldl(W, A * torch.nan), "A has NaN or infinite"),
         (lambda W, A: Grid(1), "2 to 8"),

@@ -81,6 +81,8 @@ def test_what_does_not_fit_is_refused():
     model, loss = nn.Linear(4, 3), nn.CrossEntropyLoss()
     batch = (torch.randn(6, 4), torch.arange(6) % 3)
     F = kfac(nn.Linear(4, 2), loss, (batch[0], batch[1] % 2))
+    with pytest.raises(ValueError, match="Give a number from 0"):
+        influence(F, model, loss, batch, batch, damping=-1.0)
     with pytest.raises(ValueError, match="the model has 15 trainable parameters"):
         influence(F, model, loss, batch, batch)
 

@@ -158,6 +158,8 @@ def test_what_does_not_fit_is_refused():
         laplace(F, model, 10, prior=0.0)
     with pytest.raises(ValueError, match=r"trainable parameters"):
         laplace(F, model[3], 10)
+    with pytest.raises(ValueError, match=r"has the eigenvalue -"):
+        laplace(-1 * DenseMatrix(F.dense()), model, 10)
     for p in model.parameters():
         p.data.zero_()
     with pytest.raises(ValueError, match="all parameters are zero"):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matrigami.operators import gram, operator
+from matrigami.operators import DenseMatrix, gram, metric_fault, operator
 
 BLOCK = 128
 """Columns of a symmetric moment that are multiplied at once, with those behind them."""
@@ -109,19 +109,20 @@ def checked_moments(
 
 def _moment(name: str, label: str, M: object, sizes: tuple[int, int], size: int) -> Tensor:
     """A moment of the right size, dense and in double precision."""
-    dense = operator(M).dense().double()
+    dense = operator(M).dense()
+    fault = "is complex" if dense.is_complex() else ""
     if tuple(dense.shape[-2:]) != (size, size):
         shape = "x".join(map(str, dense.shape))
         raise ValueError(
             f"{name}(W, {label}): {label} is {shape}, and W {sizes[0]}x{sizes[1]}.\n"
             f"{label} must be {size}x{size}."
         )
-    if not bool(dense.isfinite().all()) or bool((dense.diagonal(dim1=-2, dim2=-1) < 0).any()):
+    if fault := fault or metric_fault(DenseMatrix(dense.detach())):
         raise ValueError(
-            f"{name}(W, {label}): {label} has NaN or infinite entries, or a negative diagonal.\n"
+            f"{name}(W, {label}): {label} {fault}.\n"
             "Give a second moment: a mean of x x.T over finite vectors x."
         )
-    return dense
+    return dense.double()
 
 
 def checked_dampings(name: str, damping: float | tuple[float, ...]) -> tuple[float, ...]:

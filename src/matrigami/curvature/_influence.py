@@ -55,8 +55,8 @@ def influence(
             approximation needs some, for its small eigenvalues are its worst.
 
     Raises:
-        ValueError: If the curvature is of other parameters, or the outputs of one example depend on
-            others.
+        ValueError: If the curvature is of other parameters, the damping below zero, or the outputs
+            of one example depend on others.
 
     Examples:
         >>> from matrigami.curvature import ekfac
@@ -68,6 +68,11 @@ def influence(
         >>> scores.shape, bool((scores.diagonal() > 0).all())
         (torch.Size([20, 20]), True)
     """
+    if not 0 <= damping < math.inf:
+        raise ValueError(
+            f"influence(damping={damping}): it is a share of the mean eigenvalue of each block.\n"
+            "Give a number from 0, e.g. 0.1."
+        )
     inner = unwrapped(model)
     wanted, seen = objective(inner, loss, queries), objective(inner, loss, train)
     sizes = {name: tuple(p.shape) for name, p in trainable(inner).items()}

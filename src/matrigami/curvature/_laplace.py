@@ -33,6 +33,9 @@ from matrigami.curvature._objective import trainable
 from matrigami.curvature._tape import unwrapped
 from matrigami.operators import LinearOperator, eigh, power, scale, shift, solve
 
+NEGATIVE = 1e-5
+"""An eigenvalue below minus this share of the largest is no rounding error."""
+
 LARGEST = 60.0
 """The logarithm of the largest prior precision that is looked for, and of one over the least."""
 
@@ -197,7 +200,8 @@ def laplace(
             before `F` is made.
 
     Raises:
-        ValueError: If the curvature is of other parameters, or the pattern fits none.
+        ValueError: If the curvature is of other parameters or has negative eigenvalues, or the
+            pattern fits none.
 
     Examples:
         >>> from matrigami.curvature import kfac
@@ -213,7 +217,13 @@ def laplace(
     if only is not None:
         F = _restricted(F, only)
         at = {name: at[name] for name in F.order}
-    values = eigh(F).values.clamp_min(0)
+    values = eigh(F).values
+    if float(values.amin()) < -NEGATIVE * float(values.abs().amax()):
+        raise ValueError(
+            f"laplace(F, model, n): F has the eigenvalue {float(values.amin()):.2g}.\n"
+            "A Gaussian has a positive semi-definite one: that of kfac, ggn or fisher."
+        )
+    values = values.clamp_min(0)
     tau = torch.as_tensor(prior, dtype=values.dtype, device=values.device)
     if not bool((tau > 0).all()):
         raise ValueError(f"laplace(prior={prior}): the precision of a prior is above 0.")
