@@ -45,7 +45,9 @@ def kfac(
         loss: `nn.CrossEntropyLoss`, `nn.NLLLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`, or the
             function of torch; with its weights, smoothed labels and ignored positions. The result
             is scaled like it.
-        data: One batch `(inputs, targets)` or an iterable of batches.
+        data: One batch `(inputs, targets)` or an iterable of batches. Where a model keeps examples
+            apart is found out on the first batch of each shape: one that mixes them depending on
+            what is in a batch must do so there.
         labels: `"exact"`: one backward pass for each class, all at once. A number: as many labels
             drawn from the model (1 is the usual choice while training). `"empirical"`: the labels
             of the data, with the gradient of each term of the loss (a position of a sequence), or
