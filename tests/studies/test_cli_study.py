@@ -173,11 +173,27 @@ def test_dry_run_writes_nothing(spec, tmp_path, capsys):
     assert "3 runs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("end", [["--dry-run"], ["--out", "o"]])
+def test_a_run_that_does_not_fit_into_the_memory_is_refused(
+    end, spec, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    spec.write_text(spec.read_text().replace("widths = [", "widths = [2000000, ", 1))
+    assert run(["study", "run", str(spec), *end]) == 2
+    captured = capsys.readouterr()
+    assert "Use a smaller width" in captured.err
+    assert captured.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["study", "run", "--out", "o"], "Give a study"),
         (["study", "run", "--preset", "demmo", "--out", "o"], "Did you mean 'demo'"),
+        (["study", "run", "dmo", "--out", "o"], "--preset demo"),
+        (["study", "run", "stady.toml", "--out", "o"], "Nearest in .: study.toml"),
+        (["study", "status", "{folder}/no"], "there is no folder"),
         (["study", "run", "{spec}"], "--out is missing"),
         (["study", "run", "{spec}", "--out", "{spec}/o"], "cannot be written"),
         (["study", "run", "{spec}", "--out", "o", "--only", "btt"], "Did you mean 'btt(rank=1)'"),
@@ -191,7 +207,8 @@ def test_dry_run_writes_nothing(spec, tmp_path, capsys):
         (["study", "fit", "{folder}"], "cannot be read"),
         (["study", "plot", "{folder}"], "cannot be read"),
         (["study", "walk"], "No such command"),
-        (["studdy"], "No such command"),
+        (["studdy"], "Did you mean 'study'"),
+        (["list", "structure"], "Did you mean 'structures'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -204,6 +221,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+    assert len(captured.err.splitlines()) in (2, 3)
     assert captured.out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study.toml"]
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from matrigami.cli._main import group
 from matrigami.studies import default_workers, parse_spec, plan_study, read_results, run_study
 from matrigami.studies._launch import EMPTY_HANDS, Ended, Launcher, Place, supervise
-from matrigami.studies._launchers import launcher_of
+from matrigami.studies._launchers import PACKAGES, launcher_of
 from matrigami.studies._lock import hold
 from matrigami.studies._run import collect, prepare
 from matrigami.studies._worker import (
@@ -148,6 +148,14 @@ def test_a_launcher_that_is_none_is_refused_first(plan, tmp_path, text, message)
         run_study(plan, tmp_path / "out", launcher=text)
     assert len(str(caught.value).splitlines()) in (2, 3)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_named_as_a_package_is_none(tmp_path, monkeypatch):
+    (tmp_path / "an_extra").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "ray", "an_extra")
+    with pytest.raises(ValueError, match="'an_extra' is not installed"):
+        launcher_of("ray", Place(tmp_path))
 
 
 def test_more_workers_than_cores_are_capped(tmp_path):

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from matrigami.cli._paths import FOLDER
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, echo_written, say
 
 if TYPE_CHECKING:
     from matrigami.studies import Analysis, Settings, Source
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import click
 
+from matrigami.cli._paths import FOLDER
 from matrigami.cli._terminal import command_line, echo_tables, echo_written
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
+from matrigami.cli._paths import FILE
 from matrigami.cli._terminal import ProgressLine, command_line, say
 
 if TYPE_CHECKING:
     from matrigami.compress import CompressionPlan, Report
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 OPTIONS = (
     click.argument("model"),

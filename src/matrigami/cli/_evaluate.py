@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
+from matrigami.cli._paths import FILE, FOLDER
 from matrigami.cli._terminal import echo_table
 
 if TYPE_CHECKING:
     from torch import nn
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("eval")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from matrigami._words import nearest
 from matrigami.cli._terminal import echo_table
 
 Rows = list[dict[str, Any]]
@@ -106,7 +107,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(list(KINDS)), required=False)
+@click.argument("kind", metavar=f"[{'|'.join(KINDS)}]", required=False)
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 def list_(kind: str | None, json_: bool) -> int:
     """List what can be named in study files and on the command line.
@@ -119,6 +120,10 @@ def list_(kind: str | None, json_: bool) -> int:
       matrigami list structures
       matrigami list tasks --json
     """
+    if kind and kind not in KINDS:
+        raise ValueError(
+            f"list {kind!r}: kinds are {', '.join(KINDS)}.\nDid you mean {nearest(kind, KINDS)!r}?"
+        )
     rows = KINDS[kind]() if kind else [{"kind": k, "what": _about(of)} for k, of in KINDS.items()]
     if json_:
         click.echo(json.dumps({kind or "kinds": rows}, indent=1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from matrigami._words import what_is_missing
+from matrigami._words import nearest, what_is_missing
 
 VERBS = {
     "analyze": (
@@ -75,6 +75,16 @@ class LazyGroup(click.Group):
         module, _, name = VERBS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that is meant; the nearest of one that there is not."""
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            near = nearest(name, VERBS)
+            raise click.UsageError(f"No such command {name!r}. Did you mean {near!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; an optional package that it lacks is one line."""
         try:
@@ -135,8 +145,7 @@ def run(args: list[str]) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        error.show()
-        return error.exit_code if isinstance(error, click.UsageError) else 1
+        return _told(error)
     except ValueError as error:
         click.echo(f"matrigami: {error}", err=True)
         return 2
@@ -148,3 +157,13 @@ def run(args: list[str]) -> int:
             click.echo(f"matrigami: {error}", err=True)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _told(error: click.ClickException) -> int:
+    """Say what is wrong, with a command line also where its use is told. Returns the exit code."""
+    if not isinstance(error, click.UsageError):
+        error.show()
+        return 1
+    path = error.ctx.command_path if error.ctx else "matrigami"
+    click.echo(f"{path}: {error.format_message()}\nSee `{path} --help`.", err=True)
+    return 2

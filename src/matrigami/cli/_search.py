@@ -11,11 +11,12 @@ from matrigami.cli._device import (
     device_option,
     launcher_option,
 )
+from matrigami.cli._paths import FILE
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 
 @click.command()
-@click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("spec", type=FILE)
 @click.option(
     "--out",
     required=True,

@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from matrigami.cli._compare import FOLDER, compare
+from matrigami.cli._compare import compare
 from matrigami.cli._data import data_dir_option
-from matrigami.cli._device import (
-    checked_workers,
-    device_option,
-    launcher_option,
-)
+from matrigami.cli._device import check_device, checked_workers, device_option, launcher_option
 from matrigami.cli._outcome import echo_fit, echo_plan, present
+from matrigami.cli._paths import FILE, FOLDER, SPEC
 from matrigami.cli._search import search
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:
-    from matrigami.studies import Study
+    from matrigami.studies import Study, StudyPlan
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object instead of a table."
 )
@@ -40,7 +36,7 @@ study.add_command(search)
 
 
 @study.command()
-@click.argument("spec", required=False, type=FILE)
+@click.argument("spec", required=False, type=SPEC)
 @click.option(
     "--preset",
     metavar="NAME",
@@ -105,6 +101,7 @@ def run(
     plan = plan_study(whole, data_dir)
     part = plan_study(whole.only(only), data_dir) if only else plan
     if dry_run:
+        _check(part, launcher, device)
         echo_plan(part, json_)
         return 0
     out = _given(out)
@@ -267,6 +264,16 @@ def presets() -> int:
 
 
 study.add_command(compare)
+
+
+def _check(plan: "StudyPlan", launcher: str, device: str) -> None:
+    """Refuse what could not be trained on this machine, if that is where it would be."""
+    from matrigami.studies._launchers import is_here
+    from matrigami.studies._run import check_sizes
+
+    if is_here(launcher):
+        check_device(device)
+        check_sizes(plan, device)
 
 
 def _given(out: Path | None) -> Path:

@@ -9,7 +9,7 @@ import click
 
 from matrigami.cli._data import data_dir_option
 from matrigami.cli._device import check_device, device_option
-from matrigami.cli._study import FILE
+from matrigami.cli._paths import FILE
 from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
 
 if TYPE_CHECKING:

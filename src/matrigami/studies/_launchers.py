@@ -1,6 +1,7 @@
 """The launchers by name: where the workers of a study run."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from matrigami._words import nearest
@@ -17,6 +18,10 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {
 """Called with a `Place` and the options of the text."""
 
 
+PACKAGES = {"slurm": "submitit", "ray": "ray"}
+"""What a launcher stands on, an extra."""
+
+
 def launcher_of(text: str, place: Place) -> Launcher:
     """The launcher that a text names, such as `processes` or `slurm(timeout_min=600)`.
 
@@ -26,6 +31,7 @@ def launcher_of(text: str, place: Place) -> Launcher:
     """
     name, options = _parsed(text)
     try:
+        _find(PACKAGES.get(name))
         return LAUNCHERS[name](place, **options)
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -38,6 +44,19 @@ def launcher_of(text: str, place: Place) -> Launcher:
             f"Launcher {text!r}: it does not take these options: {reason}.\n"
             "The page of studies tells them."
         ) from error
+
+
+def _find(package: str | None) -> None:
+    """See whether an extra is installed: a folder of its name, which Python would import, is none.
+
+    Raises:
+        ModuleNotFoundError: If it is not.
+    """
+    if package is None:
+        return
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(name=package)
 
 
 def is_here(text: str) -> bool:

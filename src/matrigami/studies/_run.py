@@ -133,11 +133,14 @@ def run_study(
         ValueError: If a number is out of range, data are missing, the folder holds runs of another
             study and `grow` is false, it cannot be written, or the cluster is not there.
     """
-    workers, threads = _shares(workers, threads, device, here=is_here(launcher))
+    here = is_here(launcher)
+    workers, threads = _shares(workers, threads, device, here=here)
     together = _together(together, device)
     part, plan = part or plan, grown(plan, out, grow)
     known = earlier(out, plan.sizes)
-    _check(part, out, known, device, data_dir)
+    if here:  # the memory of other machines is not known
+        check_sizes(part, device)
+    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
     where = launcher_of(launcher, Place(out, threads, device))
     prepare(plan, out, known)
     write_json(out / "env.json", environment(device, workers, threads))
@@ -151,13 +154,14 @@ def run_study(
     return outcome
 
 
-def _check(
-    part: StudyPlan, out: Path, known: Mapping[str, Record], device: str, data_dir: Path | None
-) -> None:
-    """Refuse what would not fit into memory, and missing data of runs that are to be trained."""
-    for config in part.configs:
-        check_memory(config, part.sizes[config.id], device)
-    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
+def check_sizes(plan: StudyPlan, device: str = "cpu") -> None:
+    """Refuse a study of which a run would not fit into the memory.
+
+    Raises:
+        ValueError: If there is such a run.
+    """
+    for config in plan.configs:
+        check_memory(config, plan.sizes[config.id], device)
 
 
 def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
