@@ -24,7 +24,7 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     return ["  ".join(layout).format(*row).rstrip() for row in rows]
 
 
-def cause(error: Exception) -> str:
+def cause(error: BaseException) -> str:
     """Another's error in one line without an end, and what it is where it says nothing.
 
     NumPy's advice to unpickle what is no array is not passed on.

@@ -15,6 +15,12 @@ Mixture = Literal["layer", "network"]
 LARGEST_SEED = 2**62
 """A generator takes 64 bits, and each run has two generators."""
 
+LARGEST_COUNT = 2**30
+"""What a size may be: products of two are whole numbers of 64 bits."""
+
+DEEPEST = 2**12
+"""Blocks, each of which is a module of its own."""
+
 NOT_IDENTITY = frozenset({"checkpoint_seconds", "folder"})
 """Fields that do not change the result of a run."""
 
@@ -151,12 +157,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse what could not be trained."""
         for name in COUNTS:
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            most = DEEPEST if name == "depth" else LARGEST_COUNT
+            self._require(name, 1 <= getattr(self, name) <= most, f"from 1 to {most}")
         for name in ("samples_per_epoch", "vocabulary", "side"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or left out")
         for name in ("weight_decay", "mixup", "checkpoint_seconds", "input_lr_scale", "seed"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         self._require("seed", self.seed < LARGEST_SEED, f"below {LARGEST_SEED}")
         self._require("lr", 0 < self.lr < math.inf, "above 0 and finite")
         self._require(

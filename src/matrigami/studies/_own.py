@@ -48,9 +48,10 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
             f"{name}: {path} cannot be read: {error.strerror}.\n"
             "Give a path relative to the study file."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{name}: {path} cannot be run: {type(error).__name__}: {cause(error)}.\nMend the file."
+            f"{name}: {path} cannot be run: {type(error).__name__}: {cause(error)}.\n"
+            f"{_advice(error, path)}"
         ) from error
     found = names.get(function)
     if not callable(found):
@@ -62,6 +63,14 @@ def function_of(name: str, folder: str) -> Callable[..., Any]:
     return found
 
 
+def _advice(error: BaseException, path: Path) -> str:
+    """What to do about a file that does not run."""
+    beside = isinstance(error, ModuleNotFoundError) and (path.parent / f"{error.name}.py").exists()
+    if beside:
+        return f"Put its folder on the path of Python: PYTHONPATH={path.parent}."
+    return "Mend the file."
+
+
 def call(name: str, folder: str, function: Callable[..., Any], **arguments: Any) -> Any:
     """What a function of a Python file gives.
 
@@ -70,7 +79,7 @@ def call(name: str, folder: str, function: Callable[..., Any], **arguments: Any)
     """
     try:
         return function(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         path, frames = str(source_path(name, folder)), traceback.extract_tb(error.__traceback__)
         line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
         raise ValueError(
@@ -89,6 +98,11 @@ def source_hash(name: str, folder: str, known: Iterable[str]) -> str:
     """
     if name in known:
         return ""
+    if not name.strip():
+        raise ValueError(
+            f"A name is empty where one of {', '.join(known)} is needed.\n"
+            "Give one of them, a file, a folder, or file.py:function."
+        )
     path = source_path(name, folder)
     digest = hashlib.sha256()
     try:
@@ -116,6 +130,8 @@ def missing(name: str, path: Path, error: OSError, known: Iterable[str]) -> Valu
     names = list(known)
     if not names:
         return ValueError(f"{name!r}: {unread}.\nPut it back where it was.")
+    if is_function(name):
+        return ValueError(f"{name!r}: {unread}.\nGive a path relative to the study file.")
     return ValueError(
         f"{name!r}: it is none of {', '.join(names)}, and {unread}.\n"
         f"Did you mean {nearest(name, names)!r}?"

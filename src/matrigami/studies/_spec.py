@@ -22,7 +22,7 @@ repeat_widths = [256]           # these widths also run with [train] repeat_seed
 import ast
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -190,11 +190,25 @@ def _parts(tables: Mapping[str, Any], origin: str) -> dict[str, list[Mapping[str
     for name in ("task", "structure"):
         if not parts[name]:
             raise ValueError(f"{origin}: it has no [[{name}]] table.\nAdd at least one.")
+    _check_names_of_runs(origin, parts)
     return parts
 
 
 _SPELLINGS = {"score": canonical_structure, "optimizer": canonical_optimizer}
 """Settings that have one spelling."""
+
+
+def _check_names_of_runs(origin: str, parts: Mapping[str, list[Mapping[str, Any]]]) -> None:
+    """Refuse a structure that asks for a task or for repeats of a width that are not there."""
+    datasets = tuple(task["dataset"] for task in parts["task"])
+    for table in parts["structure"]:
+        _check_names(origin, "datasets of the tasks", table.get("datasets", ()), datasets)
+        for width in table.get("repeat_widths", ()):
+            if width not in table["widths"]:
+                raise ValueError(
+                    f"{origin}: {table['name']}, repeat_widths = {table['repeat_widths']}: "
+                    f"{width} is none of its widths.\nWidths are {table['widths']}."
+                )
 
 
 def _runs(
@@ -253,7 +267,7 @@ def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
     return tables
 
 
-def _check_names(origin: str, what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check_names(origin: str, what: str, given: Iterable[str], known: tuple[str, ...]) -> None:
     """Refuse the first unknown name and suggest the nearest."""
     for name in given:
         if name not in known:

@@ -122,10 +122,20 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         ):
             raise ValueError(
                 f"Model {text!r}: {name} has no option {key!r} of this value.\n"
-                f"It takes {known or 'no options'}; width, depth, heads and patch are keys of "
-                "their own."
+                f"It takes {_told(known) or 'no options'}; width, depth, heads and patch are keys "
+                "of their own."
             )
     return name, options
+
+
+def _told(options: dict[str, tuple[Any, ...]]) -> str:
+    """Options with what each may be.
+
+    Examples:
+        >>> _told({"positions": ("rope", "learned"), "qk_norm": (True, False)})
+        'positions=rope|learned, qk_norm=True|False'
+    """
+    return ", ".join(f"{key}={'|'.join(map(str, choices))}" for key, choices in options.items())
 
 
 def options_of(name: str) -> dict[str, tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from matrigami._words import cause
@@ -62,6 +63,7 @@ class OwnModel(Network):
             torch.manual_seed(2 * config.seed)
             made = call(config.model, config.folder, function, **arguments)
             self.net = _module(made, config.model)
+            _check_parameters(self.net, config.model)
             targets = config.targets or None
             if not isinstance(recipe := parse(config.structure), Dense):
                 replace_(self.net, recipe, targets=targets, init="random")
@@ -99,22 +101,31 @@ class OwnModel(Network):
             raise TypeError(f"it answers with a {type(y).__name__}")
         return y.mT if self.shape.is_text else y
 
-    @torch.no_grad()
     def _counted(self, name: str) -> int:
-        """Run it on one example: check its outputs, count its operations."""
-        s = self.shape
-        example = torch.zeros(1, s.features, dtype=torch.int64 if s.is_text else DTYPE)
+        """Run it on one and on two examples: check its outputs, count its operations."""
         self.eval()
-        try:
-            macs, y = counted_macs(self, example)
-        except Exception as error:
-            what = f"it fails on one: {type(error).__name__}: {cause(error)}"
-            raise _unfit(name, s, what) from error
+        with torch.no_grad():
+            macs = self._tried(name, 1)[0]
+        _, y = self._tried(name, 2)
         self.train()
-        wanted = (1, s.outputs, *([s.channels] if s.is_text else []))
-        if tuple(y.shape) != wanted:
-            raise _unfit(name, s, f"it answers with a tensor of {tuple(y.shape)}")
+        if not y.requires_grad:
+            raise _unfit(name, self.shape, "what it answers has no derivative (a detach?)")
         return macs
+
+    def _tried(self, name: str, examples: int) -> tuple[int, Tensor]:
+        """Multiply-adds and outputs of some examples."""
+        s = self.shape
+        x = torch.zeros(examples, s.features, dtype=torch.int64 if s.is_text else DTYPE)
+        try:
+            macs, y = counted_macs(self, x)
+        except Exception as error:
+            what = f"it fails on {examples}: {type(error).__name__}: {cause(error)}"
+            raise _unfit(name, s, what) from error
+        wanted = (examples, s.outputs, *([s.channels] if s.is_text else []))
+        if tuple(y.shape) != wanted:
+            what = f"it answers {examples} with a tensor of {tuple(y.shape)}"
+            raise _unfit(name, s, what)
+        return macs, y
 
 
 def counted_macs(model: nn.Module, example: Tensor) -> tuple[int, Tensor]:
@@ -177,6 +188,18 @@ def _module(made: Any, name: str) -> nn.Module:
             "It should give a torch.nn.Module."
         )
     return made
+
+
+def _check_parameters(net: nn.Module, name: str) -> None:
+    """Refuse a module that has nothing to train, or does not know yet what."""
+    parameters = list(net.parameters())
+    lazy = any(map(is_lazy, parameters))
+    if lazy or not any(p.requires_grad for p in parameters):
+        what = "layers that get their sizes later" if lazy else "no parameter that is trained"
+        raise ValueError(
+            f"Model {name!r}: it has {what}.\n"
+            "Give every layer its sizes, and leave requires_grad as it is."
+        )
 
 
 def _unfit(name: str, shape: Shape, what: str) -> ValueError:

@@ -36,6 +36,9 @@ from matrigami.studies.tasks._images import image_task
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 """What arrays are called, and their order."""
 
+MANY = 1000
+"""Classes up to which labels may have gaps, as in a part of a large data set."""
+
 CHANNELS = (1, 3, 4)
 """Channels of an image of bytes."""
 
@@ -125,12 +128,7 @@ def task_of_arrays(arrays: Any, config: RunConfig, device: torch.device) -> Task
                 f"x_{name} has {len(a)} examples, y_{name} has {len(b)}",
                 "Give as many of both, and at least one.",
             )
-    if x.shape[1:] != x_test.shape[1:]:
-        raise _refusal(
-            config.dataset,
-            f"examples of x_train are {tuple(x.shape[1:])}, of x_test {tuple(x_test.shape[1:])}",
-            "Give both the same shape.",
-        )
+    _check_alike(config.dataset, "x", x, x_test)
     y, y_test = _targets(config.dataset, y, y_test)
     pixels = _pixels(x), _pixels(x_test)
     if pixels[0] is not None and pixels[1] is not None and not y.is_floating_point():
@@ -166,46 +164,95 @@ def _four(config: RunConfig, arrays: Any) -> list[tuple[str, Any]]:
 def _tensor(dataset: str, name: str, a: Any) -> Tensor:
     """An array of finite numbers."""
     try:
-        t = a.detach().cpu() if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
+        t = a.detach().cpu() if isinstance(a, Tensor) else torch.from_numpy(_numbers(a))
     except (TypeError, ValueError) as error:
         raise _refusal(
             dataset,
             f"{name} is no array of numbers: {cause(error)}",
-            "Give numbers, and no objects.",
+            "Give numbers; numpy.unique(labels, return_inverse=True)[1] numbers classes from 0.",
         ) from error
-    if t.is_complex() or t.ndim == 0:
+    kinds = {"sparse": t.layout is not torch.strided, "complex": t.is_complex()}
+    if wrong := [k for k, is_so in ({**kinds, "a single number": t.ndim == 0}).items() if is_so]:
+        raise _refusal(
+            dataset, f"{name} is {wrong[0]}", "Give one row of real numbers for each example."
+        )
+    if t.is_floating_point() and not torch.isfinite(t.to(DTYPE)).all():
         raise _refusal(
             dataset,
-            f"{name} is {'complex' if t.is_complex() else 'a single number'}",
-            "Give one row of real numbers for each example.",
+            f"{name} has NaN or infinite entries, or some beyond single precision",
+            "Remove or replace them.",
         )
-    if t.is_floating_point() and not torch.isfinite(t).all():
-        raise _refusal(dataset, f"{name} has NaN or infinite entries", "Remove or replace them.")
     return t
+
+
+def _numbers(a: Any) -> np.ndarray:
+    """An array that torch can take.
+
+    Raises:
+        TypeError: If it holds something else.
+    """
+    array = np.array(a)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"its type is {array.dtype}")
+    return array
+
+
+def _check_alike(dataset: str, name: str, train: Tensor, test: Tensor) -> None:
+    """Refuse two parts of different shapes or kinds of numbers, and examples without any."""
+    if train.shape[1:] != test.shape[1:] or train[0].numel() == 0:
+        raise _refusal(
+            dataset,
+            f"examples of {name}_train are {tuple(train.shape[1:])}, of {name}_test "
+            f"{tuple(test.shape[1:])}",
+            "Give both the same shape, with one number or more.",
+        )
+    if train.is_floating_point() != test.is_floating_point():
+        raise _refusal(
+            dataset,
+            f"{name}_train is of {train.dtype}, {name}_test of {test.dtype}",
+            "Give both whole numbers, or both floats.",
+        )
 
 
 def _targets(dataset: str, y: Tensor, y_test: Tensor) -> tuple[Tensor, Tensor]:
     """Classes from 0 without a test class that training lacks, or a column for each number."""
-    if y.is_floating_point() or y_test.is_floating_point():
-        return y.to(DTYPE).flatten(1 if y.ndim > 1 else 0).reshape(len(y), -1), y_test.to(
-            DTYPE
-        ).reshape(len(y_test), -1)
-    if y.numel() != len(y) or y_test.numel() != len(y_test):
+    parts = [t.reshape(len(t), -1) for t in (y, y_test)]
+    _check_alike(dataset, "y", *parts)
+    if (parts[0] == parts[0][0]).all():
+        raise _refusal(
+            dataset,
+            f"all {len(y)} targets of y_train are the same, {parts[0][0].tolist()}",
+            "Give examples that differ in what is to be learned.",
+        )
+    if y.is_floating_point():
+        return parts[0].to(DTYPE), parts[1].to(DTYPE)
+    if parts[0].shape[1] != 1:
         raise _refusal(
             dataset,
             f"labels have the shapes {tuple(y.shape)} and {tuple(y_test.shape)}",
             "Give one whole number for each example, or floats for numbers to learn.",
         )
-    y, y_test = y.reshape(-1).long(), y_test.reshape(-1).long()
-    least, most = int(min(y.min(), y_test.min())), int(y_test.max())
-    if least < 0 or most > int(y.max()):
+    y, y_test = (t.flatten().long() for t in parts)
+    _check_classes(dataset, y, y_test)
+    return y, y_test
+
+
+def _check_classes(dataset: str, y: Tensor, y_test: Tensor) -> None:
+    """Refuse labels that do not number the classes."""
+    least, last, most = int(min(y.min(), y_test.min())), int(y.max()), int(y_test.max())
+    if least < 0 or most > last:
         raise _refusal(
             dataset,
-            f"labels run from {least} to {max(most, int(y.max()))}; those of y_train to "
-            f"{int(y.max())}",
+            f"labels run from {least} to {max(most, last)}; those of y_train to {last}",
             "Number the classes from 0, and have each class of y_test in y_train.",
         )
-    return y, y_test
+    found = len(y.unique())
+    if last >= max(MANY, 10 * found):
+        raise _refusal(
+            dataset,
+            f"labels run to {last}, a class for each number, but only {found} different ones occur",
+            "Number them by numpy.unique(labels, return_inverse=True)[1], or give floats to learn.",
+        )
 
 
 def _pixels(x: Tensor) -> Tensor | None:
