@@ -13,4 +13,4 @@ const zoomed = () => document.querySelector(".zoom[aria-pressed=true]");
 const zoom = (button, on) => { button.ariaPressed = on; document.body.style.overflow = on ? "hidden" : ""; };
 for (const button of document.querySelectorAll(".zoom"))
   button.addEventListener("click", () => zoom(button, button.ariaPressed !== "true"));
-document.addEventListener("keydown", (event) => { if (event.key === "Escape" && zoomed()) zoom(zoomed(), false); });
+document.addEventListener("keydown", (event) => { if (["Escape", "Tab"].includes(event.key) && zoomed()) zoom(zoomed(), false); });

@@ -243,5 +243,5 @@ def refuse_text(model: str, shape: Shape) -> None:
     if shape.is_text:
         raise ValueError(
             f"Model {model!r} on a text: it reads features, not token numbers.\n"
-            'Use model "gpt", or a function of your own.'
+            'Use model "gpt", or a function of your own; save a table of numbers as .npz.'
         )
