@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from matrigami.plots import plot_study, write_report
-from matrigami.plots._scaling import (
-    exponents_figure,
-    read_reference,
-    scaling_figure,
-    time_figure,
-)
+from matrigami.plots._reference import read_reference
+from matrigami.plots._scaling import exponents_figure, scaling_figure, time_figure
 from matrigami.plots._styles import styles
 from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
 
@@ -183,8 +179,20 @@ def test_published_points_are_drawn_hollow(folder):
     assert hollow == [(591872.0, 58.66), (591872.0, 59.48)]
     assert len(plot_study(folder, reference=path)) == 4
     path.write_text("dataset,structure\ncifar100,BTT\n")
-    with pytest.raises(ValueError, match="lacks one of"):
+    with pytest.raises(ValueError, match="a row has macs = None"):
         read_reference(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="it has no row"):
+        read_reference(path)
+    path.write_text("dataset,structure,macs,train_error,test_error\nd,dense,5,two,6\n")
+    with pytest.raises(ValueError, match="could not convert"):
+        read_reference(path)
+
+
+def test_a_table_of_results_with_a_failed_run_is_a_reference(folder):
+    rows = read_results(folder / "results.csv")
+    good = [row for row in rows if row["status"] == "done"]
+    assert len(read_reference(folder / "results.csv")) == len(good) < len(rows)
 
 
 def test_the_report_is_one_file_that_needs_no_other(folder):

@@ -134,6 +134,20 @@ def test_studies_of_other_data_are_not_compared(two, tmp_path):
     assert len(str(caught.value).splitlines()) in (2, 3)
 
 
+def test_one_name_for_two_files_and_one_folder_twice_are_not_compared(two, tmp_path):
+    kinds = [
+        folder(tmp_path / h, records(1.0), h, dataset="d", data_hash=h * 16) for h in ("1", "2")
+    ]
+    with pytest.raises(ValueError, match="d was another file in each"):
+        compare_studies(*kinds)
+    assert compare_studies(kinds[0], two[1]).names == ("1", "second")
+    with pytest.raises(ValueError, match="it is one folder"):
+        compare_studies(two[0], two[0])
+    (two[1] / "study.json").write_text('{"runs": 3}')
+    with pytest.raises(ValueError, match=r"study.json: it is damaged"):
+        compare_studies(*two)
+
+
 # ------------------------------------------------------------------ in words
 
 

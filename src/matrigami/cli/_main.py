@@ -154,7 +154,12 @@ def run(args: list[str]) -> int:
         return 130
     except OSError as error:  # a full disk; or a reader that has had enough, which needs no words
         if not isinstance(error, BrokenPipeError):
-            click.echo(f"matrigami: {error}", err=True)
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(
+                f"matrigami: {where}{error.strerror or error}.\n"
+                "See that it may be read or written, and that its disk has space.",
+                err=True,
+            )
         return 1
     return result if isinstance(result, int) else 0
 

@@ -77,8 +77,8 @@ def _echo_failures(outcome: "Outcome") -> None:
         say(f"{outcome.failed} runs failed, {outcome.crashed} crashed:")
     for r in bad:
         say(
-            f"  {r['status']}: {r['dataset']} {r['structure']} width {r['width']} seed "
-            f"{r['seed']}: {r.get('cause')}"
+            f"  {r['status']}: {r['id']}, {r['dataset']} {r['structure']} width {r['width']} "
+            f"lr {r['lr']:g} seed {r['seed']}: {r.get('cause')}"
         )
 
 

@@ -199,7 +199,12 @@ def fit(folder: Path, json_: bool) -> int:
     from matrigami.studies import fit_results, read_results, update_results, write_fit
 
     update_results(folder)
-    result = fit_results(read_results(folder / "results.csv"))
+    records = read_results(folder / "results.csv")
+    if not records:
+        raise ValueError(
+            f"study fit {folder}: no run has ended.\nSee `matrigami study status {folder}`."
+        )
+    result = fit_results(records)
     write_fit(folder / "fit.json", result)
     if json_:
         click.echo((folder / "fit.json").read_text("utf-8"))
@@ -273,7 +278,7 @@ def _check(plan: "StudyPlan", launcher: str, device: str) -> None:
 
     if is_here(launcher):
         check_device(device)
-        check_sizes(plan, device)
+    check_sizes(plan, device, launcher)
 
 
 def _given(out: Path | None) -> Path:

@@ -1,6 +1,5 @@
 """Figures of a scaling study: error against computation, measured seconds, exponents."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from matrigami.plots._reference import read_reference
 from matrigami.plots._styles import COLORS, Style, styles
 from matrigami.studies import (
     METRICS,
@@ -23,16 +23,6 @@ from matrigami.studies import (
     timed,
     write_atomic,
 )
-
-SAME = {
-    "btt": "btt(rank=1)",
-    "monarch": "monarch(blocks=4)",
-    "kron": "kronecker",
-    "tt": "tt(rank=16)",
-    "dense": "dense",
-    "lowrank": "lowrank",
-}
-"""Names in published tables, in lower case, and what they are here."""
 
 LEGEND_INCHES = 1.5
 """Width of one entry of a legend, with the longest usual name."""
@@ -205,34 +195,6 @@ def _bars(
             fontsize=8,
             color="0.3",
         )
-
-
-def read_reference(path: Path) -> list[dict[str, Any]]:
-    """Published points: `dataset, structure, macs, train_error, test_error`, names as here.
-
-    Raises:
-        ValueError: If a column is missing.
-    """
-    rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
-    points = []
-    for row in rows:
-        point = {"dataset": row.get("dataset"), "structure": row.get("structure")}
-        for name, spellings in {
-            "macs": ("macs", "macs_per_example_fwd"),
-            "train_error": ("train_error", "train_error_pct"),
-            "test_error": ("test_error", "test_error_pct"),
-        }.items():
-            point[name] = next((float(row[key]) for key in spellings if row.get(key)), None)
-        if any(value is None for value in point.values()):
-            raise ValueError(
-                f"The reference {path}: "
-                "a row lacks one of dataset, structure, macs, train_error, test_error: "
-                f"{row}.\n"
-                "Give a CSV with these columns."
-            )
-        point["structure"] = SAME.get(str(point["structure"]).lower(), point["structure"])
-        points.append(point)
-    return points
 
 
 def render(figure: Figure, kind: str, note: str) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matrigami.studies._fit import METRICS
-from matrigami.studies._record import Record, labelled, read_json, read_results
+from matrigami.studies._record import Record, damaged, labelled, read_json, read_results
 
 JOINT = " · "
 """Between a structure and its study."""
@@ -41,10 +41,14 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         ValueError: If there are no results, or no dataset is in both.
     """
     folders = (first, second)
+    if first.resolve() == second.resolve():
+        raise ValueError(f"compare {first} {second}: it is one folder.\nGive two studies.")
     studies = [read_json(folder / "study.json") or {} for folder in folders]
     names = _names(folders, studies)
     rows = [labelled(read_results(folder / "results.csv")) for folder in folders]
     common = _common_datasets(folders, rows)
+    configs = list(map(_configs, folders, studies))
+    _check_same_data(folders, configs)
     records = [
         {**r, "structure": f"{r['structure']}{JOINT}{name}", "kind": r["structure"], "study": name}
         for name, each in zip(names, rows, strict=True)
@@ -52,7 +56,7 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         if str(r["dataset"]) in common
     ]
     environments = [read_json(folder / "env.json") or {} for folder in folders]
-    settings = _differing(*map(_settings, studies))
+    settings = _differing(*map(_settings, configs))
     return Comparison(names, records, settings, (environments[0], environments[1]))
 
 
@@ -64,12 +68,41 @@ def _common_datasets(folders: Sequence[Path], rows: Sequence[Sequence[Record]]) 
     """
     first, second = ({str(r["dataset"]) for r in each} for each in rows)
     if not first & second:
+        names = [", ".join(sorted(each)) or "no run that ended" for each in (first, second)]
         raise ValueError(
             f"compare {folders[0]} {folders[1]}: they have no dataset in common.\n"
-            f"The first has {', '.join(sorted(first))}, the second {', '.join(sorted(second))}.\n"
+            f"The first has {names[0]}, the second {names[1]}.\n"
             "Compare studies of the same data."
         )
     return first & second
+
+
+def _configs(folder: Path, study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of all runs of a study."""
+    try:
+        return [dict(run["config"]) for run in study.get("runs", [])]
+    except (TypeError, KeyError, ValueError) as error:
+        raise damaged(folder / "study.json", f"an entry is missing or wrong ({error})") from error
+
+
+def _check_same_data(
+    folders: Sequence[Path], configs: Sequence[Sequence[Mapping[str, Any]]]
+) -> None:
+    """Refuse a name that was another file in each study.
+
+    Raises:
+        ValueError: If there is one: its errors would be compared as those of one data set.
+    """
+    first, second = (
+        {str(c.get("dataset")): c["data_hash"] for c in each if c.get("data_hash")}
+        for each in configs
+    )
+    other = [name for name, known in first.items() if second.get(name, known) != known]
+    if other:
+        raise ValueError(
+            f"compare {folders[0]} {folders[1]}: {other[0]} was another file in each.\n"
+            "Compare studies of the same data."
+        )
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -124,11 +157,11 @@ def _names(folders: Sequence[Path], studies: Sequence[Mapping[str, Any]]) -> tup
     return "A", "B"
 
 
-def _settings(study: Mapping[str, Any]) -> dict[str, str]:
+def _settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Each setting with all its values, without what is a folder or follows from others."""
     settings: dict[str, dict[str, None]] = {}
-    for run in study.get("runs", []):
-        for key, value in run["config"].items():
+    for config in configs:
+        for key, value in config.items():
             if key not in ("folder", "checkpoint_seconds"):
                 settings.setdefault(key, {})[str(value)] = None
     return {key: ", ".join(values) for key, values in settings.items()}

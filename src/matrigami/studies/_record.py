@@ -117,7 +117,8 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
+        table = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        rows = list(table)
     except OSError as error:
         raise ValueError(
             f"results {path}: they cannot be read: {error.strerror}.\n"
@@ -125,7 +126,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise damaged(path, str(error)) from error
-    missing = set(COLUMNS[:14]) - set(rows[0]) if rows else set()
+    missing = set(COLUMNS[:14]) - set(table.fieldnames or ())
     if missing:
         raise ValueError(
             f"results {path}: columns are missing: {sorted(missing)}.\n"

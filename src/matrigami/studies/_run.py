@@ -133,14 +133,12 @@ def run_study(
         ValueError: If a number is out of range, data are missing, the folder holds runs of another
             study and `grow` is false, it cannot be written, or the cluster is not there.
     """
-    here = is_here(launcher)
-    workers, threads = _shares(workers, threads, device, here=here)
+    workers, threads = _shares(workers, threads, device, here=is_here(launcher))
     together = _together(together, device)
     part, plan = part or plan, grown(plan, out, grow)
     known = earlier(out, plan.sizes)
-    if here:  # the memory of other machines is not known
-        check_sizes(part, device)
-    check_data([c for c in part.configs if not _has_ended(out, c, known)], data_dir)
+    check_sizes(part, device, launcher)
+    check_data(_left(part, out, known), data_dir)
     where = launcher_of(launcher, Place(out, threads, device))
     prepare(plan, out, known)
     write_json(out / "env.json", environment(device, workers, threads))
@@ -154,13 +152,19 @@ def run_study(
     return outcome
 
 
-def check_sizes(plan: StudyPlan, device: str = "cpu") -> None:
-    """Refuse a study of which a run would not fit into the memory.
+def _left(plan: StudyPlan, out: Path, known: Mapping[str, Record]) -> list[RunConfig]:
+    """The runs that need their data."""
+    states = [config for config in plan.configs if config.id not in known]
+    return [config for config in states if not _ended(read_status(out, config))]
+
+
+def check_sizes(plan: StudyPlan, device: str = "cpu", launcher: str = "processes") -> None:
+    """Refuse a study of which a run would not fit into the memory; that elsewhere is not known.
 
     Raises:
         ValueError: If there is such a run.
     """
-    for config in plan.configs:
+    for config in plan.configs if is_here(launcher) else ():
         check_memory(config, plan.sizes[config.id], device)
 
 
@@ -356,11 +360,6 @@ def _record(config: RunConfig, state: Mapping[str, Any], size: RunSize) -> Recor
 def _ended(state: Mapping[str, Any]) -> bool:
     """Whether a run has a result, good or bad."""
     return state["status"] in (*FINISHED, "crashed")
-
-
-def _has_ended(out: Path, config: RunConfig, known: Mapping[str, Record]) -> bool:
-    """Whether a run needs no data any more."""
-    return config.id in known or _ended(read_status(out, config))
 
 
 def _fractions(plan: StudyPlan, out: Path) -> dict[str, float]:
