@@ -131,9 +131,16 @@ def test_figure_has_all_candidates(tmp_path: Path):
     ("old", "new", "fault"),
     [
         ("[search]", "[other]", "no table"),
-        ("samples = 3", "sample = 3", r"keys \['sample'\]"),
+        ("samples = 3", "sample = 3", "Did you mean 'samples'"),
+        ("samples = 3", "samples = -1", "not below 0"),
+        ("samples = 3", "samples = 1.5", "wrong type"),
         ("keep = [1.0, 0.5]", "keep = [1.0]", "keep = "),
-        ("[3e3, 1e4, 2e4]", "[3e3, 1e4]", "2 sizes"),
+        ("keep = [1.0, 0.5]", "keep = 1.0", "wrong type"),
+        ("[3e3, 1e4, 2e4]", "[3e3, 1e4]", "These do not make a search"),
+        ("[3e3, 1e4, 2e4]", "[3e3, 3e3, 3e3]", "These do not make a search"),
+        ("[3e3, 1e4, 2e4]", "[-3e3, 1e4, 2e4]", "from 1 on"),
+        ("[3e3, 1e4, 2e4]", "[nan, 1e4, 2e4]", "from 1 on"),
+        ("[3e3, 1e4, 2e4]", '["3e3", 1e4, 2e4]', "wrong type"),
         ('"einsum(0, 0, 1, 0, 0, 1, 0)"', '"monarch(blocks=4)"', "monarch"),
     ],
 )

@@ -56,11 +56,13 @@ _TYPES = {
     **dict.fromkeys(("widths", *_SEEDS), list[int]),
     **dict.fromkeys(("structured_layers", "mixture"), str),
     **dict.fromkeys(("samples_per_epoch", "vocabulary", "side"), int),
-    "datasets": list[str],
+    **dict.fromkeys(("datasets", "structures"), list[str]),
+    **dict.fromkeys(("macs", "keep"), list[float]),
+    "samples": int,
     "description": str,
     "name": str,
 }
-"""Type of the value of each key."""
+"""Type of the value of each key, also of a search."""
 
 _REQUIRED = {"study": ("name",), "task": ("dataset",), "structure": ("name", "widths")}
 
@@ -185,7 +187,7 @@ def study_of(tables: Mapping[str, Any], origin: str, folder: str | Path = "") ->
 
 def _parts(tables: Mapping[str, Any], origin: str) -> dict[str, list[Mapping[str, Any]]]:
     """The tables of each name, checked."""
-    _check_names(origin, "tables", tables, tuple(_KEYS))
+    check_names(origin, "tables", tables, tuple(_KEYS))
     parts = {name: _tables(origin, name, tables.get(name, {})) for name in _KEYS}
     for name in ("task", "structure"):
         if not parts[name]:
@@ -202,7 +204,7 @@ def _check_names_of_runs(origin: str, parts: Mapping[str, list[Mapping[str, Any]
     """Refuse a structure that asks for a task or for repeats of a width that are not there."""
     datasets = tuple(task["dataset"] for task in parts["task"])
     for table in parts["structure"]:
-        _check_names(origin, "datasets of the tasks", table.get("datasets", ()), datasets)
+        check_names(origin, "datasets of the tasks", table.get("datasets", ()), datasets)
         for width in table.get("repeat_widths", ()):
             if width not in table["widths"]:
                 raise ValueError(
@@ -259,15 +261,15 @@ def _tables(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
             raise ValueError(
                 f"{origin}: {name!r} is not a table.\nWrite [{name}] and its keys below."
             )
-        _check_names(origin, f"keys of [{name}]", table, _KEYS[name])
-        _check_types(origin, name, table)
+        check_names(origin, f"keys of [{name}]", table, _KEYS[name])
+        check_types(origin, name, table)
         for key in _REQUIRED.get(name, ()):
             if key not in table:
                 raise ValueError(f"{origin}: [{name}] has no {key!r}.\nAdd it.")
     return tables
 
 
-def _check_names(origin: str, what: str, given: Iterable[str], known: tuple[str, ...]) -> None:
+def check_names(origin: str, what: str, given: Iterable[str], known: tuple[str, ...]) -> None:
     """Refuse the first unknown name and suggest the nearest."""
     for name in given:
         if name not in known:
@@ -278,7 +280,7 @@ def _check_names(origin: str, what: str, given: Iterable[str], known: tuple[str,
             )
 
 
-def _check_types(origin: str, name: str, table: Mapping[str, Any]) -> None:
+def check_types(origin: str, name: str, table: Mapping[str, Any]) -> None:
     """Refuse the first value of a wrong type."""
     for key, value in table.items():
         if not _is(value, _TYPES[key]):

@@ -9,6 +9,7 @@ keep = [1.0, 0.5]                                      # shares that go on to th
 """
 
 import itertools
+import math
 import random
 import tomllib
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matrigami.structures import Einsum, parse
-from matrigami.studies._spec import canonical_structure
+from matrigami.studies._spec import canonical_structure, check_names, check_types
 
 KEYS = ("structures", "samples", "seed", "macs", "keep")
 
@@ -59,21 +60,27 @@ def load_search(path: str | Path) -> Search:
             f"Search file {path}: it cannot be read: {error}.\n"
             "Give the path of a TOML file with a table [search]."
         ) from error
-    options = tables.pop("search", None)
-    unknown = sorted(set(options or {}) - set(KEYS))
-    if options is None or "structure" in tables or unknown:
-        fault = f"the keys {unknown}" if unknown else "no table [search], or [[structure]]"
-        raise ValueError(
-            f"Search file {path}: it has {fault}.\n"
-            f"It takes [study], one [task], [model], [train] and [search] with {', '.join(KEYS)}."
-        )
+    options = _options(path, tables)
     named = [canonical_structure(text) for text in options.get("structures", [])]
     macs = tuple(sorted(float(x) for x in options.get("macs", [])))
     keep = tuple(float(x) for x in options.get("keep", [1.0] * (len(macs) - 1)))
-    drawn = sampled(int(options.get("samples", 0)), int(options.get("seed", 0)), named)
+    drawn = sampled(options.get("samples", 0), options.get("seed", 0), named)
     _check(path, (*named, *drawn), macs, keep)
     name = tables.get("study", {}).get("name", Path(path).stem)
     return Search(name, tables, (*named, *drawn), macs, keep, str(Path(path).resolve().parent))
+
+
+def _options(path: Any, tables: dict[str, Any]) -> Mapping[str, Any]:
+    """The table [search], taken out of a file; its entries are of their types."""
+    options = tables.pop("search", None)
+    if not isinstance(options, dict) or "structure" in tables:
+        raise ValueError(
+            f"Search file {path}: it has no table [search], or [[structure]].\n"
+            f"It takes [study], one [task], [model], [train] and [search] with {', '.join(KEYS)}."
+        )
+    check_names(f"Search file {path}", "keys of [search]", options, KEYS)
+    check_types(f"Search file {path}", "search", options)
+    return options
 
 
 def _check(
@@ -82,13 +89,14 @@ def _check(
     """Refuse what cannot be searched."""
     others = [text for text in structures if _exponents(text) is None]
     fits = len(keep) == len(macs) - 1 and all(0 < share <= 1 for share in keep)
-    if others or len(structures) < 2 or len(macs) < 3 or not fits:
+    sizes = len(set(macs)) >= 3 and all(1 <= size < math.inf for size in macs)
+    if others or len(structures) < 2 or not sizes or not fits:
         raise ValueError(
-            f"Search file {path}: {len(structures)} structures, {len(macs)} sizes, "
+            f"Search file {path}: {len(structures)} structures, macs = {list(macs)}, "
             f"keep = {list(keep)}.\n"
             + (f"{others[0]} has no exponents.\n" if others else "These do not make a search.\n")
             + "It takes two structures einsum(...) with seven exponents or more, three sizes or "
-            "more, and in keep a share above 0 and up to 1 between any two sizes."
+            "more, from 1 on, and in keep a share above 0 and up to 1 between any two sizes."
         )
 
 
@@ -117,9 +125,10 @@ def sampled(number: int, seed: int, without: list[str] | tuple[str, ...] = ()) -
         (True, 20)
     """
     rest = [text for text in _lattice() if text not in without]
-    if number > len(rest):
+    if not 0 <= number <= len(rest):
         raise ValueError(
-            f"sampled({number}): the lattice of quarters has only {len(rest)} others.\nDraw fewer."
+            f"sampled({number}): the lattice of quarters has {len(rest)} others.\n"
+            "Draw so many at most, and not below 0."
         )
     return random.Random(seed).sample(rest, number)
 
