@@ -19,8 +19,8 @@ from matrigami.compress import (
 )
 from matrigami.compress._calibration import block_by_block, observed
 from matrigami.compress._gradients import output_moments
-from matrigami.compress._methods import aim
 from matrigami.compress._moments import Seen, Sums
+from matrigami.compress._outcome import aim
 from matrigami.compress._running import Once
 from matrigami.nn import StructuredLinear, chosen, swap
 

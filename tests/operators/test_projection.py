@@ -15,7 +15,7 @@ from matrigami.operators import (
     with_tensors,
 )
 from matrigami.operators._alternating import alternate
-from matrigami.operators._metric import whitened, whitening
+from matrigami.operators._metric import Target, whitened, whitening
 from matrigami.structures import (
     EXAMPLES,
     BlockTensorTrain,
@@ -151,7 +151,7 @@ def test_block_diagonal_metrics_have_a_closed_form(recipe):
     assert error_in(metric, A, W) == pytest.approx(error_in(metric, closed, W), rel=1e-9)
     for seed in range(5):
         other = recipe.init(8, 6, generator=torch.Generator().manual_seed(seed), dtype=W.dtype)
-        found = alternate(other, W, metric, tol=1e-9, steps=300)
+        found = alternate(other, Target(W, metric), tol=1e-9, steps=300)
         assert error_in(metric, found, W) >= error_in(metric, A, W) * (1 - 1e-6)
 
 

@@ -19,7 +19,8 @@ from matrigami.compress._drivers import compress_
 from matrigami.compress._evaluation import evaluate
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._grid import Grid
-from matrigami.compress._methods import NAN, Method, Progress
+from matrigami.compress._methods import Method, Progress
+from matrigami.compress._outcome import NAN
 from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._report import Report
 from matrigami.compress._running import batches_of

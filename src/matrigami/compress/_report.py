@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from matrigami.compress._methods import Method, Outcome, described
+from matrigami.compress._methods import Method, described
+from matrigami.compress._outcome import Outcome
 
 SHOWN = 4
 """Names of matrices that are printed where they were not touched."""

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import HELD_OUT
-from matrigami.compress._methods import TRUSTS, Method, Outcome, outcome, trusted
+from matrigami.compress._methods import Method, outcome
 from matrigami.compress._moments import Seen
+from matrigami.compress._outcome import DAMPING, Outcome
+from matrigami.compress._structuring import TRUSTS, Nearby, Structuring
 from matrigami.compress._tail import Tail
 from matrigami.nn import swap
 from matrigami.operators import Structure
@@ -62,19 +64,19 @@ class Maker:
         }
 
     def _best(self, seen: Mapping[str, Seen], judge: Callable[[], float]) -> dict[str, Outcome]:
-        """With the trust that is best for all of them."""
-        made = {
-            n: trusted(self.ways[n], self.layers[n], what, self.gradients.get(n), TRUSTS)
+        """With the trust that is best for all of them, as is seen before the searches end."""
+        tried = {
+            n: Structuring(self.ways[n], self.layers[n], what, self.gradients.get(n), DAMPING)  # pyright: ignore[reportArgumentType]
             for n, what in seen.items()
         }
-        trials = [{n: some[i] for n, some in made.items()} for i in range(len(TRUSTS))]
+        trials = [{n: one.near(even) for n, one in tried.items()} for even in TRUSTS]
         scores = [self._score(trial, judge) for trial in trials]
         best = scores.index(min(scores))
-        return {name: _noted(made, TRUSTS[best]) for name, made in trials[best].items()}
+        return {n: _noted(found.outcome(), TRUSTS[best]) for n, found in trials[best].items()}
 
-    def _score(self, trial: Mapping[str, Outcome], judge: Callable[[], float]) -> float:
+    def _score(self, trial: Mapping[str, Nearby], judge: Callable[[], float]) -> float:
         """The divergence of the model with other layers, which is then as it was."""
-        new: dict[Any, Any] = {self.layers[name]: made.new for name, made in trial.items()}
+        new: dict[Any, Any] = {self.layers[name]: found.layer() for name, found in trial.items()}
         swap(self.model, new)
         try:
             return judge()

@@ -118,7 +118,7 @@ from matrigami.operators._memory import (
     free_memory,
     is_big,
 )
-from matrigami.operators._metric import Metric, metric_fault, roots, whitening
+from matrigami.operators._metric import Metric, Target, metric_fault, metric_of, roots, whitening
 from matrigami.operators._newton import newton_fit
 from matrigami.operators._norm_terms import NormTerm, norm_terms
 from matrigami.operators._places import (
@@ -139,6 +139,7 @@ from matrigami.operators._projection import (
     fitted_corner,
     least_squares_fit,
     metric_project,
+    nearing,
     project,
     round_to,
     stacked,
@@ -207,6 +208,7 @@ __all__ = [
     "Structure",
     "SumMatrix",
     "Svd",
+    "Target",
     "TransposedMatrix",
     "TriangularMatrix",
     "TwoFactors",
@@ -268,11 +270,13 @@ __all__ = [
     "lu_solve",
     "mapped",
     "metric_fault",
+    "metric_of",
     "metric_project",
     "mirrored",
     "moving_spaces",
     "multiplied",
     "named_tensors",
+    "nearing",
     "newton_fit",
     "norm",
     "norm_terms",

@@ -11,6 +11,7 @@ positions, o, i = rows and columns of a block.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, Value
 from matrigami.operators._contraction import Contraction, contractions
-from matrigami.operators._metric import Metric
+from matrigami.operators._dense import DenseMatrix
+from matrigami.operators._metric import Metric, Target
 from matrigami.operators._tree import named_tensors, with_tensors
 
 TURN = 0.05
@@ -66,12 +68,24 @@ class _Part:
         p, q = self.matrix.shape
         self.order = self._positions(p, self.matrix.split_outputs)  # b s o
         self.at = self._positions(q, self.matrix.split_inputs)  # b s i
-        before = None if part.before is None else part.before.dense()
-        self.Q = None if before is None else self.matrix.split_inputs(before)  # b s i n
-        self.n = q if before is None else before.shape[-1]
+        self.before = part.before
+        self.n = q if part.before is None else part.before.shape[-1]
         m = p if part.after is None else part.after.shape[-2]
         small = part.after is not None and m * p * self.n <= SMALL
         self.P = self._columns() if small else None  # m (b s o)
+
+    @cached_property
+    def states(self) -> Inexact[Tensor, "b s i n"] | None:
+        """`Q`; None for the identity."""
+        return None if self.before is None else self.matrix.split_inputs(self.before.dense())
+
+    @cached_property
+    def felt(self) -> Inexact[Tensor, "b s i n"] | None:
+        """`Q right`; None where nothing comes before and the metric is quicker by itself."""
+        right = self.metric.right
+        if self.before is not None:
+            return self.matrix.split_inputs(self.metric.right_of(self.before))
+        return right.dense()[self.at] if isinstance(right, DenseMatrix) else None
 
     def blocks(self) -> Inexact[Tensor, "b o i"]:
         """The tensor as it is."""
@@ -81,14 +95,12 @@ class _Part:
         """Blocks in the shape of the tensor."""
         return self.matrix.with_blocks(C)
 
-    def product(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "m n"]:
-        """`P C Q`."""
-        Z = self._inserted(C).flatten(0, 2)
-        if self.P is not None:
-            return self.P @ Z
-        Y = torch.empty_like(Z)
-        Y[self.order.flatten()] = Z
-        return Y if self.after is None else self.after.matmat(Y)
+    def weighed(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "m n"]:
+        """`left P C Q right`."""
+        if self.felt is None:
+            return self.metric.apply(self._placed(self._inserted(C).flatten(0, 2)))
+        Z = (C[:, None] @ self.felt).flatten(0, 2)
+        return Metric(self.metric.left).apply(self._placed(Z))
 
     def pulled(self, M: Inexact[Tensor, "m n"]) -> Inexact[Tensor, "b o i"]:
         """`P.H M Q.H` on the blocks."""
@@ -97,7 +109,8 @@ class _Part:
         else:
             Y = (M if self.after is None else self.after.H.matmat(M))[self.order.flatten()]
         Y = Y.reshape(*self.order.shape, -1)
-        return (Y.gather(-1, self._columns_of(Y)) if self.Q is None else Y @ self.Q.mH).sum(1)
+        Y = Y.gather(-1, self._columns_of(Y)) if self.states is None else Y @ self.states.mH
+        return Y.sum(1)
 
     def output_blocks(self) -> Inexact[Tensor, "b o o"]:
         """The blocks of `P.H left P`, averaged over the shared positions."""
@@ -110,10 +123,17 @@ class _Part:
 
     def input_blocks(self) -> Inexact[Tensor, "b i i"]:
         """The blocks of `Q right Q.H`, summed over the shared positions."""
-        if self.Q is None:
+        if self.states is None or self.felt is None:
             return self._diagonal(self.metric.right, self.at).sum(1)
-        weighed = Metric(right=self.metric.right).apply(self.Q.flatten(0, 2)).reshape(self.Q.shape)
-        return (self.Q @ weighed.mH).sum(1)
+        return (self.states @ self.felt.mH).sum(1)
+
+    def _placed(self, Z: Inexact[Tensor, "p n"]) -> Inexact[Tensor, "m n"]:
+        """`P Z`, of a state in the order of the blocks."""
+        if self.P is not None:
+            return self.P @ Z
+        Y = torch.empty_like(Z)
+        Y[self.order.flatten()] = Z
+        return Y if self.after is None else self.after.matmat(Y)
 
     def _positions(self, size: int, split: Callable[[Tensor], Tensor]) -> Tensor:
         """Where the entries of a state come to lie among the blocks."""
@@ -125,9 +145,7 @@ class _Part:
         return self.at[:, :, None].expand(*Y.shape[:3], self.at.shape[-1])
 
     def _inserted(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b s o n"]:
-        """`C Q`; where nothing comes before, the blocks in their columns."""
-        if self.Q is not None:
-            return C[:, None] @ self.Q
+        """The blocks in their columns, where nothing comes before."""
         Z = C.new_zeros(*self.order.shape, self.n)
         at = self._columns_of(Z)
         return Z.scatter_(-1, at, C[:, None].expand(at.shape))
@@ -142,14 +160,14 @@ class _Part:
     def _columns(self) -> Inexact[Tensor, "m p"]:
         """`P`, its columns in the order of the blocks."""
         p = self.matrix.shape[-2]
-        eye = torch.eye(p, dtype=self.matrix.dtype, device=self.matrix.device)
-        return (eye if self.after is None else self.after.matmat(eye))[:, self.order.flatten()]
+        m = p if self.after is None else self.after.shape[-2]
+        eye = torch.eye(m, dtype=self.matrix.dtype, device=self.matrix.device)
+        return (eye if self.after is None else self.after.H.matmat(eye).mH)[:, self.order.flatten()]
 
 
 def alternate(
     A: Value,
-    W: Inexact[Tensor, "m n"],
-    metric: Metric,
+    target: Target,
     *,
     tol: float,
     steps: int,
@@ -162,19 +180,18 @@ def alternate(
 
     Args:
         A: Where to start; its tensors have a rule of `contractions`.
-        W: The matrix to come near to.
-        metric: The metric.
+        target: The matrix to come near to, in a metric.
         tol: Relative decrease of the squared error in `WINDOW` steps below which it ends.
         steps: Most steps.
         progress: Told the step and the relative error.
     """
-    whole, memory, joint = metric.square(W), _Memory(), False
-    at = _Point.of(A, W, metric)
+    whole, memory, joint = target.whole, _Memory(), False
+    at = _Point.of(A, target)
     errors = [at.error]
     for step in range(steps):
         if errors[-1] <= EXACT * whole:
             break
-        at = _step(at, W, metric, memory) if joint else _round(at, W, metric)
+        at = _step(at, target, memory) if joint else _round(at, target)
         errors.append(at.error)
         if progress is not None:
             progress(step + 1, (at.error / whole) ** 0.5)
@@ -192,11 +209,9 @@ class _Point(NamedTuple):
     error: float
 
     @staticmethod
-    def of(A: LinearOperator, W: Tensor, metric: Metric) -> "_Point":
+    def of(A: LinearOperator, target: Target) -> "_Point":
         """That of a value."""
-        E = W - A.dense()
-        pull = metric.apply(E)
-        return _Point(A, pull, float(torch.sum(E * pull.conj()).real))
+        return _Point(A, *target.pull(A))
 
     def moved(self, parts: dict[int, _Part], moves: list[Tensor]) -> LinearOperator:
         """The value with some tensors changed by as much."""
@@ -207,24 +222,27 @@ class _Point(NamedTuple):
 
 
 class _Memory:
-    """Pairs of moves and changes of the gradient, and the directions that follow from them."""
+    """Pairs of moves and changes of the gradient, and the directions that follow from them.
+
+    All tensors together are one vector, of k numbers.
+    """
 
     def __init__(self) -> None:
-        self.moves: list[list[Tensor]] = []
-        self.changes: list[list[Tensor]] = []
-        self.last: tuple[list[Tensor], list[Tensor]] | None = None
+        self.moves: list[Tensor] = []
+        self.changes: list[Tensor] = []
+        self.last: tuple[Tensor, Tensor] | None = None
         self.preconditioners: list[_Preconditioner] = []
         self.count = 0
 
-    def direction(self, parts: list[_Part], g: list[Tensor]) -> list[Tensor]:
+    def direction(self, parts: list[_Part], gradients: list[Tensor]) -> list[Tensor]:
         """Minus the inverse Hessian, as far as it is known, times the gradient."""
-        x = [part.blocks() for part in parts]
+        x, g = _vector([part.blocks() for part in parts]), _vector(gradients)
         if self.last is not None:
-            self._note([a - b for a, b in zip(x, self.last[0], strict=True)], g)
+            self._note(x - self.last[0], g - self.last[1])
         if self.count % REFRESH == 0:
             self.preconditioners = [_Preconditioner(part) for part in parts]
         self.count, self.last = self.count + 1, (x, g)
-        return [-t for t in self._product(g)]
+        return _split(-self._product(g), gradients)
 
     def forget(self) -> bool:
         """Start anew where a direction was of no use; whether there was something to forget."""
@@ -238,33 +256,42 @@ class _Memory:
             return not self.forget()
         return len(errors) > WINDOW and errors[-1] > (1 - tol) * errors[-1 - WINDOW]
 
-    def _note(self, move: list[Tensor], g: list[Tensor]) -> None:
+    def _note(self, move: Inexact[Tensor, " k"], change: Inexact[Tensor, " k"]) -> None:
         """Keep a pair if the error curves upwards along it."""
-        change = [a - b for a, b in zip(g, self.last[1], strict=True)]  # pyright: ignore[reportOptionalSubscript]
         if _dot(move, change) > 1e-12 * _dot(move, move):
             self.moves = [*self.moves, move][-PAIRS:]
             self.changes = [*self.changes, change][-PAIRS:]
 
-    def _product(self, g: list[Tensor]) -> list[Tensor]:
+    def _product(self, g: Inexact[Tensor, " k"]) -> Inexact[Tensor, " k"]:
         """The two loops of L-BFGS around the preconditioner."""
-        q, pairs = g, list(zip(self.moves, self.changes, strict=True))
-        weights = []
+        q, pairs, weights = g, list(zip(self.moves, self.changes, strict=True)), []
         for s, y in reversed(pairs):
             weights.append(_dot(s, q) / _dot(s, y))
-            q = [a - weights[-1] * b for a, b in zip(q, y, strict=True)]
+            q = q - weights[-1] * y
         q = self._preconditioned(q)
         if pairs:  # of the length that the last step would have had (Nocedal and Wright, 7.20)
             s, y = pairs[-1]
-            length = _dot(s, y) / _dot(y, self._preconditioned(y))
-            q = [length * a for a in q]
+            q = q * (_dot(s, y) / _dot(y, self._preconditioned(y)))
         for (s, y), weight in zip(pairs, reversed(weights), strict=True):
-            factor = weight - _dot(y, q) / _dot(s, y)
-            q = [a + factor * b for a, b in zip(q, s, strict=True)]
+            q = q + (weight - _dot(y, q) / _dot(s, y)) * s
         return q
 
-    def _preconditioned(self, q: list[Tensor]) -> list[Tensor]:
+    def _preconditioned(self, q: Inexact[Tensor, " k"]) -> Inexact[Tensor, " k"]:
         """The inverse of the blocks of every tensor by itself."""
-        return [D.solve(t) for D, t in zip(self.preconditioners, q, strict=True)]
+        every = self.preconditioners
+        parts = _split(q, [D.like for D in every])
+        return _vector([D.solve(t) for D, t in zip(every, parts, strict=True)])
+
+
+def _vector(tensors: list[Tensor]) -> Inexact[Tensor, " k"]:
+    """Tensors as one vector."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def _split(x: Inexact[Tensor, " k"], like: list[Tensor]) -> list[Tensor]:
+    """A vector as tensors of given shapes."""
+    parts = x.split([t.numel() for t in like])
+    return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
 
 
 class _Preconditioner:
@@ -272,28 +299,29 @@ class _Preconditioner:
 
     def __init__(self, part: _Part) -> None:
         self.left, self.right = _inverse(part.output_blocks()), _inverse(part.input_blocks())
+        self.like = part.blocks()
 
     def solve(self, C: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"]:
         """The blocks whose image is given."""
         return self.left @ C @ self.right
 
 
-def _round(at: _Point, W: Tensor, metric: Metric) -> _Point:
+def _round(at: _Point, target: Target) -> _Point:
     """The best of each tensor for all others, one after the other."""
     for i in range(len(named_tensors(at.A))):
-        part = _Part(contractions(at.A)[i], metric)
-        found = _Point.of(at.moved({i: part}, [_solved(part, part.pulled(at.pull))]), W, metric)
+        part = _Part(contractions(at.A)[i], target.metric)
+        found = _Point.of(at.moved({i: part}, [_solved(part, part.pulled(at.pull))]), target)
         at = found if found.error < at.error else at
     return at
 
 
-def _step(at: _Point, W: Tensor, metric: Metric, memory: _Memory) -> _Point:
+def _step(at: _Point, target: Target, memory: _Memory) -> _Point:
     """A step in all tensors, halved until it is better."""
-    parts = [_Part(part, metric) for part in contractions(at.A)]
+    parts = [_Part(part, target.metric) for part in contractions(at.A)]
     d = memory.direction(parts, [-part.pulled(at.pull) for part in parts])
     for halvings in range(HALVINGS):
         moves = [t / 2**halvings for t in d]
-        found = _Point.of(at.moved(dict(enumerate(parts)), moves), W, metric)
+        found = _Point.of(at.moved(dict(enumerate(parts)), moves), target)
         if found.error < at.error:
             return found
     return at
@@ -303,26 +331,26 @@ def _solved(part: _Part, r: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"
     """Preconditioned conjugate gradients for the normal equations of one tensor."""
     inverse = _Preconditioner(part)
     x, z = torch.zeros_like(r), inverse.solve(r)
-    p, rho = z, _dot([r], [z])
+    p, rho = z, _dot(r, z)
     target = SOLVED**2 * rho
     for _ in range(SOLVE_STEPS):
         if not rho > target:
             break
-        q = part.pulled(part.metric.apply(part.product(p)))
-        curvature = _dot([p], [q])
+        q = part.pulled(part.weighed(p))
+        curvature = _dot(p, q)
         if not curvature > 0:
             break
         step = rho / curvature
         x, r = x + step * p, r - step * q
         z = inverse.solve(r)
-        rho, last = _dot([r], [z]), rho
+        rho, last = _dot(r, z), rho
         p = z + rho / last * p
     return x
 
 
-def _dot(X: list[Tensor], Y: list[Tensor]) -> float:
+def _dot(X: Tensor, Y: Tensor) -> float:
     """The real inner product."""
-    return sum(float(torch.sum(a.conj() * b).real) for a, b in zip(X, Y, strict=True))
+    return float(torch.sum(X.conj() * Y).real)
 
 
 def _inverse(G: Inexact[Tensor, "b o o"]) -> Inexact[Tensor, "b o o"]:

@@ -5,6 +5,7 @@ Shapes: m = rows, n = columns, b = blocks, s = shared positions, o, i = rows and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from matrigami.operators._base import LinearOperator, Value
 from matrigami.operators._contraction import contractions
 from matrigami.operators._dense import DenseMatrix, operator
 from matrigami.operators._eigen import eigh
+from matrigami.operators._functions import cost
 from matrigami.operators._kernels import SKEW, is_hermitian
 from matrigami.operators._spectral import SpectralMatrix
 from matrigami.operators._tree import named_tensors, with_tensors
@@ -24,6 +26,9 @@ NEGATIVE = 1e-5
 
 RANK = 1e-12
 """Eigenvalues below this share of the largest are taken as zeros."""
+
+COLUMNS = 1024
+"""Columns of a metric that a structure is multiplied by at once: its states need memory, too."""
 
 PIVOT = 1e-4
 """A Cholesky factor with a diagonal entry below this share of the largest is not relied on."""
@@ -41,6 +46,15 @@ class Metric:
         X = X if self.left is None else self.left @ X
         return X if self.right is None else X @ self.right
 
+    def right_of(self, A: LinearOperator) -> Inexact[Tensor, "m n"]:
+        """`A @ right`, by the structure of `A` where that is less work."""
+        m, n = A.shape[-2:]
+        if isinstance(self.right, DenseMatrix) and cost(A).macs < m * n:
+            parts = self.right.entries.split(COLUMNS, -1)
+            return torch.cat([A.matmat(part) for part in parts], -1)
+        D = A.dense()
+        return D if self.right is None else D @ self.right
+
     def square(self, X: Inexact[Tensor, "*batch m n"]) -> float:
         """`trace(left X right X.H)`."""
         return float(torch.sum(X * self.apply(X).conj()).real)
@@ -49,6 +63,29 @@ class Metric:
         """A function of both sides."""
         left, right = (None if M is None else function(M) for M in (self.left, self.right))
         return Metric(left, right)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A matrix to come near to in a metric; what every search needs of it is computed once."""
+
+    W: Inexact[Tensor, "m n"]
+    metric: Metric
+
+    @cached_property
+    def seen(self) -> Inexact[Tensor, "m n"]:
+        """`W right`."""
+        return Metric(right=self.metric.right).apply(self.W)
+
+    @cached_property
+    def whole(self) -> float:
+        """The squared norm in the metric."""
+        return float(torch.sum(self.W * Metric(self.metric.left).apply(self.seen).conj()).real)
+
+    def pull(self, A: LinearOperator) -> tuple[Inexact[Tensor, "m n"], float]:
+        """`left (W - A) right`, and the squared error of `A` in the metric."""
+        pull = Metric(self.metric.left).apply(self.seen - self.metric.right_of(A))
+        return pull, float(torch.sum((self.W - A.dense()) * pull.conj()).real)
 
 
 def metric_of(W: Inexact[Tensor, "*batch m n"], left: Any, right: Any) -> Metric:
@@ -87,13 +124,13 @@ def metric_fault(A: LinearOperator) -> str:
         return ""
     if isinstance(A, DenseMatrix) and not is_hermitian(A.entries, SKEW):
         return "does not equal its adjoint"
-    values = None if _factors(A, NEGATIVE) else eigh(_double(A)).values
+    values = None if _factors(A) or _factors(_double(A)) else eigh(_double(A)).values
     if values is not None and bool((values.amin(-1) < -NEGATIVE * values.abs().amax(-1)).any()):
         return f"has the eigenvalue {float(values.amin()):.2g}"
     return ""
 
 
-def _factors(A: LinearOperator, share: float) -> bool:
+def _factors(A: LinearOperator) -> bool:
     """Whether a dense matrix has a Cholesky factor once a share of its largest diagonal is added.
 
     Its least eigenvalue is then above minus this share of the largest: a tenth of the work of
@@ -101,9 +138,9 @@ def _factors(A: LinearOperator, share: float) -> bool:
     """
     if not isinstance(A, DenseMatrix):
         return False
-    M = _double(A).dense()
+    M = A.dense()
     top = M.diagonal(dim1=-2, dim2=-1).real.amax(-1).clamp_min(0)
-    shift = share * top[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    shift = NEGATIVE * top[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     return not bool(torch.linalg.cholesky_ex(M + shift).info.any())
 
 
@@ -136,10 +173,11 @@ def roots(A: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
 def whitened(
     project: Callable[[Tensor], LinearOperator], W: Tensor, start: LinearOperator, metric: Metric
 ) -> LinearOperator | None:
-    """The projection of `left^(1/2) W right^(1/2)`, taken back by the outermost tensors.
+    """The projection of the whitened matrix, taken back by the outermost tensors.
 
-    Exact where the metric is block diagonal in the blocks of those tensors and the projection in
-    the Frobenius norm is; else that of the blocks on its diagonal. None where they cannot take it.
+    That is `F W G.H`, where `F.H F` is `left` and `G.H G` `right`. Exact where the metric is block
+    diagonal in the blocks of those tensors and the projection in the Frobenius norm is; else that
+    of the blocks on its diagonal. None where they cannot take it.
     """
     sides = []
     for M, on_rows in ((metric.left, True), (metric.right, False)):
@@ -148,7 +186,7 @@ def whitened(
             return None
         sides.append(side)
         if side is not None:
-            W = side.root @ W if on_rows else W @ side.root
+            W = side.whitened(W) if on_rows else side.whitened(W.mH).mH
     A = project(W)
     for side in sides:
         A = A if side is None else side.taken(A)
@@ -159,15 +197,23 @@ def whitened(
 class _Side:
     """One side of a metric as blocks that one tensor can take in."""
 
-    root: Tensor
-    inverse: Tensor
+    factor: Inexact[Tensor, "b i i"]
+    inverse: Inexact[Tensor, "b i i"]
+    at: Tensor
     index: int
     on_rows: bool
+
+    def whitened(self, X: Inexact[Tensor, "n k"]) -> Inexact[Tensor, "n k"]:
+        """The factors on the rows of a matrix, block by block."""
+        Y = torch.empty_like(X)
+        Y[self.at] = self.factor[:, None] @ X[self.at]  # b s i k
+        return Y
 
     def taken(self, A: Value) -> Value:
         """A value with the inverse root taken in."""
         matrix = contractions(A)[self.index].matrix
-        C = self.inverse @ matrix.blocks() if self.on_rows else matrix.blocks() @ self.inverse
+        C = matrix.blocks()
+        C = self.inverse @ C if self.on_rows else C @ self.inverse.mH
         tensors = list(named_tensors(A).values())
         tensors[self.index] = matrix.with_blocks(C)
         return with_tensors(A, iter(tensors))
@@ -186,11 +232,9 @@ def _side(A: LinearOperator, M: LinearOperator, *, on_rows: bool) -> _Side | Non
     matrix = matrix.T if on_rows else matrix
     order = matrix.split_inputs(torch.arange(len(D), device=D.device, dtype=torch.float64)[:, None])
     at = order[..., 0].long()  # b s i
-    pairs = at[..., :, None], at[..., None, :]
-    root, inverse = (t.dense() for t in roots(DenseMatrix(D[pairs].mean(-3))))  # b i i
-    full = torch.zeros_like(D)
-    full[pairs] = root[:, None].expand(*at.shape, at.shape[-1])
-    return _Side(full, inverse, free.index(True), on_rows)
+    blocks = D[at[..., :, None], at[..., None, :]].mean(-3)
+    factor, inverse = (t.dense() for t in whitening(DenseMatrix(blocks)))  # b i i
+    return _Side(factor, inverse, at, free.index(True), on_rows)
 
 
 def _double(A: LinearOperator) -> LinearOperator:

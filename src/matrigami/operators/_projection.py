@@ -21,7 +21,7 @@ from matrigami.operators._convert import as_tensor
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete
 from matrigami.operators._memory import dense
-from matrigami.operators._metric import Metric, metric_of, whitened
+from matrigami.operators._metric import Metric, Target, metric_of, whitened
 from matrigami.operators._recipe import Structure
 from matrigami.operators._tree import expand, mapped, named_tensors, with_tensors
 
@@ -176,6 +176,8 @@ class Search:
         tol: Relative decrease of the squared error in five steps below which it ends.
         steps: Most steps.
         progress: Told the step and the relative error.
+        start: A member to begin at; None for projections.
+        target: The matrix with the metric, where searches share it.
     """
 
     project: Callable[[Tensor], LinearOperator]
@@ -183,6 +185,8 @@ class Search:
     tol: float = TOL
     steps: int = ROUNDS
     progress: Progress | None = None
+    start: LinearOperator | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -195,17 +199,18 @@ class Search:
             )
 
     def __call__(self, W: Inexact[Tensor, "m n"]) -> LinearOperator:
-        """From the projection of the matrix, or of the whitened one, the better first."""
-        start = self.project(W)
+        """From a member, or the projection of the matrix or of the whitened one, the better."""
+        start = self.project(W) if self.start is None else self.start
         try:
             contractions(start)
         except TypeError:
             return least_squares_fit(start, W, self.metric)
-        other = whitened(self.project, W, start, self.metric)
+        target = Target(W, self.metric) if self.target is None else self.target
+        other = whitened(self.project, W, start, self.metric) if self.start is None else None
         starts = [start] if other is None else [start, other]
-        best = min(starts, key=lambda A: self.metric.square(W - A.dense()))
+        best = min(starts, key=lambda A: target.pull(A)[1])
         options = {"tol": self.tol, "steps": self.steps, "progress": self.progress}
-        return alternate(best, W, self.metric, **options)
+        return alternate(best, target, **options)
 
     def each(self, W: Inexact[Tensor, "*batch m n"]) -> LinearOperator:
         """The same for every matrix of a stack."""
@@ -216,7 +221,7 @@ class Search:
         for i, w in enumerate(W.flatten(0, -3)):
             at = tuple(int(t) for t in torch.unravel_index(torch.tensor(i), batch))
             metric = self.metric.each(lambda M, at=at: expand(M, batch)[at])
-            found.append(replace(self, metric=metric)(w))
+            found.append(replace(self, metric=metric, target=None)(w))
         return stacked(found, batch)
 
 
@@ -225,6 +230,12 @@ def stacked(values: list[Value], batch: tuple[int, ...]) -> Value:
     parts = zip(*[named_tensors(A).values() for A in values], strict=True)
     every = [torch.stack(t).reshape(*batch, *t[0].shape) for t in parts]
     return with_tensors(values[0], iter(every))
+
+
+def nearing(recipe: Structure, target: Target, **how: Any) -> LinearOperator:
+    """`project` in a metric that is known to be one; the search may begin at a member, `start`."""
+    search = Search(partial(project.answer, recipe), target.metric, target=target, **how)
+    return metric_project(recipe, target.W, search)
 
 
 @OpenFunction

@@ -33,6 +33,7 @@ from matrigami.operators import (
     LinearOperator,
     Metric,
     Structure,
+    Target,
     add,
     alternate,
     contraction,
@@ -301,7 +302,7 @@ def _nearest(recipe: MultiLevelLowRank, W: Inexact[Tensor, "m n"]) -> LinearOper
         return A
     if sum(t.numel() for t in named_tensors(A).values()) <= FEW:
         return newton_fit(A, W)
-    return alternate(A, W, Metric(), tol=FLAT, steps=TOGETHER)
+    return alternate(A, Target(W, Metric()), tol=FLAT, steps=TOGETHER)
 
 
 def _swept(ranks: Sequence[int], W: Inexact[Tensor, "m n"]) -> MultiLevelLowRankMatrix:
