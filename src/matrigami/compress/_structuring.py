@@ -66,7 +66,7 @@ class Structuring:
         self.recipes = method if isinstance(method, tuple) else (method,)
         self.plain: Tried = [(recipe, project(recipe, self.W)) for recipe in self.recipes]
         self.errors = [self.error(A) for _, A in self.plain]
-        self.starts: dict[Structure, LinearOperator] = {}
+        self.starts: dict[Structure, LinearOperator | None] = {}
 
     def error(self, A: LinearOperator) -> Float[Tensor, "m m"]:
         """`E A E.T` of an error, on held-out vectors; in single precision, to compare members."""
@@ -88,7 +88,7 @@ class Structuring:
         target = Target(self.W, Metric(left, self.right))
         found.searches.extend(begun(self.recipes, target, found.loss, self.starts))
         self.recipes = tuple(one.recipe for one in found.searches)
-        self.starts = {one.recipe: one.found for one in found.searches}  # pyright: ignore[reportAttributeAccessIssue]
+        self.starts = {one.recipe: one.found for one in found.searches}
         return found
 
 
@@ -140,8 +140,8 @@ class Nearby:
         return losses.index(min(losses))
 
     def _weighed(self, K: Float[Tensor, "m m"]) -> float:
-        """`tr(B E A E.T) / 2`."""
-        return float((K.trace() if self.B is None else (self.B * K).sum()) / 2)
+        """`tr(B E A E.T) / 2`; rounding goes below zero."""
+        return max(float((K.trace() if self.B is None else (self.B * K).sum()) / 2), 0.0)
 
     def _exact(self, E: Float[Tensor, "m n"]) -> float:
         """The same in double precision."""

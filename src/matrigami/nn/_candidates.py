@@ -75,7 +75,7 @@ def begun(
     recipes: Sequence[Structure],
     target: Target,
     judge: Loss,
-    starts: Mapping[Structure, LinearOperator] | None = None,
+    starts: Mapping[Structure, LinearOperator | None] | None = None,
 ) -> list[Approach]:
     """Searches that come near the best after a few steps.
 
