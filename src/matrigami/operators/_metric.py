@@ -138,7 +138,7 @@ def _factors(A: LinearOperator) -> bool:
     """
     if not isinstance(A, DenseMatrix):
         return False
-    M = A.dense()
+    M = A.dense().to(torch.promote_types(A.dtype, torch.float32))
     top = M.diagonal(dim1=-2, dim2=-1).real.amax(-1).clamp_min(0)
     shift = NEGATIVE * top[..., None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     return not bool(torch.linalg.cholesky_ex(M + shift).info.any())
