@@ -77,6 +77,9 @@ def test_plan_compress_evaluate_and_export(place, capsys):
     planned = out_of(capsys, "quantize", *MODEL, "--plan")
     assert list(planned["options"]) == ["0", "1.0", "2.0", "3.0"]
     assert [o["index"] for o in planned["options"]["0"]] == [0, 1, 2, 3]
+    for asked in (("quantize", *MODEL, "--bits", "3"), ("prune", *MODEL, "--pattern", "4:8")):
+        (option,) = out_of(capsys, *asked, "--plan", "--targets", "1.0")["options"]["1.0"]
+        assert option["method"].startswith(("Grid(3", "n_of_m(4, 8)"))
     done = out_of(capsys, "quantize", *MODEL, "-o", "small", "--bits", "3", "--group", "8")
     assert done["bytes"] == Path("small/matrigami.safetensors").stat().st_size
     assert all(layer["loss"] <= layer["simple"] for layer in done["layers"])
@@ -113,6 +116,8 @@ def test_structures_and_budgets(place, capsys):
     assert run(["export", "low", "--format", "dense", "-o", "d", "--into", "made.py:model"]) == 0
     assert load_file("d/model.safetensors")["1.0.weight"].shape == (24, 24)
     done = out_of(capsys, "quantize", *MODEL, "-o", "mixed", "--budget", "0.15x bytes")
+    other = out_of(capsys, "quantize", *MODEL, "-o", "o", "--budget", "0.15x bytes", "--one-sided")
+    assert [r["loss"] for r in other["layers"]] != [r["loss"] for r in done["layers"]]
     sizes = [24 * 7, *[24 * 24] * 3]
     bits = sum(n * layer["bits"] for n, layer in zip(sizes, done["layers"], strict=True))
     assert 0.05 < bits / (32 * sum(sizes)) <= 0.15
@@ -143,6 +148,16 @@ def test_structures_and_budgets(place, capsys):
         (("prune", *MODEL, "-o", "x", "--pattern", "24"), "two numbers"),
         (("prune", *MODEL, "-o", "x", "--pattern", "2:4"), "not a multiple of 4"),
         (("structure", *MODEL, "-o", "x"), "one of --structure and --budget"),
+        (
+            ("structure", *MODEL, "--plan", "--structure", "dense", "--budget", "0.5x macs"),
+            "one of",
+        ),
+        (
+            ("prune", *MODEL, "-o", "x", "--sparsity", "0.6", "--pattern", "2:4"),
+            "one of --sparsity",
+        ),
+        (("quantize", *MODEL, "-o", "x", "--bits", "3", "--budget", "0.2x bytes"), "one of --bits"),
+        (("quantize", *MODEL, "--plan", "--budget", "0.2x bytes"), "one of --budget and --plan"),
         (("structure", *MODEL, "-o", "x", "--structure", "lowrnk(2)"), "lowrank"),
         (("quantize", *MODEL, "-o", "x", "--targets", "mlp"), "matches no layer"),
         (("quantize", "calib.safetensors", *MODEL[1:], "-o", "x"), "--into"),

@@ -134,6 +134,8 @@ def test_every_layer_has_its_own_method(problem):
     assert [r.method.split("(")[0] for r in report.layers] == ["Grid", "LowRank"]
     with pytest.raises(ValueError, match="head: n_of_m"):
         compress_(made, data, {"head": n_of_m(3, 5)})
+    with pytest.raises(ValueError, match="patterns of the mapping are the targets"):
+        compress_(made, data, {"stem": Grid(8, None)}, targets="*.up")
 
 
 def test_an_evaluation_is_that_of_its_definitions():

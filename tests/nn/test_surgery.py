@@ -136,6 +136,7 @@ def test_a_layer_whose_weight_is_that_of_an_embedding_is_refused():
         ({"budget": "half"}, "0.5x macs"),
         ({}, "one of structure= and budget="),
         ({"structure": {"*": FULL}, "targets": "*"}, "patterns of the mapping"),
+        ({"structure": FULL, "init": "random", "metric": {}}, "metric= was given beside"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(arguments, message):

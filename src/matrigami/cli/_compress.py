@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
 from matrigami.cli._paths import FILE
@@ -36,7 +37,11 @@ OPTIONS = (
         "--separate", is_flag=True, help="Give fused attention and experts a layer a matrix first."
     ),
     *EXAMPLES,
-    click.option("--plan", is_flag=True, help="Change nothing: show what each choice would cost."),
+    click.option(
+        "--plan",
+        is_flag=True,
+        help="Change nothing: show what the choice, or else each, would cost.",
+    ),
     click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table."),
 )
 
@@ -74,7 +79,11 @@ def quantize(bits: int, group: int, asymmetric: bool, budget: str | None, **opti
 
     grids = [Grid(b, group or None, not asymmetric) for b in (2, 3, 4, 8)]
     chosen = Grid(bits, group or None, not asymmetric)
-    return _run(chosen, grids, grids if budget else None, budget, **options)
+    asked = _asked("bits", "budget")
+    if asked == "budget" and options["plan"]:
+        raise click.UsageError("Give one of --budget and --plan.")
+    choices = [chosen] if asked == "bits" else grids
+    return _run(chosen, choices, grids if budget else None, budget, **options)
 
 
 @click.command()
@@ -97,14 +106,15 @@ def prune(sparsity: float, pattern: str | None, **options: Any) -> int:
 
     supports = [unstructured(share) for share in (0.3, 0.5, 0.7, 0.9)]
     chosen = unstructured(sparsity) if pattern is None else n_of_m(*_pattern(pattern))
-    return _run(chosen, supports, None, None, **options)
+    choices = [chosen] if _asked("sparsity", "pattern") else supports
+    return _run(chosen, choices, None, None, **options)
 
 
 @click.command()
 @shared
-@click.option("--structure", "recipe", help="E.g. 'lowrank(rank=0.25)' or 'monarch(blocks=4)'.")
+@click.option("--structure", help="E.g. 'lowrank(rank=0.25)' or 'monarch(blocks=4)'.")
 @click.option("--budget", help="The nearest structure of full rank below e.g. '0.5x macs'.")
-def structure(recipe: str | None, budget: str | None, **options: Any) -> int:
+def structure(structure: str | None, budget: str | None, **options: Any) -> int:
     """Exchange the linear layers of MODEL for structured ones, nearest where the loss feels it.
 
     MODEL is named as in `matrigami quantize`.
@@ -116,12 +126,21 @@ def structure(recipe: str | None, budget: str | None, **options: Any) -> int:
     """
     from matrigami import LowRank, parse
 
-    if not options["plan"] and (recipe is None) == (budget is None):
+    if not _asked("structure", "budget") and not options["plan"]:
         raise click.UsageError("Give one of --structure and --budget, or --plan.")
-    chosen = parse(recipe) if recipe else budget
+    chosen = budget if structure is None else parse(structure)
     several = [LowRank(rank=share) for share in (0.5, 0.25)]
     budgets: list[Any] = ["0.75x macs", "0.5x macs", "0.25x macs"]
     return _run(chosen, [chosen] if chosen else [*several, *budgets], None, None, **options)
+
+
+def _asked(*names: str) -> str | None:
+    """Which of some options that exclude each other was given, if any."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in names if source(name) is ParameterSource.COMMANDLINE]
+    if len(given) > 1:
+        raise click.UsageError(f"Give one of {' and '.join(f'--{name}' for name in given)}.")
+    return given[0] if given else None
 
 
 def _pattern(text: str) -> tuple[int, int]:
@@ -174,7 +193,7 @@ def _run(
             _page(found, out)
         return 0
     if over is not None and budget is not None:
-        made = compress.allocate(net, data, budget, over, **options)
+        made = compress.allocate(net, data, budget, over, two_sided=two_sided, **options)
         say(str(made))
         net, report = made.model, made.report
         _save(net, out, report, model, into)

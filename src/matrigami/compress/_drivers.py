@@ -165,7 +165,13 @@ def compress_(
     Raises:
         ValueError: If a pattern matches nothing, a method does not fit, or there are no batches.
     """
-    targets = list(methods) if isinstance(methods, Mapping) else targets
+    if isinstance(methods, Mapping):
+        if targets is not None:
+            raise ValueError(
+                "compress_: targets= were given beside a mapping of patterns to methods.\n"
+                "The patterns of the mapping are the targets."
+            )
+        targets = list(methods)
     options = (targets, ignore, two_sided, damping, progress, journal)
     return _compressed(model, calibration, methods, *options)
 

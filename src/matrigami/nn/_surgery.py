@@ -223,6 +223,11 @@ def _member(
     """The weight of a new layer, its structure and its error: of several the nearest."""
     m, n = _size(layer)
     if init == "random":
+        if metric is not None:
+            raise ValueError(
+                "replace_: metric= was given beside init='random'.\n"
+                "Nothing is projected there. Leave one of them out."
+            )
         best = max(recipes, key=lambda recipe: cost(recipe.init(m, n, device="meta")).params)
         return None, best, float("nan")
     if init != "project":
