@@ -10,12 +10,14 @@ from matrigami import LowRank
 from matrigami.compress import (
     Grid,
     allocate,
+    compress_,
     evaluate,
     n_of_m,
     plan,
     prune_,
     quantize_,
     round_ldl,
+    save,
     set_weight,
     shrink_,
     structure_,
@@ -23,7 +25,7 @@ from matrigami.compress import (
     weight,
 )
 from matrigami.compress._calibration import chain
-from matrigami.nn import separate_
+from matrigami.nn import StructuredLinear, replace_, separate_, to_dense_
 
 
 def network(width=12):
@@ -53,7 +55,7 @@ def spoiled(name, value=torch.nan):
         (network(), [torch.randn(16, 7).double()], "float64(.|\n)*same dtype"),
         (network(), [torch.full((16, 7), torch.nan)], "NaN"),
         (nn.Sequential(), batches(), "none of its layers is one matrix"),
-        (nn.Linear(7, 5), batches(), "only itself is one matrix"),
+        (nn.Linear(7, 5), batches(), "is one matrix itself"),
         (nn.Sequential(nn.Linear(7, 5)), batches(), "only 0 is one matrix"),
     ],
 )
@@ -64,6 +66,82 @@ def test_bad_models_and_batches_are_refused_in_words(model, data, message, two_s
     assert str(caught.value).count("\n") >= 1
     for name, t in model.state_dict().items():
         torch.testing.assert_close(t, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+WRONG = {
+    "a number for a grid": lambda m: quantize_(m, batches(), 4),
+    "a number for a support": lambda m: prune_(m, batches(), 0.5),
+    "a grid for a support": lambda m: prune_(m, batches(), Grid(4)),
+    "a text for a structure": lambda m: structure_(m, batches(), "lowrank"),
+    "a class for a structure": lambda m: structure_(m, batches(), LowRank),
+    "a number for a method": lambda m: compress_(m, batches(), 3),
+    "a class for the new structure": lambda m: replace_(m, LowRank),
+    "a number among structures": lambda m: replace_(m, {"0": LowRank(rank=2), "2": 3}),
+    "a class for names": lambda m: quantize_(m, batches(), targets=nn.Linear),
+    "classes for names": lambda m: quantize_(m, batches(), ignore=[nn.Linear]),
+    "a text for batches": lambda m: quantize_(m, "text.txt"),
+    "one mapping for batches": lambda m: quantize_(m, {"input": batches()[0]}),
+    "nothing for batches": lambda m: quantize_(m, None),
+    "a word for two sides": lambda m: quantize_(m, batches(), two_sided="yes"),
+    "a class for a model": lambda m: quantize_(nn.Linear, batches()),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+def test_what_is_of_another_kind_is_refused_and_nothing_is_changed(call):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError):
+        call(model)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("damping", [-1.0, float("nan"), ()])
+def test_dampings_are_numbers_from_zero(damping):
+    with pytest.raises(ValueError, match="a number from 0"):
+        prune_(network(), batches(), unstructured(0.5), damping=damping)
+
+
+def test_what_has_no_numbers_is_told_by_name(tmp_path):
+    model = network().to("meta")
+    for call in (
+        lambda: quantize_(model, batches()),
+        lambda: replace_(model, LowRank(rank=2)),
+        lambda: save(model, tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match=r"0.* is on the meta device"):
+            call()
+    assert not (tmp_path / "out").exists()
+    replace_(model, LowRank(rank=2), init="random")
+    assert model[0].U.is_meta
+
+
+def test_a_model_that_is_one_layer_is_not_exchanged():
+    """It cannot be: who holds it would keep the old one."""
+    with pytest.raises(ValueError, match="is one matrix itself"):
+        replace_(nn.Linear(8, 8), LowRank(rank=2), targets="*")
+    with pytest.raises(ValueError, match="would itself be another layer"):
+        to_dense_(StructuredLinear(8, 8, LowRank(rank=2)))
+
+
+def test_all_layers_that_do_not_fit_are_named():
+    model = network(width=10)
+    for call in (
+        lambda: prune_(model, batches(), n_of_m(2, 4)),
+        lambda: replace_(model, budget="0.1x macs"),
+        lambda: structure_(model, batches(), LowRank(rank=9)),
+        lambda: replace_(model, LowRank(rank=9)),
+    ):
+        with pytest.raises(ValueError, match=r"(?s)^0: .*Refused, too, 1: 2\."):
+            call()
+
+
+def test_a_batch_that_fails_in_a_block_is_told_in_words():
+    model = nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 5), nn.Linear(5, 4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"called with float32 \(16, 7\)"):
+        quantize_(model, [*batches(), batches()[0].float()], two_sided=False)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])

@@ -29,11 +29,17 @@ PATCHES = {k: v for k, v in SIZES.items() if k != "vocab_size"} | {
     "image_size": 16,
     "patch_size": 4,
 }
+FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 T5 = {"vocab_size": 64, "d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
 KINDS = {
     "gpt2": (
         "AutoModelForCausalLM",
         lambda: transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
+        {"input_ids": IDS},
+    ),
+    "falcon": (
+        "AutoModelForCausalLM",
+        lambda: transformers.FalconConfig(**FALCON, num_attention_heads=4),
         {"input_ids": IDS},
     ),
     "bert": (
@@ -45,6 +51,11 @@ KINDS = {
         "AutoModelForImageClassification",
         lambda: transformers.ViTConfig(**PATCHES, num_labels=5),
         {"pixel_values": torch.linspace(-1, 1, 4 * 3 * 256).sin().view(4, 3, 16, 16)},
+    ),
+    "resnet": (
+        "AutoModelForImageClassification",
+        lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+        {"pixel_values": torch.linspace(-1, 1, 4 * 3 * 1024).sin().view(4, 3, 32, 32)},
     ),
     "t5": (
         "AutoModelForSeq2SeqLM",

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from matrigami.compress._layers import rows
 from matrigami.compress._moments import Seen, Sums
-from matrigami.compress._running import Once, at_rest, called, first, hooked, input_of
+from matrigami.compress._running import (
+    Once,
+    at_rest,
+    called,
+    explained,
+    first,
+    hooked,
+    input_of,
+)
 
 HELD_OUT = 4
 """One batch of so many is held out; of fewer batches, one vector of so many."""
@@ -107,7 +115,8 @@ def _along(
 def _run(module: nn.Module, call: Call) -> Any:
     """A block on its arguments; it may work in place, and they are needed again."""
     x, *rest = call[0]
-    return module(x.clone() if isinstance(x, Tensor) else x, *rest, **call[1])
+    with explained(module, call):
+        return module(x.clone() if isinstance(x, Tensor) else x, *rest, **call[1])
 
 
 def _pass_on(module: nn.Module, calls: list[Call], passed: list[Call], i: int) -> None:

@@ -3,7 +3,7 @@
 Shapes: m = outputs, n = inputs of a layer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, untouched, weight
 from matrigami.compress._methods import Method, Progress, described, fitting
-from matrigami.compress._moments import Seen
+from matrigami.compress._moments import Seen, checked_dampings
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
-from matrigami.compress._running import batches_of
+from matrigami.compress._running import batches_of, expect
 from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
+from matrigami.nn._choice import for_each
 from matrigami.operators import Structure
 
 
@@ -56,8 +57,10 @@ def quantize_(
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
+    grid = Grid() if grid is None else grid
+    expect("quantize_(grid=)", grid, Grid, "Grid(4)")
     options = (targets, ignore, two_sided, damping, progress, journal)
-    return _compressed(model, calibration, Grid() if grid is None else grid, *options)
+    return _compressed(model, calibration, grid, *options)
 
 
 def prune_(
@@ -89,6 +92,7 @@ def prune_(
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
+    expect("prune_(support=)", support, Callable, "unstructured(0.5) or n_of_m(2, 4)")
     options = (targets, ignore, two_sided, damping, progress, journal)
     return _compressed(model, calibration, support, *options)
 
@@ -132,6 +136,8 @@ def structure_(
             "Write structure_(model, data, LowRank(rank=0.25)) or budget='0.5x macs'."
         )
     methods: Any = structure if budget is None else budget
+    kinds = Structure if budget is None else str
+    expect("structure_(structure=, budget=)", methods, kinds, "LowRank(rank=0.25), or '0.5x macs'")
     options = (targets, ignore, two_sided, damping, progress, journal)
     return _compressed(model, calibration, methods, *options)
 
@@ -185,7 +191,7 @@ def by_layer(
         found = {name: methods[patterns[name]] for name in layers}
     else:
         found = dict.fromkeys(layers, methods)
-    return {name: fitting(method, name, layers[name]) for name, method in found.items()}
+    return for_each(layers, lambda name, layer: fitting(found[name], layer))
 
 
 def _compressed(
@@ -201,6 +207,7 @@ def _compressed(
 ) -> Report:
     """Compress the chosen layers block by block, each behind those that are compressed."""
     layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    checked_dampings("compress", 0.0 if damping is None else damping)
     ways = by_layer(model, layers, methods)
     told = {name: described(method) for name, method in ways.items()}
     book = None

@@ -50,11 +50,20 @@ def new_folder(folder: str | Path, source: str | Path | None = None) -> Iterator
 
 
 def own_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state of a model, and the names whose tensor is that of another name."""
+    """The state of a model, and the names whose tensor is that of another name.
+
+    Raises:
+        ValueError: If a tensor has no numbers.
+    """
     seen: dict[tuple[Any, ...], str] = {}
     found: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     for name, t in model.state_dict().items():
+        if t.is_meta:
+            raise ValueError(
+                f"save({type(model).__name__}): {name} is on the meta device and has no numbers.\n"
+                "Load its weights first."
+            )
         key = (t.data_ptr(), tuple(t.shape), t.stride())
         if t.numel() and key in seen:
             tied[name] = seen[key]

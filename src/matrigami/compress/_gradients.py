@@ -19,6 +19,7 @@ from matrigami.compress._running import (
     at_rest,
     batches_of,
     called,
+    expect,
     frozen,
     hooked,
     input_of,
@@ -82,6 +83,7 @@ def gradients_of(
     """
     if isinstance(two_sided, bool):
         return output_moments(model, layers, data) if two_sided else {}
+    expect("two_sided=", two_sided, Mapping, "True, False, or what gradient_moments returns")
     if not layers.keys() & two_sided.keys():
         raise ValueError(
             f"two_sided: moments of {len(two_sided)} layers were given, of none that is "

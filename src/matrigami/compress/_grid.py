@@ -130,10 +130,10 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
-            raise ValueError(f"Grid(bits={self.bits}): bits must be 2 to 8.\nUse 2, 3, 4 or 8.")
-        if self.group is not None and self.group < 1:
+            raise ValueError(f"Grid(bits={self.bits!r}): bits must be 2 to 8.\nUse 2, 3, 4 or 8.")
+        if self.group is not None and not (isinstance(self.group, int) and self.group >= 1):
             raise ValueError(
-                f"Grid(group={self.group}): a group has at least one input.\n"
+                f"Grid(group={self.group!r}): it must be a number of inputs, at least one.\n"
                 "Use None for whole rows."
             )
 

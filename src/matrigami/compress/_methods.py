@@ -21,6 +21,7 @@ from matrigami.compress._moments import Seen
 from matrigami.compress._outcome import DAMPING, NAN, UNREACHED, Outcome, aim, half_loss
 from matrigami.compress._removal import Support, remove
 from matrigami.compress._rounding import roundings
+from matrigami.compress._running import expect
 from matrigami.compress._structuring import EVEN, Structuring
 from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
 from matrigami.operators import Structure
@@ -49,7 +50,7 @@ def outcome(
         damping: Of the moments; None for the default of the method.
     """
     if isinstance(method, str):
-        return outcome(fitting(method, "outcome", layer), layer, seen, B, damping)
+        return outcome(fitting(method, layer), layer, seen, B, damping)
     if isinstance(method, Structure | tuple):
         even = EVEN if damping is None else _one(damping)
         return Structuring(method, layer, seen, B, _one(damping)).near(even).outcome()
@@ -88,28 +89,27 @@ def _without_defaults(recipe: Any) -> str:
     return f"{type(recipe).__name__}({', '.join(told)})"
 
 
-def fitting(method: Method, name: str, layer: nn.Module) -> Method:
+def fitting(method: Method, layer: nn.Module) -> Method:
     """The method for a layer: a budget becomes structures, and what does not fit is refused.
 
     Raises:
         ValueError: If it does not fit the size or the kind of the layer.
     """
     view: Any = matrix_view(layer)
-    if not bool(weight(layer).isfinite().all()):
+    W = weight(layer)
+    if W.is_meta or not bool(W.isfinite().all()):
+        fault = "is on the meta device" if W.is_meta else "has NaN or infinite entries"
         raise ValueError(
-            f"{name}: its weight has NaN or infinite entries.\n"
-            "Mend the weights first, or leave the layer by ignore=."
+            f"its weight {fault}.\nMend or load the weights first, or leave the layer by ignore=."
         )
-    try:
-        if isinstance(method, str):
-            method = tuple(under_budget(view.rows, view.columns, *parsed_budget(method)))
-        if isinstance(method, Structure | tuple):
-            for recipe in method if isinstance(method, tuple) else (method,):
-                stand_in(layer, recipe)
-        elif not isinstance(method, Grid):
-            method(torch.ones(view.rows, view.columns))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if isinstance(method, str):
+        method = tuple(under_budget(view.rows, view.columns, *parsed_budget(method)))
+    if isinstance(method, Structure | tuple):
+        for recipe in method if isinstance(method, tuple) else (method,):
+            stand_in(layer, recipe)
+    elif not isinstance(method, Grid):
+        expect("compress", method, Callable, "a Grid, a structure, a budget, or unstructured(0.5)")
+        method(torch.ones(view.rows, view.columns))
     return method
 
 

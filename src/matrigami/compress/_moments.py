@@ -132,7 +132,8 @@ def checked_dampings(name: str, damping: float | tuple[float, ...]) -> tuple[flo
         ValueError: If there is none, or one below zero or not finite.
     """
     options = damping if isinstance(damping, tuple) else (damping,)
-    if not options or not all(0 <= d < math.inf for d in options):
+    numbers = all(isinstance(d, int | float) and 0 <= d < math.inf for d in options)
+    if not options or not numbers:
         raise ValueError(
             f"{name}(damping={damping}): it must be a number from 0, or some of them.\n"
             "It is a share of the mean of the diagonal, e.g. 0.01 or (0.001, 0.01)."

@@ -19,6 +19,7 @@ from matrigami.compress._layers import weight
 from matrigami.compress._methods import Method, Progress, described, fitting, outcome
 from matrigami.compress._running import batches_of
 from matrigami.nn import Patterns, chosen
+from matrigami.nn._choice import about
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def plan(
         found.dense[name], found.options[name] = (W.numel() * W.element_size(), W.numel()), []
         for i, method in enumerate(methods):
             try:
-                way = fitting(method, name, layer)
+                with about(name):
+                    way = fitting(method, layer)
             except ValueError as error:
                 found.misfits.append(str(error).splitlines()[0])
                 continue

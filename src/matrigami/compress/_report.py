@@ -45,7 +45,7 @@ class LayerReport:
         cls, name: str, method: Method, made: Outcome, weights: int, counts: tuple[int, int]
     ) -> "LayerReport":
         """The report on an outcome for so many weights, after so many vectors, good and bad."""
-        bits = 8 * made.nbytes / weights
+        bits = 8 * made.nbytes / max(weights, 1)
         loss, simple = (max(part, 0.0) for part in (made.loss, made.simple))  # rounding goes below
         told = (made.damping, loss, simple, bits, made.note, described(method), made.macs)
         return cls(name, *counts, *told)

@@ -90,12 +90,24 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def expect(call: str, given: object, kinds: Any, example: str) -> None:
+    """Raise for an argument of another kind, or for a class in the place of its instance."""
+    if not isinstance(given, kinds) or isinstance(given, type):
+        raise TypeError(f"{call}: {given!r} is a {type(given).__name__}.\nGive {example}.")
+
+
 def batches_of(calibration: Iterable[Any]) -> list[Any]:
     """All batches.
 
     Raises:
         ValueError: If there are none.
+        TypeError: If it is not what can be gone through batch by batch.
     """
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise TypeError(
+            f"the calibration is a {type(calibration).__name__}, not batches.\n"
+            "Give a list of them: each a tensor, a tuple of arguments or a mapping of keywords."
+        )
     data = [batch for batch in calibration if _examples(batch)]
     if not data:
         raise ValueError(
@@ -125,13 +137,20 @@ def called(model: nn.Module, batch: Any) -> Any:
     Raises:
         ValueError: If the model fails.
     """
-    try:
+    with explained(model, batch):
         return forwarded(model, batch)
+
+
+@contextmanager
+def explained(module: nn.Module, batch: Any) -> Iterator[None]:
+    """Say what a model or block that fails was called with."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"a {type(model).__name__} was called with {_described(batch)}.\n"
+            f"a {type(module).__name__} was called with {_described(batch)}.\n"
             f"It failed: {str(error).strip().partition(chr(10))[0]}\n"
             "A batch is a tensor, a tuple of arguments or a mapping of keywords; check its types."
         ) from error

@@ -5,8 +5,10 @@ Everything that changes layers in place (surgery, compression) reads this, and i
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
@@ -19,6 +21,11 @@ KINDS = (Role.MATRIX, Role.CONVOLUTION)
 
 Patterns = str | Iterable[str]
 """One pattern of names, or several."""
+
+NAMED = 5
+"""Names that are told of many."""
+
+T = TypeVar("T")
 
 
 def matrix_view(layer: nn.Module) -> BlockView | None:
@@ -41,7 +48,7 @@ def matrix_view(layer: nn.Module) -> BlockView | None:
 
 def _nothing_chosen(model: nn.Module, layers: Collection[str]) -> ValueError:
     """What to raise where no layer is left by default."""
-    only = f"only {list(layers)[-1] or 'itself'}" if layers else "none of its layers"
+    only = f"only {list(layers)[-1]}" if layers else "none of its layers"
     return ValueError(
         f"a {type(model).__name__} was given: {only} is one matrix that is not ignored.\n"
         "The last stays by default; known are Linear, convolutions of one group, Conv1D.\n"
@@ -79,13 +86,16 @@ def chosen(
         ignore: Patterns of names to leave out.
 
     Raises:
-        ValueError: If a pattern matches nothing, or no layer that is one matrix.
+        ValueError: If a pattern matches nothing, or no layer that is one matrix, or the model is
+            itself such a layer.
+        TypeError: If the model is none.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))
         >>> list(chosen(model)), list(chosen(model, "re:[12]"))
         (['0'], ['2'])
     """
+    _refuse_single(model)
     named = dict(model.named_modules())
     layers = {name: module for name, module in named.items() if matrix_view(module) is not None}
     left = matching(ignore, layers, model, "ignore")
@@ -104,6 +114,50 @@ def chosen(
     return {name: layers[name] for name in seen.values()}
 
 
+def _refuse_single(model: nn.Module) -> None:
+    """Raise for what has no layers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={model!r}: it is a {type(model).__name__}, and no torch.nn.Module.\n"
+            "Give the model itself, not its class, its name or a function that makes it."
+        )
+    if matrix_view(model) is not None:
+        raise ValueError(
+            f"a {type(model).__name__} was given: it is one matrix itself, not a model with layers."
+            "\nPut it into a module, in which it can be exchanged: nn.Sequential(layer)."
+        )
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Say of which layer an error is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def for_each(layers: Mapping[str, nn.Module], fit: Callable[[str, nn.Module], T]) -> dict[str, T]:
+    """What a function of name and layer makes of each layer.
+
+    Raises:
+        ValueError: If it refuses some: all are named, with what is said of the first.
+    """
+    found: dict[str, T] = {}
+    refused: dict[str, ValueError] = {}
+    for name, layer in layers.items():
+        try:
+            found[name] = fit(name, layer)
+        except ValueError as error:
+            refused[name] = error
+    if refused:
+        first, *others = refused
+        several = f"{', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''}"
+        more = f"\nRefused, too, {len(others)}: {several}." if others else ""
+        raise ValueError(f"{first}: {refused[first]}{more}") from refused[first]
+    return found
+
+
 def matching(
     patterns: Patterns, named: Iterable[str], model: nn.Module, label: str
 ) -> dict[str, str]:
@@ -113,14 +167,17 @@ def matching(
         ValueError: If a pattern matches nothing; it names the nearest names.
     """
     names, every = list(named), {}
-    for pattern in (patterns,) if isinstance(patterns, str) else tuple(patterns):
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        patterns = (patterns,)
+    for pattern in patterns:
         matches = _matcher(pattern, label)
         found = [name for name in names if matches(name)]
         if not found:
             known = [name for name in names if name]
             raise ValueError(
                 f"{label}={pattern!r} matches no layer of the {type(model).__name__}.\n"
-                f"Nearest: {nearest_few(pattern.removeprefix('re:'), known)}."
+                f"Nearest: {nearest_few(pattern.removeprefix('re:'), known)}.\n"
+                "Patterns are of names in the model, not of classes; '*' is all."
             )
         every |= {name: every.get(name, pattern) for name in found}
     return every
@@ -128,6 +185,11 @@ def matching(
 
 def _matcher(pattern: str, label: str) -> Callable[[str], bool]:
     """Whether a name matches: by wildcards, or by a regular expression."""
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"{label}={pattern!r}: a pattern is a text, of names in the model.\n"
+            "Write for example *.mlp.*, or re:.*mlp.*; '*' is all."
+        )
     if not pattern.startswith("re:"):
         return lambda name: fnmatchcase(name, pattern)
     try:

@@ -202,11 +202,6 @@ def separate_(model: nn.Module, targets: Patterns = "*") -> list[str]:
         for name in matching(targets, named, model, "targets")
         if _kind(named[name]) is not None
     }
-    if "" in found:
-        raise ValueError(
-            f"separate_({type(model).__name__}): the model itself is fused, and would be another.\n"
-            "Put it into a module: nn.Sequential(model)."
-        )
     swap(model, {old: _kind(old)(old) for old in found.values()})  # pyright: ignore[reportOptionalCall]
     return list(found)
 

@@ -149,7 +149,16 @@ def take_hooks(new: nn.Module, old: nn.Module) -> None:
 
 
 def swap(model: nn.Module, exchanged: dict[nn.Module, nn.Module]) -> None:
-    """Put modules in the place of others, wherever those are; hooks go over."""
+    """Put modules in the place of others, wherever those are; hooks go over.
+
+    Raises:
+        ValueError: If one of them is the model itself.
+    """
+    if model in exchanged:
+        raise ValueError(
+            f"the {type(model).__name__} that was given would itself be another layer.\n"
+            "Put it into a module: nn.Sequential(model)."
+        )
     for old, new in exchanged.items():
         take_hooks(new, old)
     for parent in list(model.modules()):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from matrigami._words import columns
-from matrigami.nn._budget import parsed_budget, under_budget
+from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._candidates import hopeful
-from matrigami.nn._choice import Patterns, chosen, matching, matrix_view
+from matrigami.nn._choice import Patterns, about, chosen, for_each, matching, matrix_view
 from matrigami.nn._linear import StructuredLinear, fastest
 from matrigami.nn._separate import fuse_
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
@@ -134,8 +134,9 @@ def replace_(
     exchanged: dict[nn.Module, nn.Module] = {}
     report = []
     for name, layer in layers.items():
-        A, recipe, error = _member(name, layer, recipes[name], init, metric)
-        new = stand_in(layer, recipe, A)
+        with about(name):
+            A, recipe, error = _member(name, layer, recipes[name], init, metric)
+            new = stand_in(layer, recipe, A)
         exchanged[layer] = new
         exchanged |= {peer: _sharing(stand_in(peer, recipe, A), new) for peer in peers[name]}
         report.append(_told(name, layer, new, recipe, error, vectors))
@@ -204,11 +205,26 @@ def _recipes(
     layers = chosen(model, targets, ignore)
     if budget is not None:
         share, unit = parsed_budget(budget)
-        return layers, {n: under_budget(*_size(v), share, unit) for n, v in layers.items()}
-    if isinstance(structure, Structure):
-        return layers, {name: [structure] for name in layers}
-    by_name = matching(list(structure or ()), layers, model, "structure")
-    return layers, {name: [(structure or {})[by_name[name]]] for name in layers}
+        return layers, for_each(layers, lambda _, v: under_budget(*_size(v), share, unit))
+    given = structure if isinstance(structure, Mapping) else {"*": structure}
+    by_name = matching(list(given), layers, model, "structure")
+    return layers, for_each(layers, lambda name, v: [_fitting(given[by_name[name]], v)])
+
+
+def _fitting(structure: Any, layer: nn.Module) -> Structure:
+    """A structure that has members of the size of a layer.
+
+    Raises:
+        ValueError: If it has none.
+        TypeError: If it is no structure.
+    """
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"replace_: structure={structure!r} is no structure.\n"
+            "Give one, or a mapping of patterns to structures: LowRank(rank=0.5)."
+        )
+    cost_of(structure, *_size(layer))
+    return structure
 
 
 def _size(layer: nn.Module) -> tuple[int, int]:
@@ -234,6 +250,11 @@ def _member(
         raise ValueError(f"replace_(init={init!r}): it is neither 'project' nor 'random'.")
     view: Any = matrix_view(layer)
     W = view.split(layer.weight.detach())[0]
+    if W.is_meta:
+        raise ValueError(
+            "replace_: its weight is on the meta device and has no numbers.\n"
+            "Load the weights first, or start from random ones: init='random'."
+        )
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     left, right = _sides(name, metric, W)
 

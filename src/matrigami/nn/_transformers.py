@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.nn._anatomy import Part, Parts, Role, parts, runs_as, shape_of
-from matrigami.nn._layers import scale_and_shift, weight_part
+from matrigami.nn._layers import affine, scale_and_shift, weight_part
 from matrigami.nn._taps import constant_use, last_features, linear_use
-from matrigami.operators import transposed_view
+from matrigami.operators import stacked_view, transposed_view
 
 PACKAGE = "transformers."
 """Where the classes are."""
@@ -43,6 +43,13 @@ def _(layer: nn.Module) -> Parts:
         "weight": weight_part(Role.MATRIX, view, tap, features=1),
         "bias": Part(Role.BIAS, tap=constant_use, features=1),
     }
+
+
+@parts.register(where=lambda layer: _is(layer, "FalconLinear"))
+def _(layer: nn.Module) -> Parts:
+    """An `nn.Linear` whose bias is added in a second step."""
+    view = stacked_view(shape_of(layer))
+    return affine(weight_part(Role.MATRIX, view, linear_use, features=1))
 
 
 @parts.register(where=lambda layer: _is(layer, "RMSNorm"))
