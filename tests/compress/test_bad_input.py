@@ -244,6 +244,19 @@ def test_fewer_rows_than_inputs_and_dead_inputs_keep_the_nearest(rows):
     assert report.layers[0].loss <= report.layers[0].simple + 1e-12
 
 
+@pytest.mark.parametrize("power", [-75, 80])
+def test_squares_of_very_small_and_large_inputs_are_squares(power):
+    """In single precision they would vanish or overflow, as in networks that were never trained."""
+    model = nn.Sequential(nn.Linear(16, 6), nn.Linear(6, 3)).float()
+    x, made = torch.randn(40, 16).float(), [copy.deepcopy(model), model]
+    grid = Grid(4, None)
+    reports = [
+        quantize_(m, [scale * x], grid) for m, scale in zip(made, (1, 2.0**power), strict=True)
+    ]
+    assert reports[0].layers[0].loss == reports[1].layers[0].loss > 0
+    assert torch.equal(*(report.values["0"].codes for report in reports))
+
+
 def test_what_cannot_lose_anything_loses_nothing():
     """Outputs that are multiplied by zero have no gradient: the relative loss is no NaN."""
     W, A = torch.randn(5, 6), torch.eye(6)

@@ -40,8 +40,16 @@ class Sums:
         if rejected:
             x, z = x[good], None if z is None else z[good]
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are no sums
-        drift = None if z is None else ((z - x).nan_to_num(0, 0, 0).mT @ x).double()
-        return cls(gram(x[None])[0].double(), len(x), rejected, drift)
+        unit = unit_of(x)
+        x, z = x / unit, None if z is None else z / unit
+        drift = None if z is None else ((z - x).nan_to_num(0, 0, 0).mT @ x).double() * unit**2
+        return cls(gram(x[None])[0].double() * unit**2, len(x), rejected, drift)
+
+
+def unit_of(x: Tensor) -> float:
+    """A power of two near the largest number: squares in such units neither vanish nor overflow."""
+    power = math.frexp(float(x.abs().max()))[1] if x.numel() else 0
+    return 2.0 ** max(min(power, 120), -120)
 
 
 @dataclass

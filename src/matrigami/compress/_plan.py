@@ -19,7 +19,6 @@ from matrigami.compress._layers import weight
 from matrigami.compress._methods import Method, Progress, described, fitting, outcome
 from matrigami.compress._running import batches_of
 from matrigami.nn import Patterns, chosen
-from matrigami.nn._choice import about
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,9 @@ def plan(
         found.dense[name], found.options[name] = (W.numel() * W.element_size(), W.numel()), []
         for i, method in enumerate(methods):
             try:
-                with about(name):
-                    way = fitting(method, layer)
+                way = fitting(method, layer)
             except ValueError as error:
-                found.misfits.append(str(error).splitlines()[0])
+                found.misfits.append(f"{name}: {str(error).splitlines()[0]}")
                 continue
             made = outcome(way, layer, seen[name], gradients.get(name))
             told = (made.absolute, made.loss, made.nbytes, made.macs, i)

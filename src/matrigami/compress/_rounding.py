@@ -30,6 +30,7 @@ from matrigami.compress._moments import (
     relative,
     row_losses,
     unit_lower,
+    unit_of,
 )
 from matrigami.compress._scales import refitted
 from matrigami.operators import LinearOperator
@@ -121,6 +122,7 @@ def roundings(
     """`round_ldl` onto each of several grids; the moments are factorised once."""
     _, inputs, B, judge = checked_moments("round_ldl", W, A, B, holdout)
     work = W.to(torch.promote_types(W.dtype, torch.float32))
+    inputs, judge = inputs / unit_of(inputs), judge / unit_of(judge)  # only shares are asked for
     loss = partial(_lost, judge.to(work), None if B is None else B.to(work))
     activity = None if A is None else damped(inputs, ACTIVITY).diagonal(dim1=-2, dim2=-1)
     known = None if A is None else factors(inputs, B, dampings, by_activity)

@@ -43,6 +43,8 @@ class EncodedLayer(nn.Module):
         self.weight = nn.Module()
         for key, t in parts.items():
             self.weight.register_buffer(key, t)
+        for key in getattr(layer, "__constants__", ()):  # sizes, which code of the model may read
+            setattr(self, key, getattr(layer, key))
         for key, p in layer.named_parameters():
             if key != "weight":
                 self.register_parameter(key, nn.Parameter(p.detach(), requires_grad=False))

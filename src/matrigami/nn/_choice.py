@@ -167,9 +167,7 @@ def matching(
         ValueError: If a pattern matches nothing; it names the nearest names.
     """
     names, every = list(named), {}
-    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
-        patterns = (patterns,)
-    for pattern in patterns:
+    for pattern in _listed(patterns):
         matches = _matcher(pattern, label)
         found = [name for name in names if matches(name)]
         if not found:
@@ -181,6 +179,12 @@ def matching(
             )
         every |= {name: every.get(name, pattern) for name in found}
     return every
+
+
+def _listed(patterns: Patterns) -> tuple[str, ...]:
+    """The patterns one by one; what is none is left to be refused."""
+    single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    return (patterns,) if single else tuple(patterns)  # pyright: ignore[reportReturnType]
 
 
 def _matcher(pattern: str, label: str) -> Callable[[str], bool]:

@@ -101,8 +101,7 @@ def replace_(
     Args:
         model: The model.
         structure: One for all, or for each pattern of names: `{"*.mlp.*": Monarch(blocks=4)}`.
-        targets: Patterns such as `re:.*mlp.*`; None for all layers but the last. Not with a
-            mapping, whose patterns these are.
+        targets: Patterns such as `re:.*mlp.*`; None for all but the last, or with a mapping.
         ignore: Patterns of layers to leave as they are.
         init: Start from the nearest member, or from a random one, to be trained.
         metric: For `init="project"`: the moments of what the layers have seen, a
