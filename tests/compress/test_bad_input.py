@@ -55,7 +55,7 @@ def spoiled(name, value=torch.nan):
         (network(), [torch.randn(16, 7).double()], "float64(.|\n)*same dtype"),
         (network(), [torch.full((16, 7), torch.nan)], "NaN"),
         (nn.Sequential(), batches(), "none of its layers is one matrix"),
-        (nn.Linear(7, 5), batches(), "is one matrix itself"),
+        (nn.Linear(7, 5), batches(), "only itself is one matrix"),
         (nn.Sequential(nn.Linear(7, 5)), batches(), "only 0 is one matrix"),
     ],
 )
@@ -116,12 +116,27 @@ def test_what_has_no_numbers_is_told_by_name(tmp_path):
     assert model[0].U.is_meta
 
 
-def test_a_model_that_is_one_layer_is_not_exchanged():
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: replace_(nn.Linear(8, 8), LowRank(rank=2), targets="*"),
+        lambda: structure_(nn.Linear(7, 8), batches(), LowRank(rank=2), targets="*"),
+        lambda: to_dense_(StructuredLinear(8, 8, LowRank(rank=2))),
+    ],
+    ids=["replace_", "structure_", "to_dense_"],
+)
+def test_a_model_that_is_one_layer_is_not_exchanged(call):
     """It cannot be: who holds it would keep the old one."""
-    with pytest.raises(ValueError, match="is one matrix itself"):
-        replace_(nn.Linear(8, 8), LowRank(rank=2), targets="*")
     with pytest.raises(ValueError, match="would itself be another layer"):
-        to_dense_(StructuredLinear(8, 8, LowRank(rank=2)))
+        call()
+
+
+def test_a_model_that_is_one_layer_is_rounded_if_it_is_asked_for():
+    model = nn.Linear(7, 8)
+    before = model.weight.detach().clone()
+    report = quantize_(model, batches(), Grid(4, None), targets="*")
+    torch.testing.assert_close(model.weight.detach(), report.values[""].dense())
+    assert not torch.equal(model.weight, before)
 
 
 def test_all_layers_that_do_not_fit_are_named():

@@ -48,7 +48,7 @@ def matrix_view(layer: nn.Module) -> BlockView | None:
 
 def _nothing_chosen(model: nn.Module, layers: Collection[str]) -> ValueError:
     """What to raise where no layer is left by default."""
-    only = f"only {list(layers)[-1]}" if layers else "none of its layers"
+    only = f"only {list(layers)[-1] or 'itself'}" if layers else "none of its layers"
     return ValueError(
         f"a {type(model).__name__} was given: {only} is one matrix that is not ignored.\n"
         "The last stays by default; known are Linear, convolutions of one group, Conv1D.\n"
@@ -86,8 +86,7 @@ def chosen(
         ignore: Patterns of names to leave out.
 
     Raises:
-        ValueError: If a pattern matches nothing, or no layer that is one matrix, or the model is
-            itself such a layer.
+        ValueError: If a pattern matches nothing, or there is no layer that is one matrix.
         TypeError: If the model is none.
 
     Examples:
@@ -95,7 +94,7 @@ def chosen(
         >>> list(chosen(model)), list(chosen(model, "re:[12]"))
         (['0'], ['2'])
     """
-    _refuse_single(model)
+    _expect_model(model)
     named = dict(model.named_modules())
     layers = {name: module for name, module in named.items() if matrix_view(module) is not None}
     left = matching(ignore, layers, model, "ignore")
@@ -114,17 +113,12 @@ def chosen(
     return {name: layers[name] for name in seen.values()}
 
 
-def _refuse_single(model: nn.Module) -> None:
-    """Raise for what has no layers."""
+def _expect_model(model: nn.Module) -> None:
+    """Raise for what is no model."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model={model!r}: it is a {type(model).__name__}, and no torch.nn.Module.\n"
             "Give the model itself, not its class, its name or a function that makes it."
-        )
-    if matrix_view(model) is not None:
-        raise ValueError(
-            f"a {type(model).__name__} was given: it is one matrix itself, not a model with layers."
-            "\nPut it into a module, in which it can be exchanged: nn.Sequential(layer)."
         )
 
 
