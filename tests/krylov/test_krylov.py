@@ -2,6 +2,7 @@
 
 import resource
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -107,3 +108,39 @@ def test_what_does_not_fit_into_memory_is_large(monkeypatch: pytest.MonkeyPatch)
     assert _rules.is_large(A)  # three copies of 32 MB
     assert not _rules.is_large(mg.LowRankMatrix(torch.zeros(500, 1), torch.zeros(500, 1)))
     assert not _rules.is_large(mg.DenseMatrix(torch.zeros(2000, 2000)))
+
+
+QUESTIONS = {
+    "cg": lambda A: mg.krylov.cg(A, torch.ones(3)).X,
+    "gmres": lambda A: mg.krylov.gmres(A, torch.ones(3)).X,
+    "lsmr": lambda A: mg.krylov.lsmr(A, torch.ones(3)).X,
+    "exp_multiply": lambda A: mg.krylov.exp_multiply(A, torch.ones(3)),
+    "lanczos": lambda A: mg.krylov.lanczos(A, np.ones((3, 1)), 2).diagonal,
+    "largest_eigenpairs": lambda A: mg.krylov.largest_eigenpairs(A, 1).values,
+    "stochastic_trace": lambda A: mg.krylov.stochastic_trace(A, generator=seeded()).value,
+    "stochastic_logdet": lambda A: mg.krylov.stochastic_logdet(A, generator=seeded()).value,
+    "is_hermitian": lambda A: torch.tensor(mg.krylov.is_hermitian(A)),
+}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
+def test_matrices_of_numbers_are_taken_and_other_things_refused(ask):
+    S = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)) + 0.5
+    wanted = ask(mg.DenseMatrix(S))
+    for same in (S, S.numpy(), S.tolist()):
+        assert_close(ask(same), wanted)
+    with pytest.raises(TypeError, match="Give a tensor"):
+        ask(None)
+
+
+def test_starts_that_do_not_fit_are_refused():
+    S = torch.eye(3)
+    for V in (torch.ones(3), torch.ones(4, 1), torch.full((3, 1), torch.nan)):
+        with pytest.raises(ValueError, match="lanczos"):
+            mg.krylov.lanczos(S, V, 2)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mg.krylov.largest_eigenpairs(S * torch.nan, 1)

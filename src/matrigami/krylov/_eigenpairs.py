@@ -13,20 +13,21 @@ Shapes: n = rows = columns, k = wanted pairs, b = block, p = dimension of the sp
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matrigami.krylov._pulled import pulled
 from matrigami.krylov._systems import exponents, ldexp
-from matrigami.operators import DenseMatrix, Eigh, LinearOperator
+from matrigami.operators import DenseMatrix, Eigh, LinearOperator, operator
 
 BLOCK = 16
 """Most columns of a block: wider ones need more products to converge."""
 
 
 def largest_eigenpairs(
-    A: LinearOperator,
+    A: Any,
     k: int,
     *,
     tol: float | None = None,
@@ -52,13 +53,15 @@ def largest_eigenpairs(
         Values in descending magnitude, and vectors.
 
     Raises:
-        ValueError: If `A` is a stack or not square, or there are fewer than `k` eigenvalues.
+        ValueError: If `A` is a stack, not square or not finite, or there are fewer than `k`
+            eigenvalues.
         RuntimeError: If the residuals did not become small.
 
     Examples:
         >>> largest_eigenpairs(DenseMatrix(torch.diag(torch.tensor([1.0, -3.0, 2.0]))), 2).values
         tensor([-3.,  2.])
     """
+    A = operator(A)
     *batch, m, n = A.shape
     if batch or m != n or not 1 <= k <= n:
         raise ValueError(
@@ -104,6 +107,11 @@ class _Search:
         """All pairs by LAPACK: the space would not be smaller than the matrix."""
         eye = torch.eye(self.A.shape[-1], dtype=self.A.dtype, device=self.A.device)
         D = self.A.matmat(eye)
+        if not bool(D.isfinite().all()):
+            raise ValueError(
+                f"largest_eigenpairs(A, {self.k}): A, a {self.A!r}, has NaN or infinite entries.\n"
+                "It has no eigenvalues."
+            )
         values, V = torch.linalg.eigh((D + D.mH) / 2)
         order = values.abs().argsort(descending=True)[: self.k]
         return values[order], V[:, order]

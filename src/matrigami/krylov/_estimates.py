@@ -7,7 +7,7 @@ For a vector `z` of independent signs `E[z z.T] = I`, so `E[z.H f(A) z] = trace 
 Shapes: n = rows = columns, k = probes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Inexact
@@ -16,7 +16,7 @@ from torch import Tensor
 from matrigami.krylov._pulled import pulled
 from matrigami.krylov._quadrature import Function, Quadrature
 from matrigami.krylov._symmetry import is_hermitian
-from matrigami.operators import LinearOperator
+from matrigami.operators import LinearOperator, operator
 
 FIRST_STEPS = 16
 """Steps of the coarsest quadrature; each next one has twice as many."""
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 def stochastic_logdet(
-    A: LinearOperator,
+    A: Any,
     *,
     probes: int = 32,
     tol: float = 1e-4,
@@ -71,7 +71,7 @@ def stochastic_logdet(
 
 
 def stochastic_trace(
-    A: LinearOperator,
+    A: Any,
     function: Function | None = None,
     *,
     probes: int = 32,
@@ -107,6 +107,7 @@ def stochastic_trace(
         >>> stochastic_trace(DenseMatrix(torch.diag(torch.tensor([1.0, 2.0]))), torch.sqrt).value
         tensor(2.4142)
     """
+    A = operator(A)
     Z = _signs("stochastic_trace", A, probes, generator)
     if function is None:
         return _mean((Z * (A @ Z)).sum(-2), 0.0)
@@ -127,7 +128,7 @@ def stochastic_trace(
 
 
 def stochastic_diagonal(
-    A: LinearOperator, *, probes: int = 32, generator: torch.Generator | None = None
+    A: Any, *, probes: int = 32, generator: torch.Generator | None = None
 ) -> Estimate:
     """Estimate the diagonal of a square matrix from products with random signs.
 
@@ -150,6 +151,7 @@ def stochastic_diagonal(
         >>> stochastic_diagonal(DenseMatrix(torch.diag(torch.tensor([1.0, 2.0])))).value
         tensor([1., 2.])
     """
+    A = operator(A)
     Z = _signs("stochastic_diagonal", A, probes, generator)
     return _mean(Z * (A @ Z), 0.0)
 

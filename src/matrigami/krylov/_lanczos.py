@@ -6,14 +6,15 @@ full reorthogonalisation.
 Shapes: n = rows = columns, k = starting vectors (each has its own recurrence), j = steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import dot, norms, safe
-from matrigami.operators import LinearOperator
+from matrigami.krylov._systems import check_system
+from matrigami.operators import as_tensor, operator
 
 
 class Tridiagonal(NamedTuple):
@@ -41,19 +42,19 @@ class Tridiagonal(NamedTuple):
         return values, vectors
 
 
-def lanczos(A: LinearOperator, V: Inexact[Tensor, "... n k"], steps: int) -> Tridiagonal:
+def lanczos(A: Any, V: Any, steps: int) -> Tridiagonal:
     """Run `steps` steps of the recurrence from each column of `V`.
 
     Args:
         A: A symmetric or complex Hermitian matrix; that it is one is not checked.
-        V: Starting vectors.
+        V: Starting vectors `(..., n, k)`, a tensor or an array.
         steps: At most `n`; a column whose space is exhausted continues with zeros.
 
     Returns:
         The tridiagonal matrices and the bases.
 
     Raises:
-        ValueError: If `steps` is below 1.
+        ValueError: If `steps` is below 1, or `V` does not fit or is not finite.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -63,6 +64,9 @@ def lanczos(A: LinearOperator, V: Inexact[Tensor, "... n k"], steps: int) -> Tri
     """
     if steps < 1:
         raise ValueError(f"lanczos(A, V, {steps}): there are {steps} steps; it takes at least one.")
+    A = operator(A)
+    V = as_tensor(V, A)
+    check_system("lanczos", A, V)
     V = V.to(torch.promote_types(A.dtype, V.dtype))
     q = V / safe(norms(V))  # 1
     Q, diagonal, off = [q], [], []

@@ -3,14 +3,16 @@
 Shapes: n = rows = columns.
 """
 
+from typing import Any
+
 import torch
 
 from matrigami.krylov._systems import with_precision, working_type
-from matrigami.operators import LinearOperator
+from matrigami.operators import LinearOperator, operator
 
 
 def is_hermitian(
-    A: LinearOperator,
+    A: Any,
     generator: torch.Generator | None = None,
     *,
     tolerance: float | None = None,
@@ -20,7 +22,7 @@ def is_hermitian(
     Of a real matrix this is symmetry; a complex symmetric matrix is not Hermitian.
 
     Args:
-        A: A square matrix, or a stack: then all of them.
+        A: A square matrix, a value or numbers, or a stack: then all of them.
         generator: Source of `X`; by default the answer is repeatable.
         tolerance: The share of `A X` that may differ; by default `1e3 eps`.
 
@@ -31,14 +33,15 @@ def is_hermitian(
         >>> is_hermitian(DenseMatrix(torch.tensor([[2, 1j], [1j, 2]])))
         False
     """
+    A = operator(A)
     return _equal(A, A.H, generator, tolerance)
 
 
-def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) -> bool:
+def is_symmetric(A: Any, generator: torch.Generator | None = None) -> bool:
     """Whether `A` equals its transpose: `A X = A.T X` for random `X`, to round-off.
 
     Args:
-        A: A square matrix, or a stack: then all of them.
+        A: A square matrix, a value or numbers, or a stack: then all of them.
         generator: Source of `X`; by default the answer is repeatable.
 
     Examples:
@@ -46,6 +49,7 @@ def is_symmetric(A: LinearOperator, generator: torch.Generator | None = None) ->
         >>> is_symmetric(DenseMatrix(torch.tensor([[2, 1j], [1j, 2]])))
         True
     """
+    A = operator(A)
     return _equal(A, A.T, generator)
 
 

@@ -24,7 +24,7 @@ from matrigami.krylov._solution import (
     safe,
     tolerance,
 )
-from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete
+from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete, operator
 
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
@@ -75,13 +75,14 @@ Solver = TypeVar("Solver", bound=Callable[..., Any])
 
 
 def of_columns(solver: Solver) -> Solver:
-    """Let a solver of blocks take a vector and an array too, and answer in kind.
+    """Let a solver of blocks take a vector and arrays too, and answer in kind.
 
     A preconditioner may be an operator, as in `solve`.
     """
 
     @wraps(solver)
-    def around(A: LinearOperator, B: Any, **how: Any) -> Any:
+    def around(A: Any, B: Any, **how: Any) -> Any:
+        A = operator(A)
         M = how.get("preconditioner")
         if isinstance(M, LinearOperator):
             how["preconditioner"] = M.matmat

@@ -67,7 +67,7 @@ class DenseMatrix(LinearOperator):
 
 def operator(A: Any) -> LinearOperator:
     """A matrix of numbers as a value; a value as itself."""
-    return A if isinstance(A, LinearOperator) else DenseMatrix(A)
+    return A if isinstance(A, LinearOperator) else DenseMatrix(as_tensor(A, torch.empty(0)))
 
 
 def times(F: Tensor, G: Tensor) -> Tensor:
