@@ -17,7 +17,7 @@ from matrigami.compress._layers import weight
 from matrigami.compress._moments import Seen, damped
 from matrigami.compress._outcome import NAN, UNREACHED, Outcome, aim, half_loss
 from matrigami.nn import stand_in
-from matrigami.nn._candidates import Approach, Tried, begun, carried_through
+from matrigami.nn._candidates import Approach, Tried, begun, carried_through, gone_on
 from matrigami.operators import (
     LinearOperator,
     Metric,
@@ -86,7 +86,7 @@ class Structuring:
             return found
         left = None if B is None else metric_of(self.W, damped(B, even), None).left
         target = Target(self.W, Metric(left, self.right))
-        found.searches.extend(begun(self.recipes, target, found.loss, self.starts))
+        found.searches.extend(gone_on(begun(self.recipes, target, found.loss, self.starts)))
         self.recipes = tuple(one.recipe for one in found.searches)
         self.starts = {one.recipe: one.found for one in found.searches}
         return found

@@ -89,10 +89,13 @@ def begun(
     return _near_best([one.further(FEW) for one in first], HOPEFUL)
 
 
+def gone_on(begun: list[Approach]) -> list[Approach]:
+    """The searches that stay near the best after more steps."""
+    return _near_best([one.further(MORE) for one in begun], CLOSE)
+
+
 def carried_through(begun: list[Approach]) -> Tried:
-    """The members to which the searches come that stay near the best."""
-    if len(begun) > 1:
-        begun = _near_best([one.further(MORE) for one in begun], CLOSE)
+    """The members to which searches come in the end."""
     return [(one.recipe, one.further(ROUNDS).found) for one in begun]  # pyright: ignore[reportReturnType]
 
 
@@ -120,4 +123,5 @@ def hopeful(
     """
     if left is None and right is None:
         return [(recipe, project(recipe, W)) for recipe in recipes]
-    return carried_through(begun(recipes, Target(W, metric_of(W, left, right)), judge))
+    found = begun(recipes, Target(W, metric_of(W, left, right)), judge)
+    return carried_through(gone_on(found) if len(found) > 1 else found)
