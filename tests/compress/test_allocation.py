@@ -163,3 +163,5 @@ def test_an_evaluation_is_that_of_its_definitions():
     assert found.perplexity == pytest.approx(math.exp(sum(nll) / 4), rel=1e-5)
     with pytest.raises(ValueError, match="no batches"):
         evaluate(model, reference, [])
+    with pytest.raises(ValueError, match=r"predicts 2 x 5, the reference 2 x 6(.|\n)*vocabulary"):
+        evaluate(nn.Linear(3, 5), nn.Linear(3, 6), [torch.ones(2, 3)])

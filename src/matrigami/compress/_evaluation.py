@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, reference: nn.Module, data: Iterable[Any]) -> Eva
             predicted, for the perplexity.
 
     Raises:
-        ValueError: If there are no batches.
+        ValueError: If there are no batches, or the models do not predict the same classes.
 
     Examples:
         >>> model = nn.Linear(3, 4)
@@ -65,6 +65,8 @@ def evaluate(model: nn.Module, reference: nn.Module, data: Iterable[Any]) -> Eva
             seconds[1] += took
             ours, took = _predictions(model, batch)
             seconds[0] += took
+            if ours.shape != theirs.shape:
+                raise _of_other_sizes(ours, theirs)
             kept = _kept(batch, ours)
             p, q = theirs.flatten(0, -2)[kept], ours.flatten(0, -2)[kept]
             sums[0] += float((p.exp() * (p - q)).sum())
@@ -79,6 +81,15 @@ def evaluate(model: nn.Module, reference: nn.Module, data: Iterable[Any]) -> Eva
     words = (sums[2:] / predicted).exp().tolist() if predicted else [float("nan")] * 2
     rates = [tokens / max(s, 1e-9) for s in seconds]
     return Evaluation(tokens, float(sums[0]) / tokens, float(sums[1]) / tokens, *words, *rates)
+
+
+def _of_other_sizes(ours: Tensor, theirs: Tensor) -> ValueError:
+    """What to raise where predictions are no two of the same."""
+    sizes = [" x ".join(map(str, t.shape)) for t in (ours, theirs)]
+    return ValueError(
+        f"evaluate(model, reference, data): the model predicts {sizes[0]}, the reference {sizes[1]}"
+        ".\nGive the model that it was made of: of the same vocabulary or classes."
+    )
 
 
 def _predictions(model: nn.Module, batch: Any) -> tuple[Tensor, float]:

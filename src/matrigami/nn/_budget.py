@@ -33,7 +33,7 @@ def parsed_budget(text: str, units: tuple[str, ...] = tuple(UNITS)) -> tuple[flo
         >>> parsed_budget("0.5x macs")
         (0.5, 'macs')
     """
-    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*x\s*(\w+)\s*", text)
+    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*x\s*(\w+)\s*", str(text))
     if found is None or found[2] not in units or not 0 < float(found[1]) <= 1:
         raise ValueError(
             f"budget={text!r}: it is no share of what the dense layers cost.\n"
