@@ -21,7 +21,7 @@ from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._running import batches_of, expect
 from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
-from matrigami.nn._choice import for_each
+from matrigami.nn._choice import for_each, patterns_in
 from matrigami.operators import Structure
 
 
@@ -171,13 +171,7 @@ def compress_(
     Raises:
         ValueError: If a pattern matches nothing, a method does not fit, or there are no batches.
     """
-    if isinstance(methods, Mapping):
-        if targets is not None:
-            raise ValueError(
-                "compress_: targets= were given beside a mapping of patterns to methods.\n"
-                "The patterns of the mapping are the targets."
-            )
-        targets = list(methods)
+    targets = patterns_in(methods, targets, "compress_", "methods")
     options = (targets, ignore, two_sided, damping, progress, journal)
     return _compressed(model, calibration, methods, *options)
 

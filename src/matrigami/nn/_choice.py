@@ -152,6 +152,22 @@ def for_each(layers: Mapping[str, nn.Module], fit: Callable[[str, nn.Module], T]
     return found
 
 
+def patterns_in(given: object, targets: Patterns | None, call: str, what: str) -> Patterns | None:
+    """The patterns of a mapping of them to something; else the targets.
+
+    Raises:
+        ValueError: If there are both.
+    """
+    if not isinstance(given, Mapping):
+        return targets
+    if targets is not None:
+        raise ValueError(
+            f"{call}: targets= were given beside a mapping of patterns to {what}.\n"
+            "The patterns of the mapping are the targets."
+        )
+    return list(given)
+
+
 def matching(
     patterns: Patterns, named: Iterable[str], model: nn.Module, label: str
 ) -> dict[str, str]:

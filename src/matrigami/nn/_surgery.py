@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from matrigami._words import columns
 from matrigami.nn._budget import cost_of, parsed_budget, under_budget
 from matrigami.nn._candidates import hopeful
-from matrigami.nn._choice import Patterns, about, chosen, for_each, matching, matrix_view
+from matrigami.nn._choice import (
+    Patterns,
+    about,
+    chosen,
+    for_each,
+    matching,
+    matrix_view,
+    patterns_in,
+)
 from matrigami.nn._linear import StructuredLinear, fastest
 from matrigami.nn._separate import fuse_
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
@@ -194,13 +202,7 @@ def _recipes(
     budget: str | None,
 ) -> tuple[dict[str, nn.Module], Candidates]:
     """The layers, and what each may become; every size is tried without data."""
-    if isinstance(structure, Mapping):
-        if targets is not None:
-            raise ValueError(
-                "replace_: targets= were given beside a mapping of patterns to structures.\n"
-                "The patterns of the mapping are the targets."
-            )
-        targets = list(structure)
+    targets = patterns_in(structure, targets, "replace_", "structures")
     layers = chosen(model, targets, ignore)
     if budget is not None:
         share, unit = parsed_budget(budget)
