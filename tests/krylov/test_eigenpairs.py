@@ -50,11 +50,6 @@ def test_lanczos_recurrence(dtype):
         assert_close(run.eigh()[0][column], torch.linalg.eigvalsh(T))
 
 
-def test_lanczos_takes_a_step():
-    with pytest.raises(ValueError, match=r"lanczos\(A, V, 0\)"):
-        lanczos(mg.DenseMatrix(torch.eye(2)), torch.ones(2, 1), 0)
-
-
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX, torch.float32])
 @pytest.mark.parametrize("k", [1, 6])
 def test_a_random_matrix(dtype, k):

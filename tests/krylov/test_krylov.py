@@ -1,5 +1,6 @@
 """The rules that answer for large matrices by products alone, and the memory that they ask for."""
 
+import math
 import resource
 
 import numpy as np
@@ -144,3 +145,71 @@ def test_starts_that_do_not_fit_are_refused():
             mg.krylov.lanczos(S, V, 2)
     with pytest.raises(ValueError, match="NaN or infinite"):
         mg.krylov.largest_eigenpairs(S * torch.nan, 1)
+
+
+COUNTS = [
+    *((name, "max_steps", -1) for name in ("cg", "minres", "gmres", "lsmr", "exp_multiply")),
+    *(("gmres", "restart", 0), ("exp_multiply", "space", 0), ("lanczos", "steps", 0)),
+    *(("largest_eigenpairs", "k", 0), ("largest_eigenpairs", "max_steps", -1)),
+    *((name, "max_steps", 0) for name in ("stochastic_trace", "stochastic_logdet")),
+    *((f"stochastic_{name}", "probes", 1) for name in ("trace", "logdet", "diagonal")),
+]
+
+
+@pytest.mark.parametrize(("name", "count", "few"), COUNTS)
+def test_what_is_no_count_is_refused(name, count, few):
+    ask = getattr(mg.krylov, name)
+    start = () if name.startswith(("stochastic", "largest")) else (torch.ones(3, 1),)
+    for value in (few, 2.5, 3.0, "3", math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"{name}\(\.\.\., {count}={value!r}\).*\n.*\n"):
+            ask(torch.eye(3), *start, **{count: value})
+    with pytest.raises(ValueError, match=r"lanczos\(\.\.\., steps=2.5\)"):
+        mg.krylov.lanczos(torch.eye(3), torch.ones(3, 1), 2.5)  # pyright: ignore[reportArgumentType]
+
+
+ANSWERS = {
+    "cg": lambda A, B: mg.krylov.cg(A, B).X,
+    "minres": lambda A, B: mg.krylov.minres(A, B).X,
+    "gmres": lambda A, B: mg.krylov.gmres(A, B).X,
+    "lsmr": lambda A, B: mg.krylov.lsmr(A, B).X,
+    "exp_multiply": mg.krylov.exp_multiply,
+    "solve_iteratively": lambda A, B: mg.krylov.solve_iteratively(mg.DenseMatrix(A), B),
+    "lanczos": lambda A, B: mg.krylov.lanczos(A, B, 2).eigh()[0],
+    "trace": lambda A, B: mg.krylov.stochastic_trace(A, generator=seeded()).value,
+    "exp": lambda A, B: mg.krylov.stochastic_trace(A, torch.exp, generator=seeded()).value,
+    "logdet": lambda A, B: mg.krylov.stochastic_logdet(A, generator=seeded()).value,
+    "diagonal": lambda A, B: mg.krylov.stochastic_diagonal(A, generator=seeded()).value,
+}
+
+
+@pytest.mark.parametrize("ask", ANSWERS.values(), ids=ANSWERS)
+def test_empty_matrices_and_stacks_have_an_answer(ask):
+    none, stack = (
+        ask(torch.ones(0, 0), torch.ones(0, 2)),
+        ask(torch.ones(0, 3, 3), torch.ones(3, 2)),
+    )
+    assert not none.any()  # no entries, or a sum of none
+    assert stack.shape[0] == 0
+
+
+def test_an_empty_matrix_has_no_eigenvalues():
+    with pytest.raises(ValueError, match=r"largest_eigenpairs\(A, 1\)"):
+        mg.krylov.largest_eigenpairs(torch.ones(0, 0), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *ANSWERS.values(),
+        lambda A, B: mg.krylov.largest_eigenpairs(A, 1).values,  # by LAPACK
+        lambda A, B: mg.krylov.largest_eigenpairs(mg.direct_sum(*[mg.DenseMatrix(A)] * 80), 2)[0],
+    ],
+    ids=[*ANSWERS, "exact", "largest"],
+)
+def test_half_precision_is_computed_in_single(ask, dtype):
+    A = torch.tensor([[2, 0.5, 0], [0.5, 2, 1], [0, 1, 3]], dtype=dtype)
+    B = torch.ones(3, 2, dtype=dtype)
+    found, single = ask(A, B), ask(A.float(), B.float())
+    assert found.dtype == dtype
+    assert_close(found.float(), single, rtol=float(4 * torch.finfo(dtype).eps), atol=1e-3)

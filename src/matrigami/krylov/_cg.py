@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, where, zeros_like
 
 from matrigami.krylov._solution import Solution, dot, norms, safe
-from matrigami.krylov._systems import Cycle, of_columns, refined
+from matrigami.krylov._systems import Cycle, counted, of_columns, refined
 from matrigami.operators import LinearOperator
 
 
+@counted(max_steps=0)
 @of_columns
 def cg(
     A: LinearOperator,
@@ -44,7 +45,8 @@ def cg(
         Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
-        ValueError: If `A` is not square, or `B` does not fit or is not finite.
+        ValueError: If `A` is not square, or `B` does not fit or is not finite,
+            or a count is no whole number.
 
     Examples:
         >>> import torch

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from matrigami.krylov._pulled import pulled
-from matrigami.krylov._systems import exponents, ldexp
+from matrigami.krylov._systems import counted, exponents, ldexp, with_precision, working_type
 from matrigami.operators import DenseMatrix, Eigh, LinearOperator, operator
 
 BLOCK = 16
 """Most columns of a block: wider ones need more products to converge."""
 
 
+@counted(k=1, max_steps=0)
 def largest_eigenpairs(
     A: Any,
     k: int,
@@ -45,7 +46,8 @@ def largest_eigenpairs(
     Args:
         A: A symmetric or complex Hermitian matrix, not a stack; that it is one is not checked.
         k: Number of pairs.
-        tol: Relative residual; default 1e-8 in double precision and 2e-5 in single.
+        tol: Relative residual; default 1e-8 in double precision and 2e-5 in single, in which
+            half precision is computed.
         max_steps: Most blocks of products; default `1000 + 10 n`.
         generator: Source of the starting vectors.
 
@@ -54,7 +56,7 @@ def largest_eigenpairs(
 
     Raises:
         ValueError: If `A` is a stack, not square or not finite, or there are fewer than `k`
-            eigenvalues.
+            eigenvalues, or a count is no whole number.
         RuntimeError: If the residuals did not become small.
 
     Examples:
@@ -63,11 +65,14 @@ def largest_eigenpairs(
     """
     A = operator(A)
     *batch, m, n = A.shape
-    if batch or m != n or not 1 <= k <= n:
+    if batch or m != n or k > n:
         raise ValueError(
             f"largest_eigenpairs(A, {k}): A is of shape {A.shape}; it must be one square matrix.\n"
-            f"It has {n} eigenvalues, so k must be between 1 and {n}."
+            f"k is the number of eigenvalues, and there are {n}.\n"
+            "Give one square matrix, and no k above its size."
         )
+    asked = A.dtype
+    A = with_precision(A, working_type(asked))
     eps = torch.finfo(A.dtype).eps
     search = _Search(
         A,
@@ -78,7 +83,8 @@ def largest_eigenpairs(
     )
     with torch.no_grad():
         values, V = search.exact() if search.size >= n // 2 else search.largest()
-    return Eigh(pulled(A, V, lambda _: V, values), DenseMatrix(V))
+    values = pulled(A, V, lambda _: V, values)
+    return Eigh(values.to(asked.to_real()), DenseMatrix(V.to(asked)))
 
 
 @dataclass

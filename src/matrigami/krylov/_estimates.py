@@ -16,6 +16,7 @@ from torch import Tensor
 from matrigami.krylov._pulled import pulled
 from matrigami.krylov._quadrature import Function, Quadrature
 from matrigami.krylov._symmetry import is_hermitian
+from matrigami.krylov._systems import counted
 from matrigami.operators import LinearOperator, operator
 
 FIRST_STEPS = 16
@@ -35,6 +36,7 @@ class Estimate(NamedTuple):
     error: Float[Tensor, "*shape"]
 
 
+@counted(probes=2, max_steps=1)
 def stochastic_logdet(
     A: Any,
     *,
@@ -47,7 +49,8 @@ def stochastic_logdet(
 
     Args:
         A: A symmetric or complex Hermitian positive definite matrix, or a stack of them.
-        probes: Random sign vectors, all at once; the error falls as `probes^(-1/2)`.
+        probes: Random sign vectors, at least two, all at once; the error falls as
+            `probes^(-1/2)`.
         tol: See `stochastic_trace`.
         max_steps: See `stochastic_trace`.
         generator: Source of the signs.
@@ -70,6 +73,7 @@ def stochastic_logdet(
     )
 
 
+@counted(probes=2, max_steps=1)
 def stochastic_trace(
     A: Any,
     function: Function | None = None,
@@ -99,8 +103,8 @@ def stochastic_trace(
         `f'(A)` being estimated with the same probes and the same quadrature.
 
     Raises:
-        ValueError: If `A` is not square, or not Hermitian where there is a function, or there are
-            fewer than two probes.
+        ValueError: If `A` is not square, or not Hermitian where there is a function, or a
+            count is no whole number or too small: a mean of one probe has no error.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -109,7 +113,7 @@ def stochastic_trace(
     """
     A = operator(A)
     Z = _signs("stochastic_trace", A, probes, generator)
-    if function is None:
+    if function is None or not Z.numel():
         return _mean((Z * (A @ Z)).sum(-2), 0.0)
     if not is_hermitian(A):
         raise ValueError(
@@ -127,6 +131,7 @@ def stochastic_trace(
     )
 
 
+@counted(probes=2)
 def stochastic_diagonal(
     A: Any, *, probes: int = 32, generator: torch.Generator | None = None
 ) -> Estimate:
@@ -144,7 +149,7 @@ def stochastic_diagonal(
         Value and error of each entry, `(*batch, n)`.
 
     Raises:
-        ValueError: If `A` is not square, or there are fewer than two probes.
+        ValueError: If `A` is not square, or `probes` is no whole number of at least 2.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -200,16 +205,11 @@ def _signs(name: str, A: LinearOperator, probes: int, generator: torch.Generator
     """Random signs `(*batch, n, k)`, after the checks.
 
     Raises:
-        ValueError: If the matrix is not square, or a mean of so many probes has no error.
+        ValueError: If the matrix is not square.
     """
     *batch, m, n = A.shape
     if m != n:
         raise ValueError(f"{name}(A): A is {m}x{n}; it must be square.")
-    if probes < 2:
-        raise ValueError(
-            f"{name}(A, probes={probes}): the error of a mean takes at least two probes.\n"
-            "The default is 32."
-        )
     signs = torch.randint(0, 2, (*batch, n, probes), generator=generator, device=A.device)
     return (2 * signs - 1).to(A.dtype)
 

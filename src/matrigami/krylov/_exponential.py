@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from matrigami.krylov._solution import norms, safe, tolerance
-from matrigami.krylov._systems import check_system, of_columns, with_precision, working_type
+from matrigami.krylov._systems import (
+    check_system,
+    counted,
+    of_columns,
+    with_precision,
+    working_type,
+)
 from matrigami.operators import LinearOperator
 
 
+@counted(space=1, max_steps=0)
 @of_columns
 def exp_multiply(
     A: LinearOperator,
@@ -43,7 +50,8 @@ def exp_multiply(
         The product, in the type that `A` and `X` promote to.
 
     Raises:
-        ValueError: If `A` is not square, or `X` does not fit or is not finite.
+        ValueError: If `A` is not square, or `X` does not fit or is not finite,
+            or a count is no whole number.
         RuntimeError: If the steps did not suffice, or the result is beyond the range of its type.
 
     Examples:

@@ -1,7 +1,7 @@
 """Lanczos: a Hermitian matrix becomes a real tridiagonal one.
 
 Step numbers: Saad (2011), Numerical Methods for Large Eigenvalue Problems, Algorithm 6.5, with
-full reorthogonalisation.
+full reorthogonalisation. Half precision is computed in single.
 
 Shapes: n = rows = columns, k = starting vectors (each has its own recurrence), j = steps.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.krylov._solution import dot, norms, safe
-from matrigami.krylov._systems import check_system
+from matrigami.krylov._systems import check_system, counted, with_precision, working_type
 from matrigami.operators import as_tensor, operator
 
 
@@ -38,10 +38,11 @@ class Tridiagonal(NamedTuple):
             + torch.diag_embed(inner, 1)
             + torch.diag_embed(inner, -1)
         )
-        values, vectors = torch.linalg.eigh(T)
-        return values, vectors
+        values, vectors = torch.linalg.eigh(T.to(working_type(T.dtype)))
+        return values.to(T.dtype), vectors.to(T.dtype)
 
 
+@counted(steps=1)
 def lanczos(A: Any, V: Any, steps: int) -> Tridiagonal:
     """Run `steps` steps of the recurrence from each column of `V`.
 
@@ -54,7 +55,8 @@ def lanczos(A: Any, V: Any, steps: int) -> Tridiagonal:
         The tridiagonal matrices and the bases.
 
     Raises:
-        ValueError: If `steps` is below 1, or `V` does not fit or is not finite.
+        ValueError: If `steps` is no whole number of at least 1, or `V` does not fit or is not
+            finite.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix
@@ -62,12 +64,12 @@ def lanczos(A: Any, V: Any, steps: int) -> Tridiagonal:
         >>> lanczos(swap, torch.tensor([[1.0], [0.0]]), 2).off
         tensor([[1., 0.]])
     """
-    if steps < 1:
-        raise ValueError(f"lanczos(A, V, {steps}): there are {steps} steps; it takes at least one.")
     A = operator(A)
     V = as_tensor(V, A)
     check_system("lanczos", A, V)
-    V = V.to(torch.promote_types(A.dtype, V.dtype))
+    asked, dtype = torch.promote_types(A.dtype, V.dtype), working_type(A.dtype, V.dtype)
+    A = with_precision(A, dtype)
+    V = V.to(dtype).expand(*torch.broadcast_shapes(A.shape[:-2], V.shape[:-2]), *V.shape[-2:])
     q = V / safe(norms(V))  # 1
     Q, diagonal, off = [q], [], []
     q_old, beta = torch.zeros_like(q), torch.zeros_like(norms(V))  # 1
@@ -86,4 +88,7 @@ def lanczos(A: Any, V: Any, steps: int) -> Tridiagonal:
         off.append(beta[..., 0, :])
         if j + 1 < steps:
             Q.append(q)
-    return Tridiagonal(torch.stack(diagonal, -1), torch.stack(off, -1), torch.stack(Q))
+    real = asked.to_real()
+    return Tridiagonal(
+        torch.stack(diagonal, -1).to(real), torch.stack(off, -1).to(real), torch.stack(Q).to(asked)
+    )

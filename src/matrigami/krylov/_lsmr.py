@@ -16,6 +16,7 @@ from matrigami.krylov._solution import Product, Solution, norms, safe, tolerance
 from matrigami.krylov._systems import (
     check_system,
     corrected,
+    counted,
     exponents,
     ldexp,
     of_columns,
@@ -25,6 +26,7 @@ from matrigami.krylov._systems import (
 from matrigami.operators import LinearOperator
 
 
+@counted(max_steps=0)
 @of_columns
 def lsmr(
     A: LinearOperator,
@@ -54,7 +56,7 @@ def lsmr(
         Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
-        ValueError: If `B` does not fit or is not finite.
+        ValueError: If `B` does not fit or is not finite, or `max_steps` is no whole number.
 
     Examples:
         >>> from matrigami.operators import DenseMatrix

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from matrigami.krylov._solution import Solution, dot, norms, safe
-from matrigami.krylov._systems import Cycle, of_columns, refined
+from matrigami.krylov._systems import Cycle, counted, of_columns, refined
 from matrigami.operators import LinearOperator
 
 
+@counted(max_steps=0)
 @of_columns
 def minres(
     A: LinearOperator,
@@ -40,7 +41,8 @@ def minres(
         Solution, residual history and convergence of each column, in the kind of `B`.
 
     Raises:
-        ValueError: If `A` is not square, or `B` does not fit or is not finite.
+        ValueError: If `A` is not square, or `B` does not fit or is not finite,
+            or a count is no whole number.
 
     Examples:
         >>> import torch

@@ -9,6 +9,8 @@ Shapes: n = rows = columns, k = right-hand sides, solved independently.
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
+from operator import index
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -72,6 +74,43 @@ Method = Callable[[Cycle], tuple[Tensor, list[Tensor]]]
 
 
 Solver = TypeVar("Solver", bound=Callable[..., Any])
+
+
+def counted(**least: int) -> Callable[[Solver], Solver]:
+    """Let a function refuse counts that are no whole numbers, or below the least of each name."""
+
+    def around(function: Solver) -> Solver:
+        defaults = {name: p.default for name, p in signature(function).parameters.items()}
+
+        @wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            given = dict(zip(defaults, args, strict=False)) | options
+            for name in least.keys() & given.keys():
+                if given[name] is not defaults[name]:
+                    _check_count(function.__name__, name, given[name], least[name])
+            return function(*args, **options)
+
+        return cast(Solver, checked)
+
+    return around
+
+
+def _check_count(function: str, name: str, value: Any, least: int) -> None:
+    """Refuse what cannot be counted to.
+
+    Raises:
+        ValueError: If it is no whole number, or below the least.
+    """
+    try:
+        if index(value) >= least:
+            return
+    except TypeError:
+        pass
+    raise ValueError(
+        f"{function}(..., {name}={value!r}): {name} cannot be {value!r}.\n"
+        f"It is a count: a whole number, at least {least}.\n"
+        f"Give for example {name}={least + 1}."
+    )
 
 
 def of_columns(solver: Solver) -> Solver:
