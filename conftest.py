@@ -11,11 +11,9 @@ from hypothesis import settings
 
 TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
 if TYPECHECK:
-    from beartype import BeartypeConf, beartype
-    from jaxtyping import install_import_hook
+    from tests.checked import install
 
-    check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
-    install_import_hook("matrigami", f"{__name__}.check")
+    install("matrigami")
 
 collect_ignore = [] if find_spec("triton") else ["src/matrigami/operators/_fused.py"]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -388,5 +387,5 @@ def refuses_a_copy() -> None:
 
 def checks_annotations() -> None:
     """The ranks run with the checks that the tests have."""
-    with pytest.raises(TypeCheckError, match="parameter 'm'"):
+    with pytest.raises(TypeError, match="parameter m="):
         SOAP.flops("3", 4, {})
