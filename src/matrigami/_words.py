@@ -1,7 +1,9 @@
 """Words for readers: the columns of a table, the nearest of some names, a time, what is missing."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 DISTRIBUTIONS = {"PIL": "pillow", "skfem": "scikit-fem", "sklearn": "scikit-learn"}
 """Packages that pip knows by another name."""
@@ -83,3 +85,19 @@ def what_is_missing(who: str, error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     known = DISTRIBUTIONS.get(package, package)
     return f"{who} needs {known}, which is not installed: pip install {known}"
+
+
+def finite(value: Any) -> Any:
+    """A document without NaN and infinities, which JSON has not: they are None.
+
+    Examples:
+        >>> finite({"exponents": (0.5, float("nan"))})
+        {'exponents': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,13 +1,19 @@
 """`matrigami analyze`: which structure the matrices of a file, a model or a kernel have."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from matrigami.cli._paths import FOLDER
-from matrigami.cli._terminal import ProgressLine, command_line, echo_table, echo_written, say
+from matrigami.cli._terminal import (
+    ProgressLine,
+    command_line,
+    echo_json,
+    echo_table,
+    echo_written,
+    say,
+)
 
 if TYPE_CHECKING:
     from matrigami.studies import Analysis, Settings, Source
@@ -142,7 +148,7 @@ def _tell(
         kept = ("notes", "findings")
         results = [{**_row(a), **{key: a.to_json()[key] for key in kept}} for a in found]
         answer = {"matrices": results, "refused": refused, "files": list(map(str, files))}
-        click.echo(json.dumps(answer, indent=1))
+        echo_json(answer)
     else:
         rows = [_row(a) for a in found]
         echo_table(list(rows[0]), [list(row.values()) for row in rows])

@@ -1,12 +1,11 @@
 """`matrigami study compare`: one report of two studies."""
 
-import json
 from pathlib import Path
 
 import click
 
 from matrigami.cli._paths import FOLDER
-from matrigami.cli._terminal import command_line, echo_tables, echo_written
+from matrigami.cli._terminal import command_line, echo_json, echo_tables, echo_written
 
 
 @click.command()
@@ -44,7 +43,7 @@ def compare(first: Path, second: Path, out: Path | None, json_: bool) -> int:
         paths = write_comparison(first, second, out, command=command_line())
     if json_:
         found = {"studies": both.names, "settings": both.settings, **fit}
-        click.echo(json.dumps({**found, "files": list(map(str, paths))}, indent=1))
+        echo_json({**found, "files": list(map(str, paths))})
         return 0
     tables = [(*each, []) for each in same_structures(fit, both.names)]
     echo_tables([*tables, *fit_tables(fit)])

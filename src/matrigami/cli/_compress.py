@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
 from matrigami.cli._paths import FILE
-from matrigami.cli._terminal import ProgressLine, command_line, say
+from matrigami.cli._terminal import ProgressLine, command_line, echo_json, say
 
 if TYPE_CHECKING:
     from matrigami.compress import CompressionPlan, Report
@@ -263,7 +263,7 @@ def _told(report: "Report", out: Path, json_: bool) -> None:
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     if json_:
         layers = json.loads(report.to_json())
-        click.echo(json.dumps({"out": str(out), "bytes": size, "layers": layers}, indent=1))
+        echo_json({"out": str(out), "bytes": size, "layers": layers})
         return
     click.echo(str(report))
     click.echo(f"\nWritten: {out} ({size} bytes)")

@@ -1,6 +1,5 @@
 """`matrigami curvature`: traces, eigenvalues and approximation errors of a model's curvature."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import click
 
 from matrigami.cli._data import data_dir_option
 from matrigami.cli._model import function_of, made_by
-from matrigami.cli._terminal import ProgressLine, echo_table
+from matrigami.cli._terminal import ProgressLine, echo_json, echo_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +85,7 @@ def curvature(
         draw({"Fisher matrix": found["errors"]}, figure, title=model)
     del found["errors"]
     if json_:
-        click.echo(json.dumps({"model": model, "labels": labels, **found}, indent=1))
+        echo_json({"model": model, "labels": labels, **found})
         return 0
     _echo(found)
     if figure is not None:

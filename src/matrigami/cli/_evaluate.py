@@ -1,6 +1,5 @@
 """`matrigami eval` and `matrigami export`: how good a compressed model is, and other formats."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import click
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
 from matrigami.cli._paths import FILE, FOLDER
-from matrigami.cli._terminal import echo_table
+from matrigami.cli._terminal import echo_json, echo_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,8 +43,7 @@ def evaluate(
     found = asdict(compared(model, reference, examples))
     found |= {"bytes": _size(out, model), "reference_bytes": _size(Path(against), reference)}
     if json_:
-        known = {key: None if math.isnan(value) else value for key, value in found.items()}
-        click.echo(json.dumps({"out": str(out), "against": against, **known}, indent=1))
+        echo_json({"out": str(out), "against": against, **found})
         return 0
     _echo(found, str(out), against)
     return 0

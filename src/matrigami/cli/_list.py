@@ -1,7 +1,6 @@
 """`matrigami list`: what there is to be named in study files and on the command line."""
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import click
 
 from matrigami._words import nearest
-from matrigami.cli._terminal import echo_table
+from matrigami.cli._terminal import echo_json, echo_table
 
 Rows = list[dict[str, Any]]
 """One mapping for each thing, all with the same keys."""
@@ -126,7 +125,7 @@ def list_(kind: str | None, json_: bool) -> int:
         )
     rows = KINDS[kind]() if kind else [{"kind": k, "what": _about(of)} for k, of in KINDS.items()]
     if json_:
-        click.echo(json.dumps({kind or "kinds": rows}, indent=1))
+        echo_json({kind or "kinds": rows})
     else:
         echo_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
     return 0

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matrigami.cli._terminal import command_line, echo_table, echo_tables, echo_written, say
+from matrigami.cli._terminal import (
+    command_line,
+    echo_json,
+    echo_table,
+    echo_tables,
+    echo_written,
+    say,
+)
 
 if TYPE_CHECKING:
     from matrigami.studies import Outcome, StudyPlan
@@ -28,16 +35,8 @@ def present(out: Path, outcome: "Outcome", json_: bool) -> int:
             "crashed": outcome.crashed,
             "left": outcome.left,
         }
-        click.echo(
-            json.dumps(
-                {
-                    **json.loads((out / "fit.json").read_text("utf-8")),
-                    "runs": counts,
-                    "files": list(map(str, paths)),
-                },
-                indent=1,
-            )
-        )
+        fit = json.loads((out / "fit.json").read_text("utf-8"))
+        echo_json({**fit, "runs": counts, "files": list(map(str, paths))})
     else:
         echo_fit(result)
         click.echo("\nIn words\n" + "\n".join(f"  {s}" for s in conclusions(records, result)))
@@ -86,7 +85,7 @@ def echo_plan(plan: "StudyPlan", json_: bool) -> None:
     """The runs, biggest first."""
     rows = [c.summary | plan.sizes[c.id]._asdict() for c in plan.configs]
     if json_:
-        click.echo(json.dumps({"study": plan.name, "runs": rows}, indent=1))
+        echo_json({"study": plan.name, "runs": rows})
         return
     echo_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
     total = sum(size.macs * size.examples for size in plan.sizes.values())

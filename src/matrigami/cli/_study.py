@@ -1,6 +1,5 @@
 """`matrigami study`: run, follow and present a scaling study."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from matrigami.cli._device import check_device, checked_workers, device_option, 
 from matrigami.cli._outcome import echo_fit, echo_plan, present
 from matrigami.cli._paths import FILE, FOLDER, SPEC
 from matrigami.cli._search import search
-from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
+from matrigami.cli._terminal import ProgressLine, command_line, echo_json, echo_table, say
 
 if TYPE_CHECKING:
     from matrigami.studies import Study, StudyPlan
@@ -147,7 +146,7 @@ def status(folder: Path, json_: bool) -> int:
     plan = load_plan(folder)
     states = run_states(plan, folder)
     if json_:
-        click.echo(json.dumps({"study": plan.name, "runs": states}, indent=1))
+        echo_json({"study": plan.name, "runs": states})
         return 0
     rows = [
         [

@@ -1,5 +1,6 @@
 """What the commands print: tables, messages, and a line that shows how far the work is."""
 
+import json
 import math
 import os
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from matrigami._words import columns, duration
+from matrigami._words import columns, duration, finite
 
 
 class ProgressLine:
@@ -87,6 +88,11 @@ def echo_tables(tables: Iterable[tuple[str, list[str], list[list[Any]], list[str
         click.echo(f"\n{title}")
         echo_table(header, rows)
         click.echo("".join(f"  {note}\n" for note in notes), nl=False)
+
+
+def echo_json(document: Any) -> None:
+    """One JSON document; what is not finite is null."""
+    click.echo(json.dumps(finite(document), indent=1, allow_nan=False))
 
 
 def echo_written(files: Iterable[Path]) -> None:

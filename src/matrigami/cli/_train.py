@@ -1,6 +1,5 @@
 """`matrigami train`: one model, one optimiser, one folder."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import click
 from matrigami.cli._data import data_dir_option
 from matrigami.cli._device import check_device, device_option
 from matrigami.cli._paths import FILE
-from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
+from matrigami.cli._terminal import ProgressLine, command_line, echo_json, echo_table, say
 
 if TYPE_CHECKING:
     from matrigami.studies import RunConfig, RunSize
@@ -128,7 +127,7 @@ def _echo_run(config: "RunConfig", size: "RunSize", table: str | None, json_: bo
     """What will be trained."""
     if json_:
         settings = {"id": config.id, **config.to_json(), **size._asdict()}
-        click.echo(json.dumps(settings | ({"plan": table.splitlines()} if table else {}), indent=1))
+        echo_json(settings | ({"plan": table.splitlines()} if table else {}))
         return
     click.echo(
         f"run {config.id}: {config.model} of {config.structure} on {config.dataset}, width "
@@ -143,7 +142,7 @@ def _echo_run(config: "RunConfig", size: "RunSize", table: str | None, json_: bo
 def _echo_record(record: Mapping[str, Any], out: Path, json_: bool) -> None:
     """What came of it."""
     if json_:
-        click.echo(json.dumps(record, indent=1))
+        echo_json(record)
         return
     if record["status"] != "done":
         say(f"The run failed: {record['cause']}.")

@@ -4,13 +4,14 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matrigami._words import finite
 
 Record = Mapping[str, Any]
 """What a run reports: the columns below, and what its task adds."""
@@ -69,7 +70,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """One JSON document, whole or absent; what is not finite is null."""
     write_atomic(
-        path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
 
 
@@ -210,14 +211,3 @@ def _value(key: str, cell: str | None) -> Any:
         return float(cell)
     except ValueError:
         return cell
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities by None, which JSON has."""
-    if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
