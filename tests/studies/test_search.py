@@ -11,9 +11,19 @@ from click.testing import CliRunner
 
 from matrigami.cli._main import group
 from matrigami.structures import Einsum, parse
-from matrigami.studies import load_search, read_results, sampled, search_page, taxonomy
+from matrigami.studies import (
+    load_search,
+    plan_study,
+    read_results,
+    run_search,
+    sampled,
+    search_page,
+    taxonomy,
+)
+from matrigami.studies._run import prepare
 from matrigami.studies._size import run_size
 from matrigami.studies.search._rungs import _study, predicted, survivors, untrained
+from matrigami.studies.search._taxonomy import TERMS
 
 BASE = """
 [study]
@@ -150,19 +160,63 @@ def test_refuses_what_cannot_be_searched(tmp_path: Path, old: str, new: str, fau
     assert len(str(error.value).splitlines()) in (2, 3)
 
 
+@pytest.mark.parametrize("name", ["study.json", "results.csv", "README.md"])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, name: str):
+    search, out = load_search(written(tmp_path, BASE + SEARCH)), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"it has a {name} that is not of a search") as error:
+        run_search(search, out)
+    assert len(str(error.value).splitlines()) == 2
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+
+
+def test_the_folder_of_another_search_is_refused(tmp_path: Path):
+    text, out = BASE + SEARCH.replace("samples = 3", ""), tmp_path / "out"
+    search = load_search(written(tmp_path, text))
+    other = load_search(written(tmp_path, text.replace("3e-3", "1e-2")))
+    prepare(plan_study(_study(other, other.structures, other.macs[0], None)), out / "size_1")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ValueError, match="it holds another search") as error:
+        run_search(search, out)
+    assert len(str(error.value).splitlines()) == 3
+    assert "--grow" not in str(error.value)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_what_the_candidates_do_not_tell_is_not_claimed(tmp_path: Path):
+    """All share nothing and have full rank, and each ran at one size."""
+    named = '"einsum(0, 0.5, 0.5, 0, 0, 1, 0)"'
+    text = SEARCH.replace("samples = 3", "samples = 0").replace(
+        '"einsum(0, 0, 1, 0, 0, 1, 0)"', named
+    )
+    search = load_search(written(tmp_path, BASE + text))
+    result = taxonomy(search, [record(name, 10, 5.0) for name in search.structures])
+    levels, slopes = result["terms"].values()
+    for term in (levels["omega"], levels["1 - psi"], *(slopes[key] for key in TERMS)):
+        assert all(map(math.isnan, (term["value"], *term["interval"])))
+    assert [claim.count("cannot be judged") for claim in result["claims"]] == [1, 1, 0]
+    page = search_page(search, result, {"command": "matrigami study search x"})
+    assert "| – [–, –] |" in page
+    assert "nan" not in page
+    with pytest.raises(ValueError, match="none of its 1 runs has an error"):
+        taxonomy(search, [record(search.structures[0], 10, 5.0) | {"status": "failed"}])
+
+
 @pytest.mark.slow
 def test_command_trains_halves_reports_and_goes_on(tmp_path: Path):
     spec, out = written(tmp_path, BASE + SEARCH), tmp_path / "out"
     call = ["study", "search", str(spec), "--out", str(out), "--workers", "1", "--json"]
     first = CliRunner().invoke(group, call, catch_exceptions=False)
-    result = json.loads(first.stdout)
+    result = json.loads(first.stdout, parse_constant=pytest.fail)
     records = read_results(out / "results.csv")
     assert len({record["id"] for record in records}) == len(records)  # also of the least width
     runs = Counter(record["structure"] for record in records)
     assert len(records) > 5
     assert {row["structure"]: len(row["sizes"]) for row in result["candidates"]} == runs
     assert (out / "README.md").read_text().count("`einsum") == 5
-    stamps = {path: path.stat().st_mtime for path in out.glob("size_*/runs/*/checkpoint*")}
+    stamps = {path: path.stat().st_mtime for path in out.glob("size_*/runs/*/ckpt/*")}
+    assert len(stamps) == len(records)
     again = CliRunner().invoke(group, call, catch_exceptions=False)
     assert json.loads(again.stdout) == result
     assert stamps == {path: path.stat().st_mtime for path in stamps}

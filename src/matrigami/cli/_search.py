@@ -1,10 +1,11 @@
 """`matrigami study search`: random members of the einsum family under a budget."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from matrigami._words import cause
 from matrigami.cli._data import data_dir_option
 from matrigami.cli._device import (
     checked_workers,
@@ -12,7 +13,7 @@ from matrigami.cli._device import (
     launcher_option,
 )
 from matrigami.cli._paths import FILE
-from matrigami.cli._terminal import ProgressLine, command_line, echo_table, say
+from matrigami.cli._terminal import ProgressLine, command_line, echo_json, echo_table, say
 
 
 @click.command()
@@ -57,34 +58,37 @@ def search(
       matrigami study search teacher.toml --out runs/search
     """
     from matrigami.studies import write_atomic
+    from matrigami.studies._record import write_json
     from matrigami.studies.search import load_search, run_search, search_page, taxonomy
 
     asked = load_search(spec)
+    texts = {part: _text(out / f"{part}.md") for part in ("expected", "notes")}
     workers = checked_workers(workers, launcher, device)
     line = ProgressLine(quiet=json_)
-    records = run_search(
-        asked,
-        out,
-        workers=workers,
-        threads=1,
-        together=together or (8 if device == "cpu" else None),
-        device=device,
-        launcher=launcher,
-        data_dir=data_dir,
-        report=lambda size, now: line.show(f"size {size} of {len(asked.macs)}: {now.line()}"),
-    )
+    records = None
+    with suppress(KeyboardInterrupt):  # between two sizes, or the second one
+        records = run_search(
+            asked,
+            out,
+            workers=workers,
+            threads=1,
+            together=together or (8 if device == "cpu" else None),
+            device=device,
+            launcher=launcher,
+            data_dir=data_dir,
+            report=lambda size, now: line.show(f"size {size} of {len(asked.macs)}: {now.line()}"),
+        )
     line.end()
     if records is None:
         say(f"Interrupted; what was trained is kept. Go on with:\n  {command_line()}")
         return 130
     result = taxonomy(asked, records)
-    write_atomic(out / "search.json", json.dumps(result, indent=1) + "\n")
-    texts = {part: _text(out / f"{part}.md") for part in ("expected", "notes")}
+    write_json(out / "search.json", result)
     page = search_page(asked, result, texts | {"command": command_line()})
     write_atomic(out / "README.md", page)
     _draw(out, asked.name, result)
     if json_:
-        click.echo(json.dumps(result, indent=1))
+        echo_json(result)
         return 0
     rows = [
         [r["structure"], r["omega"], r["psi"], r["nu"], f"{r['error']:.2f}", f"{r['exponent']:.3f}"]
@@ -97,7 +101,12 @@ def search(
 
 def _text(path: Path) -> str:
     """A text that somebody put there."""
-    return path.read_text("utf-8") if path.exists() else ""
+    try:
+        return path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: it cannot be read: {cause(error)}.\nSave it as a text in UTF-8."
+        ) from error
 
 
 def _draw(out: Path, name: str, result: dict[str, object]) -> None:

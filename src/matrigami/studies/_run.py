@@ -177,7 +177,7 @@ def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
     if read_json(out / "study.json") is None:
         return plan
     there = load_plan(out)
-    others = [c for c in there.configs if c.id not in plan.sizes]
+    others = strangers(plan, there)
     if others and not grow:
         raise ValueError(
             f"--out {out}, for study {plan.name!r}: it holds {there.name!r}.\n"
@@ -187,6 +187,11 @@ def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
         )
     sizes = {**there.sizes, **plan.sizes}
     return StudyPlan(plan.name, (*plan.configs, *others), sizes)
+
+
+def strangers(plan: StudyPlan, there: StudyPlan) -> list[RunConfig]:
+    """Runs of the study in a folder that are no part of a plan."""
+    return [config for config in there.configs if config.id not in plan.sizes]
 
 
 def prepare(plan: StudyPlan, out: Path, known: Mapping[str, Record] | None = None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from matrigami.studies._progress import Snapshot
 from matrigami.studies._record import Record, write_results
-from matrigami.studies._run import plan_study, run_study
+from matrigami.studies._run import StudyPlan, load_plan, plan_study, run_study, strangers
 from matrigami.studies._size import run_size, task_size
 from matrigami.studies._spec import Study, study_of
 from matrigami.studies.search._spec import Search
@@ -60,14 +60,17 @@ def run_search(
         The records of all runs, or None if the search was interrupted.
 
     Raises:
-        ValueError: If the spec or a candidate does not fit.
+        ValueError: If the spec or a candidate does not fit, or the folder holds something else.
     """
+    _check_folder(search, out)
     left, found = list(search.structures), []
     for i, macs in enumerate(search.macs):
         study = untrained(_study(search, left, macs, data_dir), found)
+        plan, folder = plan_study(study, data_dir), out / f"size_{i + 1}"
+        _check_size(search, plan, folder)
         outcome = run_study(
-            plan_study(study, data_dir),
-            out / f"size_{i + 1}",
+            plan,
+            folder,
             workers=workers,
             threads=threads,
             together=together,
@@ -83,6 +86,30 @@ def run_search(
             left = survivors(left, found, macs, search.keep[i])
     write_results(out / "results.csv", found)
     return found
+
+
+def _check_folder(search: Search, out: Path) -> None:
+    """Refuse a folder whose table or page would be written over."""
+    is_search = (out / "size_1").exists() or (out / "search.json").exists()
+    own = ("study.json",) if is_search else ("study.json", "results.csv", "README.md")
+    if found := [name for name in own if (out / name).exists()]:
+        raise ValueError(
+            f"--out {out}, for search {search.name!r}: it has a {found[0]} that is not of a "
+            "search.\nGive --out a folder of its own."
+        )
+
+
+def _check_size(search: Search, plan: StudyPlan, folder: Path) -> None:
+    """Refuse the runs of another search."""
+    if not (folder / "study.json").exists():
+        return
+    there = load_plan(folder)
+    if others := strangers(plan, there):
+        raise ValueError(
+            f"--out {folder.parent}, for search {search.name!r}: it holds another search.\n"
+            f"{len(others)} of the {len(there.configs)} runs in {folder} are no part of this one.\n"
+            "Give --out a folder of its own."
+        )
 
 
 def untrained(study: Study, records: Iterable[Record]) -> Study:

@@ -17,6 +17,9 @@ from matrigami.studies._record import Record
 from matrigami.studies.search._rungs import METRIC, predicted
 from matrigami.studies.search._spec import Search
 
+Fit = Mapping[str, Any]
+"""A regression: value and interval of the terms, `r_squared`, and `n` candidates."""
+
 RESAMPLES = 2000
 """Bootstrap samples of the candidates."""
 
@@ -37,7 +40,11 @@ def taxonomy(search: Search, records: Sequence[Record], *, seed: int = 0) -> dic
     Returns:
         `macs` (at which errors are compared: the last size that all have), `candidates`, `terms`
         (coefficients of the regressions with intervals), `full` (of the members without sharing and
-        of full rank: how many, and the ratio of errors over their range of nu) and `claims`.
+        of full rank: how many, and the ratio of errors over their range of nu) and `claims`. What
+        the candidates do not tell is NaN.
+
+    Raises:
+        ValueError: If no run has an error to compare.
     """
     halved = [i for i, share in enumerate(search.keep) if share < 1]
     macs = search.macs[halved[0] if halved else -1]
@@ -70,24 +77,37 @@ def _row(name: str, records: Sequence[Record], macs: float) -> dict[str, Any]:
 def _rows(search: Search, records: Sequence[Record], macs: float) -> list[dict[str, Any]]:
     """The candidates that have a law, best first."""
     rows = [_row(name, records, macs) for name in search.structures]
-    return sorted((r for r in rows if math.isfinite(r["error"])), key=lambda r: r["error"])
+    found = sorted((r for r in rows if math.isfinite(r["error"])), key=lambda r: r["error"])
+    if not found:
+        raise ValueError(
+            f"search {search.name!r}: none of its {len(records)} runs has an error to compare.\n"
+            "See the causes in results.csv; a smaller lr is the usual remedy."
+        )
+    return found
 
 
 def _regression(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
-    """Least squares, with intervals."""
+    """Least squares, with intervals; NaN for terms that the candidates do not tell apart."""
     known = np.isfinite(y)
     X, y = X[known], y[known]
     fit = np.linalg.lstsq(X, y, rcond=None)[0]
-    draws = np.random.default_rng(seed).integers(0, len(y), (RESAMPLES, len(y)))
+    draws = np.random.default_rng(seed).integers(0, max(len(y), 1), (RESAMPLES, len(y)))
     each = np.array([np.linalg.lstsq(X[d], y[d], rcond=None)[0] for d in draws])
+    rest, spread = y - X @ fit, y - y.sum() / max(len(y), 1)
+    fit, each = (np.where(_is_told(X), found, math.nan) for found in (fit, each))
     low, high = np.percentile(each, [2.5, 97.5], axis=0)
-    rest, spread = y - X @ fit, y - y.mean()
     terms = {
         name: {"value": float(fit[i]), "interval": [float(low[i]), float(high[i])]}
         for i, name in enumerate(("constant", *TERMS))
     }
     total = float(spread @ spread)
     return terms | {"r_squared": 1 - float(rest @ rest) / total if total else 0.0, "n": len(y)}
+
+
+def _is_told(X: np.ndarray) -> np.ndarray:
+    """Which coefficients the rows determine: those without a part in the null space."""
+    rank = np.linalg.matrix_rank(X) if len(X) else 0
+    return np.abs(np.linalg.svd(X)[2][rank:]).max(0, initial=0.0) < 1e-9
 
 
 def _over_nu(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
@@ -109,17 +129,26 @@ def _over_nu(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     }
 
 
+def _claim(terms: Fit, term: str, claim: str) -> str:
+    """Whether more of a term makes a larger error."""
+    (low, high), value = terms[term]["interval"], terms[term]["value"]
+    if math.isnan(value):
+        return (
+            f"'{claim}' cannot be judged: the {terms['n']} candidates do not differ in {term} "
+            "independently of the rest."
+        )
+    verdict = "holds" if low > 0 else "is contradicted" if high < 0 else "is not told apart"
+    return (
+        f"At equal compute '{claim}' {verdict}: one unit of {term} multiplies the error by "
+        f"{math.exp(value):.2f} [{math.exp(low):.2f}, {math.exp(high):.2f}]."
+    )
+
+
 def _claims(result: Mapping[str, Any]) -> list[str]:
     """In words, what holds."""
     terms = result["terms"]["log_error"]
-    said = []
-    for term, claim in (("omega", "small omega wins"), ("1 - psi", "large psi wins")):
-        (low, high), value = terms[term]["interval"], terms[term]["value"]
-        verdict = "holds" if low > 0 else "is contradicted" if high < 0 else "is not told apart"
-        said.append(
-            f"At equal compute '{claim}' {verdict}: one unit of {term} multiplies the error by "
-            f"{math.exp(value):.2f} [{math.exp(low):.2f}, {math.exp(high):.2f}]."
-        )
+    claims = {"omega": "small omega wins", "1 - psi": "large psi wins"}
+    said = [_claim(terms, term, claim) for term, claim in claims.items()]
     full = result["full"]
     if full["ratio"] is None:
         said.append(f"Too few members ({full['n']}) without sharing and of full rank to judge nu.")
@@ -156,7 +185,8 @@ def search_page(search: Search, result: Mapping[str, Any], texts: Mapping[str, s
     ]
     lines += [
         f"| `{r['structure']}` | {r['omega']:.2f} | {r['psi']:.2f} | {r['nu']:.2f} | "
-        f"{r['error']:.2f} | {r['exponent']:.3f} | {', '.join(f'{m:.1e}' for m in r['sizes'])} |"
+        f"{r['error']:.2f} | {_shown(r['exponent'], '.3f')} | "
+        f"{', '.join(f'{m:.1e}' for m in r['sizes'])} |"
         for r in result["candidates"]
     ]
     return "\n".join(lines) + "\n"
@@ -167,8 +197,17 @@ def _regression_lines(result: Mapping[str, Any]) -> list[str]:
     head = ["| of | " + " | ".join(TERMS) + " | R² | candidates |", "|" + " --- |" * 6]
     for key, what in (("log_error", "log error at equal compute"), ("exponent", "exponent")):
         fit = result["terms"][key]
-        cells = [
-            "{:+.3f} [{:+.3f}, {:+.3f}]".format(fit[t]["value"], *fit[t]["interval"]) for t in TERMS
-        ]
+        cells = [_cell(fit[term]) for term in TERMS]
         head.append(f"| {what} | {' | '.join(cells)} | {fit['r_squared']:.2f} | {fit['n']} |")
     return ["## Regressions on the taxonomy", "", *head]
+
+
+def _cell(term: Fit) -> str:
+    """A coefficient with its interval."""
+    low, high = (_shown(end, "+.3f") for end in term["interval"])
+    return f"{_shown(term['value'], '+.3f')} [{low}, {high}]"
+
+
+def _shown(value: float, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if math.isnan(value) else format(value, form)
