@@ -191,6 +191,13 @@ def test_one_source_is_needed(arguments, tmp_path, capsys):
     assert "--p" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("source", [["a.npy"], ["--preset", "hpc_vs_ai"]])
+def test_a_scale_without_a_kernel_is_refused(source, tmp_path, capsys):
+    assert run(["analyze", *source, "--scale", "2", "-o", str(tmp_path / "out")]) == 2
+    assert "--scale divides the distances" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_preset_has_three_sizes_of_each_and_what_it_says():
     sources = preset_sources("hpc_vs_ai")
     kinds = [s.name.rsplit(" · ", 1)[0] for s in sources]

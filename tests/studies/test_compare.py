@@ -213,7 +213,7 @@ def test_a_folder_of_another_study_asks_for_grow(tmp_path, monkeypatch):
     trained(tmp_path, plan())
     with pytest.raises(ValueError, match=r"it holds 'a'\.\n2 of its 2 runs") as caught:
         trained(tmp_path, plan("b", lr=1e-2))
-    assert "--grow" in str(caught.value)
+    assert "`matrigami study run` has --grow" in str(caught.value)  # a search has none
     assert len(str(caught.value).splitlines()) in (2, 3)
     assert load_plan(tmp_path).name == "a"
     assert trained(tmp_path, plan(widths="[4, 6, 8]")).total == 3  # more of the same is no other

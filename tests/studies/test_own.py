@@ -227,6 +227,8 @@ def test_files_without_the_arrays_are_refused(folder):
 
 
 def test_settings_that_mean_nothing_are_refused(folder):
+    refused(lambda: load_task(run(folder, context=64)), "means nothing for arrays")
+    refused(lambda: load_task(run(folder, "story.txt", side=8)), "means nothing for a text")
     refused(lambda: load_task(run(folder, augment=True)), "means nothing for arrays")
     refused(lambda: load_task(run(folder, "story.txt", mixup=0.5)), "means nothing for a text")
     refused(lambda: load_task(run(folder, "nets.py:arrays", label_smoothing=0.1)), "no classes")

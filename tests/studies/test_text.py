@@ -151,7 +151,8 @@ def test_gpt_obeys_the_laws(model, structure):
 
 @pytest.mark.parametrize(("model", "structure"), [("mlp", "dense"), ("vit", "tt(rank=2)")])
 def test_models_of_images_obey_the_laws(model, structure):
-    check_model(config(model, structure, patch=4), Shape(3, 8, 5))
+    own = {"patch": 4} if model == "vit" else {"heads": 8}
+    check_model(config(model, structure, **own), Shape(3, 8, 5))
 
 
 @pytest.mark.parametrize("model", ["gpt", "gpt(positions=learned)"])

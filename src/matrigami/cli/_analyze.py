@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File of the points: .npy, or text with one in each line.",
 )
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Divides distances.")
+@click.option("--scale", type=float, help="Divides distances of the --points. [default: 1]")
 @click.option("--preset", metavar="NAME", help="A set of matrices: hpc_vs_ai.")
 @click.option("--model", type=FOLDER, help="Folder of a small Llama that the preset adds.")
 @click.option(
@@ -68,7 +68,7 @@ def analyze(
     out: Path,
     kernel: str | None,
     points: Path | None,
-    scale: float,
+    scale: float | None,
     preset: str | None,
     model: Path | None,
     data_dir: Path | None,
@@ -98,7 +98,7 @@ def _sources(
     source: Path | None,
     kernel: str | None,
     points: Path | None,
-    scale: float,
+    scale: float | None,
     preset: str | None,
     model: Path | None,
     data_dir: Path | None,
@@ -110,13 +110,26 @@ def _sources(
         raise click.UsageError("Give one of SOURCE, --kernel with --points, and --preset.")
     if (kernel is None) != (points is None):
         raise click.UsageError("--kernel NAME and --points FILE belong together.")
+    if kernel is None:
+        _refuse({"--scale": scale}, "divides the distances of the points of --kernel")
+    if preset is None:
+        _refuse({"--model": model, "--data-dir": data_dir}, "adds matrices to those of --preset")
     if preset is not None:
         return preset_sources(preset, model, data_dir)
-    if model is not None or data_dir is not None:
-        raise click.UsageError("--model and --data-dir add matrices to those of --preset.")
     if source is not None:
         return file_sources(source)
-    return [kernel_source(str(kernel), Path(str(points)), scale)]
+    return [kernel_source(str(kernel), Path(str(points)), 1.0 if scale is None else scale)]
+
+
+def _refuse(options: dict[str, object], what: str) -> None:
+    """Refuse options that nothing would read.
+
+    Raises:
+        UsageError: If one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise click.UsageError(f"{name} {what}: give both, or leave it out.")
 
 
 def _run(sources: "list[Source]", out: Path, settings: "Settings", json_: bool) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -44,6 +45,14 @@ ADDED = frozenset(
 )
 """Fields that came later: left out at their default, so that older runs keep their identity."""
 
+OF_DATA = (
+    *("augment", "shuffle_pixels", "mixup", "label_smoothing"),
+    *("samples_per_epoch", "context", "vocabulary", "side"),
+)
+"""Fields that mean something for some kinds of data only."""
+
+OF_MODEL = ("heads", "patch")
+"""Fields that mean something for some of the built-in models only."""
 
 COUNTS = (
     "width",
@@ -231,3 +240,27 @@ class RunConfig:
                 f"Settings are: {', '.join(field.name for field in fields(cls))}."
             )
         return cls(**values)
+
+
+def refuse_settings(config: RunConfig, of: Iterable[str], read: Iterable[str], kind: str) -> None:
+    """Refuse settings that are not at their default, and that nothing would read.
+
+    Args:
+        config: The run.
+        of: Fields that are looked at, such as `OF_DATA`.
+        read: Those of them that mean something here.
+        kind: What they are read by, in words.
+
+    Raises:
+        ValueError: If one is set that is not read.
+    """
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    for name in of:
+        value = getattr(config, name)
+        if name not in read and value != defaults[name]:
+            raise ValueError(
+                f"A run of {config.model!r} on {config.dataset!r} with {name} = {value!r}: "
+                f"it means nothing for {kind}.\n"
+                "Nothing would read it, and the result would be that without it.\n"
+                "Leave it out, or set it in the table [[task]] or [[structure]] that it is for."
+            )

@@ -183,7 +183,7 @@ def grown(plan: StudyPlan, out: Path, grow: bool) -> StudyPlan:
             f"--out {out}, for study {plan.name!r}: it holds {there.name!r}.\n"
             f"{len(others)} of its {len(there.configs)} runs are no "
             "part of this study.\n"
-            "Give --out a folder of its own, or --grow to have all runs in one."
+            "Give --out a folder of its own; `matrigami study run` has --grow for all runs in one."
         )
     sizes = {**there.sizes, **plan.sizes}
     return StudyPlan(plan.name, (*plan.configs, *others), sizes)

@@ -86,6 +86,7 @@ def task_size(config: RunConfig, data_dir: Path | None = None) -> tuple[Shape, i
     """Shape and training examples of a task: those of the table, or from its data."""
     entry = TASKS.get(config.dataset)
     if entry is not None and entry.size is not None:
+        entry.check(config)
         return entry.size
     task = load_task(config, data_dir)
     return task.shape, task.examples

@@ -15,7 +15,7 @@ import torch
 
 from matrigami._words import nearest
 from matrigami.structures._parsing import parse_options
-from matrigami.studies._config import RunConfig
+from matrigami.studies._config import OF_MODEL, RunConfig, refuse_settings
 from matrigami.studies._own import is_function
 from matrigami.studies.models._base import Makers, Network, makers
 from matrigami.studies.models._gpt import GPT
@@ -46,7 +46,8 @@ def build_model(
         device: `cpu`, or `meta` for the sizes without the numbers.
 
     Raises:
-        ValueError: If the model is unknown, or the structure does not fit its sizes.
+        ValueError: If the model is unknown, the structure does not fit its sizes, or a setting
+            means nothing for the model.
 
     Examples:
         >>> config = RunConfig(
@@ -72,6 +73,7 @@ def build_model(
     make = makers(config, generator, device)
     with torch.device(device):
         model = MODELS[name](config, shape, make, **options).to(DTYPE)
+    refuse_settings(config, OF_MODEL, model.settings, f"model {name}")
     model.recordable = config.experts == 1  # the numbers of vectors of an expert vary
     return model
 

@@ -36,12 +36,14 @@ class Network(nn.Module, ABC):
         width: What learning rates scale with; None if they do not.
         reads: Names of the layers whose inputs do not grow with the width: they read the data.
         answers: Names of the layers whose outputs do not: the head.
+        settings: Fields of a run that it reads, of those that some models read only.
         recordable: A step of it may be recorded once and replayed on a card.
     """
 
     width: int | None
     reads: tuple[str, ...] = ("embed",)
     answers: tuple[str, ...] = ("head",)
+    settings: tuple[str, ...] = ()
     recordable: bool = True
 
     @abstractmethod

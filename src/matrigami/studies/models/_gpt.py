@@ -71,6 +71,7 @@ class GPT(Network):
         ValueError: If the task is no text, or the heads do not fit the width.
     """
 
+    settings = ("heads",)
     reads = ()  # a table has no inputs that could grow
 
     def __init__(

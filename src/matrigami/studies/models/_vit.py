@@ -32,6 +32,8 @@ class ViT(Network):
         ValueError: If the patches do not tile the image, or the heads do not divide the width.
     """
 
+    settings = ("heads", "patch")
+
     def __init__(self, config: RunConfig, shape: Shape, make: Makers) -> None:
         super().__init__()
         refuse_text("vit", shape)

@@ -33,10 +33,12 @@ def load_task(
         device: Where batches are made.
 
     Raises:
-        ValueError: If there is no such task, or its data are missing or damaged.
+        ValueError: If there is no such task, its data are missing or damaged, or a setting means
+            nothing for it.
     """
     name, folder = config.dataset, None if data_dir is None else Path(data_dir)
     if name in TASKS:
+        TASKS[name].check(config)
         return TASKS[name].load(config, folder, torch.device(device))
     if not is_function(name) and not source_path(name, config.folder).exists():
         near = nearest(name, TASKS)

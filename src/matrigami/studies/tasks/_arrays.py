@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami._words import cause
-from matrigami.studies._config import RunConfig
+from matrigami.studies._config import OF_DATA, RunConfig, refuse_settings
 from matrigami.studies.tasks._augment import draw_mixing
 from matrigami.studies.tasks._base import (
     DTYPE,
@@ -27,11 +27,10 @@ from matrigami.studies.tasks._base import (
     Shape,
     Task,
     classified,
-    refuse_settings,
     regressed,
 )
 from matrigami.studies.tasks._datasets import Images, Split
-from matrigami.studies.tasks._images import image_task
+from matrigami.studies.tasks._images import IMAGE_SETTINGS, image_task
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 """What arrays are called, and their order."""
@@ -132,11 +131,13 @@ def task_of_arrays(arrays: Any, config: RunConfig, device: torch.device) -> Task
     y, y_test = _targets(config.dataset, y, y_test)
     pixels = _pixels(x), _pixels(x_test)
     if pixels[0] is not None and pixels[1] is not None and not y.is_floating_point():
+        refuse_settings(config, OF_DATA, IMAGE_SETTINGS, "arrays of images")
         train, test = Images(pixels[0], y), Images(pixels[1], y_test)
         return image_task(Split(train, test, int(y.max()) + 1), config, device)
-    refuse_settings(config, ("augment", "shuffle_pixels"), "arrays that are no images of bytes")
+    mixing = ("mixup", "label_smoothing")
     if y.is_floating_point():
-        refuse_settings(config, ("mixup", "label_smoothing"), "targets that are no classes")
+        refuse_settings(config, mixing, (), "targets that are no classes")
+    refuse_settings(config, OF_DATA, mixing, "arrays that are no images of bytes")
     more = {"mixup": config.mixup, "label_smoothing": config.label_smoothing}
     return ArrayTask((x, y), (x_test, y_test), **more, device=device)
 

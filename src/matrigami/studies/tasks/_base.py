@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.studies._config import RunConfig
+from matrigami.studies._config import OF_DATA, RunConfig, refuse_settings
 from matrigami.studies.tasks._augment import Crops
 
 DTYPE = torch.float32
@@ -119,21 +119,6 @@ def regressed(outputs: Tensor, batch: Batch) -> Score:
     return Score(loss, total, total)
 
 
-def refuse_settings(config: RunConfig, names: tuple[str, ...], kind: str) -> None:
-    """Refuse settings that mean nothing for a kind of data.
-
-    Raises:
-        ValueError: If one is set.
-    """
-    for name in names:
-        if getattr(config, name):
-            raise ValueError(
-                f"{config.dataset}, {name} = {getattr(config, name)!r}: it means nothing for "
-                f"{kind}.\n"
-                "Leave it out."
-            )
-
-
 @dataclass(frozen=True)
 class Entry:
     """A task in the table.
@@ -142,6 +127,7 @@ class Entry:
         about: What it is, in a line.
         load: Makes the task of a run from the data folder, on a device.
         source: How its data come to be there, in a few words.
+        settings: Fields of a run that mean something for it, of those that do for some data only.
         size: Shape and training examples, where they are known without the data: a study can then
             be planned without them.
     """
@@ -149,4 +135,13 @@ class Entry:
     about: str
     load: Callable[[RunConfig, Path | None, torch.device], Task]
     source: str
+    settings: tuple[str, ...]
     size: tuple[Shape, int] | None = None
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run with settings that mean nothing for this task.
+
+        Raises:
+            ValueError: If it has one.
+        """
+        refuse_settings(config, OF_DATA, self.settings, f"task {config.dataset}")

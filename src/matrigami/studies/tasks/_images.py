@@ -16,6 +16,9 @@ from matrigami.studies.tasks._augment import Crops, crop_table, draw_crops, draw
 from matrigami.studies.tasks._base import Batch, Draws, Entry, Score, Shape, classified
 from matrigami.studies.tasks._datasets import Images, Split, load_images
 
+IMAGE_SETTINGS = ("augment", "shuffle_pixels", "mixup", "label_smoothing")
+"""Settings of a run that mean something for images."""
+
 SHUFFLE_SEED = 2024
 """Seed of the fixed permutation of the pixels: the same in every run."""
 
@@ -126,7 +129,7 @@ def _load(name: str, config: RunConfig, data_dir: Path | None, device: torch.dev
 
 def _entry(name: str, about: str, source: str, size: tuple[Shape, int] | None = None) -> Entry:
     """A row of the table."""
-    return Entry(about, partial(_load, name), source, size)
+    return Entry(about, partial(_load, name), source, IMAGE_SETTINGS, size)
 
 
 IMAGES: dict[str, Entry] = {

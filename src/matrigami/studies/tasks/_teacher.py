@@ -113,11 +113,13 @@ TEACHERS: dict[str, Entry] = {
         "regression on a random network of width 1024 and 6 layers, the published one",
         partial(_load, 1024, 6),
         "made on the spot, fresh at every step",
+        ("samples_per_epoch",),
     ),
     "teacher_small": Entry(
         "the same of width 128 and 4 layers, which costs little more than its students",
         partial(_load, 128, 4),
         "made on the spot, fresh at every step",
+        ("samples_per_epoch",),
     ),
 }
 """The teachers."""

@@ -17,11 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matrigami.studies._config import RunConfig
-from matrigami.studies.tasks._base import Batch, Draws, Entry, Score, Shape, refuse_settings
+from matrigami.studies._config import OF_DATA, RunConfig, refuse_settings
+from matrigami.studies.tasks._base import Batch, Draws, Entry, Score, Shape
 from matrigami.studies.tasks._datasets import data_folder, read_checked
 from matrigami.studies.tasks._sources import SOURCES
 from matrigami.studies.tasks._tokens import byte_pairs, characters
+
+TEXT_SETTINGS = ("samples_per_epoch", "context", "vocabulary")
+"""Settings of a run that mean something for a text."""
 
 TEST_SHARE = 0.1
 
@@ -132,7 +135,7 @@ def text_task(text: str, config: RunConfig, device: torch.device) -> TextTask:
     Raises:
         ValueError: If the text is too short, or a setting means nothing for it.
     """
-    refuse_settings(config, ("augment", "shuffle_pixels", "mixup", "label_smoothing"), "a text")
+    refuse_settings(config, OF_DATA, TEXT_SETTINGS, "a text")
     samples = config.samples_per_epoch
     return TextTask(text, config.context, config.vocabulary, samples=samples, device=device)
 
@@ -150,6 +153,7 @@ TEXTS: dict[str, Entry] = {
         "plays by Shakespeare, 1.1 MB of 65 different characters",
         partial(_load, "tinyshakespeare", "input.txt"),
         "matrigami data get tinyshakespeare",
+        TEXT_SETTINGS,
     )
 }
 """The texts."""

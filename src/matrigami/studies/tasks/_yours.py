@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from matrigami._words import cause
-from matrigami.studies._config import RunConfig
+from matrigami.studies._config import OF_DATA, RunConfig, refuse_settings
 from matrigami.studies._own import call, function_of, is_function, refuse_changed, source_path
 from matrigami.studies.tasks._arrays import task_of_arrays
 from matrigami.studies.tasks._base import Task
 from matrigami.studies.tasks._folder import read_folder
-from matrigami.studies.tasks._images import image_task
+from matrigami.studies.tasks._images import IMAGE_SETTINGS, image_task
 from matrigami.studies.tasks._text import text_task
 
 
@@ -33,6 +33,7 @@ def own_task(config: RunConfig, device: torch.device) -> Task:
         made = call(name, config.folder, function_of(name, config.folder))
         return _task_of(made, config, device)
     if path.is_dir():
+        refuse_settings(config, OF_DATA, (*IMAGE_SETTINGS, "side"), "a folder of images")
         return image_task(read_folder(name, path, config.side), config, device)
     if path.suffix == ".py":
         raise ValueError(
@@ -47,6 +48,7 @@ def own_task(config: RunConfig, device: torch.device) -> Task:
 def _task_of(made: Any, config: RunConfig, device: torch.device) -> Task:
     """What a function gave: a task, a text, or arrays."""
     if isinstance(made, Task):
+        refuse_settings(config, OF_DATA, (), "a task that a function makes")
         return made
     if isinstance(made, str):
         return text_task(made, config, device)
