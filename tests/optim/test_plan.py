@@ -1,5 +1,6 @@
 """Routing: each parameter by the module that owns it; views and their inverses."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from matrigami import Monarch
 from matrigami.curvature import capture
 from matrigami.nn import Part, Role, StructuredLinear, param_groups, parts
 from matrigami.operators import contractions, stacked_view, transposed_view
-from matrigami.optim import SOAP, Muon, Shampoo, plan
+from matrigami.optim import OPTIMIZERS, SOAP, Muon, Shampoo, plan
 from matrigami.structures import EXAMPLES
 
 
@@ -187,3 +188,8 @@ def test_the_plan_says_where_a_spectral_step_pays():
     assert rows["2.weight"].spectral is None  # it takes Adam
     assert str(found) in str(plan(model, "muon", moments=seen))
     assert "spectral step" not in str(plan(model, "muon"))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_the_rate_of_the_plan_is_the_default(kind):
+    assert kind.starting_rate() == inspect.signature(kind).parameters["lr"].default

@@ -84,7 +84,7 @@ class Muon(WatchingOptimizer):
     def __init__(
         self,
         source: Source,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor = 1e-2,
         *,
         momentum: float = 0.95,
         nesterov: bool = True,

@@ -68,7 +68,7 @@ class Shampoo(MatrixOptimizer):
     def __init__(
         self,
         source: Source,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor = 1e-2,
         *,
         betas: tuple[float, float] = (0.9, 0.95),
         epsilon: float | None = None,

@@ -69,7 +69,7 @@ class SOAP(MatrixOptimizer):
     def __init__(
         self,
         source: Source,
-        lr: float | Tensor = 3e-3,
+        lr: float | Tensor = 1e-2,
         *,
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-8,
