@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+import warnings
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from matrigami.curvature import capture, ggn, hessian, kfac
-from matrigami.optim import KFAC, plan
+from matrigami.optim import KFAC, Muon, plan
 
 LOSS = nn.CrossEntropyLoss()
 FUNCTION = nn.functional.cross_entropy
@@ -158,6 +159,37 @@ def test_a_layer_that_is_added_later_is_watched():
     LOSS(model(x), y).backward()
     optimizer.step()
     assert_close(factor(optimizer, model[0].weight), x.mT @ x / 12)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(KFAC, loss=LOSS), partial(Muon, inputs=True)], ids=["kfac", "muon"]
+)
+@pytest.mark.parametrize("views", [{}, {"views": [None]}], ids=["matrix", "adam"])
+def test_weights_outside_of_the_model_are_named_once(make, views):
+    model, outer, (x, y) = network(), nn.Linear(3, 3, bias=False), data()
+    optimizer = make(model)
+    optimizer.add_param_group({"params": [outer.weight]} | views)
+    said = []
+    for _ in range(2):
+        LOSS(outer(model(x)), y).backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        said.append([str(w.message) for w in caught])
+    assert [len(each) for each in said] == ([0, 0] if views else [1, 0])
+    assert views or "watches a Sequential; weights of shapes (3, 3) are not of it" in said[0][0]
+
+
+def test_weights_outside_of_the_model_may_be_told_of():
+    model, outer, (x, y) = network(), nn.Linear(3, 3, bias=False), data()
+    optimizer = KFAC(model, LOSS)
+    optimizer.add_param_group({"params": [outer.weight]})
+    LOSS(outer(model(x)), y).backward()
+    eye = torch.eye(3)[None]
+    optimizer.observe(outer.weight, eye, eye)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
 
 
 def test_weights_that_are_never_seen_are_named():

@@ -1,7 +1,7 @@
 """Optimisers that watch the forward passes of a model: what they see enters their steps."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class WatchingOptimizer(MatrixOptimizer):
 
     estimator: ModelWatch | None = None
     _names: Mapping[str, Tensor] = {}
+    _outside: Sequence[Tensor] = ()
     _warned = False
 
     def watch(self, estimator: ModelWatch) -> None:
@@ -49,7 +50,7 @@ class WatchingOptimizer(MatrixOptimizer):
         return chosen
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch does; weights of the model that is watched are watched from now on."""
+        """As torch does; weights of the model that is watched are watched, of others it warns."""
         if self.estimator is not None and "views" not in param_group:
             param_group |= self._views_of(self.estimator.model, param_group["params"])
         super().add_param_group(param_group)
@@ -94,6 +95,7 @@ class WatchingOptimizer(MatrixOptimizer):
     ) -> list[Update]:
         """Those of what was observed since the last step; then look at the next batches."""
         observed = {**(observed or {}), **self.taken(gradients)}
+        self._expect_all_inside(gradients, observed)
         updates = super()._updates(gradients, observed)
         self._look(self.param_groups[0]["clock"])
         return updates
@@ -101,6 +103,7 @@ class WatchingOptimizer(MatrixOptimizer):
     def _estimate_more(self, estimator: ModelWatch, chosen: list[Tensor]) -> None:
         """Watch some more weights, and know their names."""
         names = {id(p): name for name, p in estimator.model.named_parameters()}
+        self._outside = [*self._outside, *(p for p in chosen if id(p) not in names)]
         chosen = self.visible([p for p in chosen if id(p) in names])
         estimator.extend(chosen)
         self._names = {**self._names, **{names[id(p)]: p for p in chosen}}
@@ -118,6 +121,24 @@ class WatchingOptimizer(MatrixOptimizer):
                 f"{what if estimator.seen else 'no forward pass of its model'} in "
                 "training mode before this step: its curvature stays as it is. "
                 "Call the model itself, not a part of it, and its layers as modules.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _expect_all_inside(
+        self, gradients: Collection[Tensor], observed: Collection[Tensor]
+    ) -> None:
+        """Say so, at their first step, of weights that the model has not and nobody told of."""
+        unknown = [p for p in self._outside if p in gradients and p not in observed]
+        self._outside = [p for p in self._outside if p not in gradients]
+        if unknown and self.estimator is not None:
+            name, model = type(self).__name__, type(self.estimator.model).__name__
+            warnings.warn(
+                f"{name} watches a {model}; weights of shapes "
+                f"{', '.join(str(tuple(p.shape)) for p in unknown[:8])} are not of it. "
+                "What their layers see is not known, and their steps are those without it. "
+                f"Give {name} a model that holds them, or their group 'views': [None, ...] for "
+                "Adam.",
                 RuntimeWarning,
                 stacklevel=3,
             )
