@@ -117,7 +117,9 @@ def _hashed(path: Path) -> Iterator[bytes]:
     """The content of a file in pieces; of a folder, a line for each of its files."""
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            yield f"{file.relative_to(path)} {file.stat().st_size}\n".encode()
+            inside = file.relative_to(path)
+            if not f"/{inside.as_posix()}".count("/."):  # those that are hidden are not read
+                yield f"{inside} {file.stat().st_size}\n".encode()
         return
     with path.open("rb") as file:
         while block := file.read(1 << 20):

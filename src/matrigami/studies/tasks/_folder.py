@@ -1,9 +1,11 @@
 """A folder of images of your own: `train/<class>/*.png` and `test/<class>/*.png`.
 
 Classes are the names of the folders below `train`, in alphabetical order. Images are read by
-Pillow, cut to their middle square and resized to one side.
+Pillow, cut to their middle square and resized to one side. Names that begin with a point are not
+read: systems and editors put such files and folders beside others.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matrigami._words import cause
 from matrigami.studies.tasks._datasets import Images, Split
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What files are images."""
+
+Files = list[tuple[Path, int]]
+"""Images with their labels."""
 
 
 def read_folder(name: str, folder: Path, side: int | None = None) -> Split:
@@ -26,7 +32,8 @@ def read_folder(name: str, folder: Path, side: int | None = None) -> Split:
         side: Pixels of a side; by default that of the images, which must then be equal squares.
 
     Raises:
-        ValueError: If a part or a class is missing, an image cannot be read, or sizes differ.
+        ValueError: If a part or a class is missing, a class has no image to learn from, an image
+            cannot be read, or sizes differ.
     """
     classes = _folders(name, folder / "train")
     unknown = sorted(set(_folders(name, folder / "test")) - set(classes))
@@ -40,19 +47,23 @@ def read_folder(name: str, folder: Path, side: int | None = None) -> Split:
         part: [(path, k) for k, c in enumerate(classes) for path in _images(folder / part / c)]
         for part in ("train", "test")
     }
-    for part, found in files.items():
-        if not found:
-            raise _refusal(
-                name, f"{folder / part} has no images", f"Known are {', '.join(ENDINGS)}."
-            )
-    side = side or _common_side(name, files["train"][0][0])
+    if bare := _bare(folder, classes, files):
+        raise _refusal(name, f"{bare[0]} has no images", f"Known are {', '.join(ENDINGS)}.")
+    side = side or _common_side(name, [path for path, _ in (*files["train"], *files["test"])])
     train, test = (_read(name, found, side) for found in files.values())
     return Split(train, test, len(classes))
 
 
+def _bare(folder: Path, classes: list[str], files: Mapping[str, Files]) -> list[Path]:
+    """Classes without an image to learn from, and a test without any."""
+    taught = {k for _, k in files["train"]}
+    bare = [folder / "train" / c for k, c in enumerate(classes) if k not in taught]
+    return bare if files["test"] else [*bare, folder / "test"]
+
+
 def _folders(name: str, folder: Path) -> list[str]:
     """The classes below a folder."""
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    found = sorted(p.name for p in _seen(folder) if p.is_dir()) if folder.is_dir() else []
     if not found:
         raise _refusal(
             name,
@@ -66,7 +77,12 @@ def _images(folder: Path) -> list[Path]:
     """The images of a class, by name."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+    return sorted(p for p in _seen(folder) if p.suffix.lower() in ENDINGS)
+
+
+def _seen(folder: Path) -> Iterator[Path]:
+    """What is in a folder and not hidden."""
+    return (p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _pillow() -> Any:
@@ -81,28 +97,32 @@ def _pillow() -> Any:
     return Image
 
 
-def _common_side(name: str, path: Path) -> int:
-    """The side of an image, if it is a square."""
-    with _opened(name, path) as image:
-        width, height = image.size
-    if width != height:
-        raise _refusal(
-            name,
-            f"{path} is {width} x {height}, no square",
-            "Say by `side` to which square images are cut and resized, e.g. side = 32.",
-        )
-    return width
+def _common_side(name: str, paths: list[Path]) -> int:
+    """The side of images, if they are equal squares."""
+    side = 0
+    for path in paths:
+        with _opened(name, path) as image:
+            width, height = image.size
+        side = side or width
+        if (width, height) != (side, side):
+            raise _refusal(
+                name,
+                f"{path} is {width} x {height}, no square of side {side}",
+                "Say by `side` to which square images are cut and resized, e.g. side = 32.",
+            )
+    return side
 
 
 def _opened(name: str, path: Path) -> Any:
     """An image."""
+    read = _pillow().open
     try:
-        return _pillow().open(path)
-    except OSError as error:
+        return read(path)
+    except Exception as error:  # what Pillow raises depends on the format and on the damage
         raise _refusal(name, f"{path} cannot be read as an image", "Remove it.") from error
 
 
-def _read(name: str, files: list[tuple[Path, int]], side: int) -> Images:
+def _read(name: str, files: Files, side: int) -> Images:
     """Pixels and labels."""
     pixels = [_square(name, path, side) for path, _ in files]
     labels = torch.tensor([label for _, label in files])
@@ -111,15 +131,27 @@ def _read(name: str, files: list[tuple[Path, int]], side: int) -> Images:
 
 def _square(name: str, path: Path, side: int) -> Tensor:
     """One image by row, channel, column."""
-    try:
-        with _opened(name, path) as image:
-            short, (width, height) = min(image.size), image.size
-            left, top = (width - short) // 2, (height - short) // 2
-            square = image.convert("RGB").crop((left, top, left + short, top + short))
-            small = square if short == side else square.resize((side, side))
-            return torch.from_numpy(np.asarray(small).transpose(0, 2, 1).copy())
-    except OSError as error:
-        raise _refusal(name, f"{path} is damaged: {error}", "Remove it.") from error
+    whole = _of_bytes(name, path)
+    short, (width, height) = min(whole.size), whole.size
+    left, top = (width - short) // 2, (height - short) // 2
+    square = whole.crop((left, top, left + short, top + short))
+    small = square if short == side else square.resize((side, side))
+    return torch.from_numpy(np.asarray(small).transpose(0, 2, 1).copy())
+
+
+def _of_bytes(name: str, path: Path) -> Any:
+    """An image of three channels; more than 8 bits of one would be cut off."""
+    with _opened(name, path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise _refusal(
+                name,
+                f"{path} has pixels of more than 8 bits ({image.mode})",
+                "Save it with 8 bits, or give arrays of floats.",
+            )
+        try:
+            return image.convert("RGB")
+        except Exception as error:
+            raise _refusal(name, f"{path} is damaged: {cause(error)}", "Remove it.") from error
 
 
 def _refusal(name: str, what: str, advice: str) -> ValueError:
