@@ -115,26 +115,71 @@ def test_status_fit_plot_and_report_do_their_part_again(finished, capsys):
     assert capsys.readouterr().out.strip() == str(out / "report.html")
 
 
+HELD = """
+import time
+from pathlib import Path
+from torch import nn
+
+class Held(nn.Module):
+    def forward(self, x):
+        if self.training and Path(__file__).with_name("hold").exists():
+            time.sleep(1.0)
+        return x
+
+def net(features, outputs, width):
+    return nn.Sequential(
+        nn.Flatten(), Held(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, outputs)
+    )
+"""
+"""A model whose steps take a second while a file is there: minutes to interrupt it, and no work."""
+
+
+def held(path, spec):
+    """A study file of that model, which is held; and the file that holds it."""
+    (path.parent / "net.py").write_text(HELD)
+    path.write_text(
+        spec.replace("[model]", '[model]\nname = "net.py:net"').replace("depth = 1\n", "")
+    )
+    hold = path.parent / "hold"
+    hold.touch()
+    return hold
+
+
+def checkpoints(out):
+    """When each was written."""
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+def begun(out, *arguments):
+    """A process that has written a checkpoint of its own, and is in the middle of its work."""
+    before = checkpoints(out)
+    process = command(*arguments)
+    while checkpoints(out) == before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
 def test_interrupted_studies_resume_to_the_same_bits(tmp_path):
     """Neither SIGINT nor `kill -9` loses anything: the results are those of a calm study."""
     path, out = tmp_path / "study.toml", tmp_path / "rough"
-    two = SPEC.format(epochs=150).split("[[structure]]")[:2]
-    path.write_text(
+    two = SPEC.format(epochs=6).split("[[structure]]")[:2]
+    hold = held(
+        path,
         "[[structure]]".join(two)
         .replace("[8, 16, 24]", "[8, 16]")
-        .replace("[train]", "[train]\ncheckpoint_seconds = 0.1")
+        .replace("[train]", "[train]\ncheckpoint_seconds = 0.1"),
     )
     rough = ("study", "run", path, "--workers", 1, "--threads", 1, "--out", out)
-    process = command(*rough)
-    wait_for_progress(out, process)
+    process = begun(out, *rough)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert f"--out {out}" in errors
-    process = command(*rough)
-    wait_for_progress(out, process)
+    process = begun(out, *rough)
     process.kill()
-    process.communicate(timeout=120)  # ends when its worker has seen that it is alone
+    process.communicate(timeout=300)  # ends when its worker has seen that it is alone
+    hold.unlink()
     process = command(*rough)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -149,16 +194,6 @@ def test_interrupted_studies_resume_to_the_same_bits(tmp_path):
     for row in rows:
         for key in ("train_loss", "test_loss", "train_error", "test_error", "examples"):
             assert row[key] == calm[row["id"]][key]
-
-
-def wait_for_progress(out, process):
-    """Wait until a checkpoint is newer than the process."""
-    begun = time.time()
-    while time.time() - begun < 120 and process.poll() is None:
-        if any(p.stat().st_mtime > begun for p in out.glob("runs/*/ckpt/*")):
-            return
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint was written")
 
 
 def test_dry_run_writes_nothing(spec, tmp_path, capsys):
