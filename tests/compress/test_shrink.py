@@ -87,6 +87,18 @@ def test_heads_go_with_their_queries_keys_and_values():
     assert model(data[0]).shape == (6, 7, 5)
 
 
+def test_progress_is_told_when_a_group_is_smaller():
+    model, told = net(), []
+    names = {"1.down": lambda: model[1].down, "3.down": lambda: model[3].down}
+    shrink_(
+        model,
+        batches(),
+        0.5,
+        progress=lambda *now: told.append((*now, names[now[2]]().in_features)),
+    )
+    assert told == [(1, 2, "1.down", 10), (2, 2, "3.down", 10)]
+
+
 def test_moments_of_gradients_that_are_given_count():
     asked, data = net(), batches()
     told, given = copy.deepcopy(asked), copy.deepcopy(asked)

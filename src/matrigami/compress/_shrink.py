@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from matrigami.compress._calibration import observed
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._layers import set_weight, weight
+from matrigami.compress._methods import Progress
 from matrigami.compress._moments import damped, relative, row_losses
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._running import answer, at_rest, batches_of, called
@@ -66,6 +67,7 @@ def shrink_(
     heads: int | None = None,
     two_sided: bool | Gradients = False,
     damping: float = 0.01,
+    progress: Progress | None = None,
 ) -> Report:
     """Remove hidden units of a model and make its layers smaller, in place.
 
@@ -81,6 +83,8 @@ def shrink_(
             read its number of heads from the sizes of its layers, as that of Llama does.
         two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.
         damping: Of the moments, relative to their mean diagonal.
+        progress: Told after every group, by the layer that reads its units. There is no journal as
+            `quantize_` has: a killed call leaves layers of other sizes, and is run again.
 
     Returns:
         A report on the layers that read the units; `values` has the new sizes of all layers, which
@@ -98,7 +102,7 @@ def shrink_(
     readers = {group.consumer: layers[group.consumer] for group in groups}
     gradients = gradients_of(two_sided, model, readers, data)
     report = Report()
-    for group in groups:
+    for done, group in enumerate(groups, 1):
         consumer = model.get_submodule(group.consumer)
         seen = observed(model, {group.consumer: consumer}, data)[group.consumer]
         if seen is None:
@@ -108,11 +112,17 @@ def shrink_(
         _shrink(model, group, kept, W, data[0])
         for name in (group.consumer, *group.producers):
             report.values[name] = Shrunk(*weight(model.get_submodule(name)).shape)
-        bits = 8.0 * consumer.weight.element_size() * len(kept) / group.units  # pyright: ignore[reportCallIssue]
-        note = f"{len(kept)} of {group.units} units of {', '.join(group.producers)}"
-        told = (seen.rows, seen.rejected, damping, *losses, bits, note, "shrink", W.numel())
-        report.layers.append(LayerReport(group.consumer, *told))
+        told = (damping, *losses, *_told(group, kept, consumer), "shrink", W.numel())
+        report.layers.append(LayerReport(group.consumer, seen.rows, seen.rejected, *told))
+        if progress is not None:
+            progress(done, len(groups), group.consumer)
     return report
+
+
+def _told(group: Group, kept: list[int], consumer: Any) -> tuple[float, str]:
+    """Bits of what is left for each weight there was, and how many units that is."""
+    bits = 8.0 * consumer.weight.element_size() * len(kept) / group.units
+    return bits, f"{len(kept)} of {group.units} units of {', '.join(group.producers)}"
 
 
 def _found(
