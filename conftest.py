@@ -9,10 +9,10 @@ import torch
 from _pytest.doctest import DoctestItem
 from hypothesis import settings
 
+from tests.checked import install, switched_off
+
 TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
 if TYPECHECK:
-    from tests.checked import install
-
     install("matrigami")
 
 collect_ignore = [] if find_spec("triton") else ["src/matrigami/operators/_fused.py"]
@@ -34,6 +34,13 @@ def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_default_dtype(before if isinstance(request.node, DoctestItem) else torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As a user runs it: the package itself refuses what is of a wrong type."""
+    with switched_off():
+        yield
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

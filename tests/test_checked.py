@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.checked import Finder
+from tests.checked import Finder, switched_off
 
 MODULE = """
 from contextlib import contextmanager
@@ -110,3 +110,10 @@ def test_other_decorators_and_unknown_names_stand(module):
     assert module.unknown(3) == module.unchecked(3) == 3
     assert module.product.__annotations__["return"] is not None
     assert module.unknown.__annotations__["x"] == "Unknown"
+
+
+def test_they_can_be_switched_off(module):
+    with switched_off():
+        assert module.product(3, None) == 3
+    with pytest.raises(TypeError, match="product"):
+        module.product(3, None)

@@ -87,6 +87,7 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_what_is_of_another_kind_is_refused_and_nothing_is_changed(call):
     model = network()

@@ -238,6 +238,7 @@ def test_frozen_layers_are_not_watched():
         capture(network())["0.weight"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_module_without_a_rule_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 3))
     with pytest.raises(TypeError, match="1, a Bilinear with two inputs: weight, bias"):

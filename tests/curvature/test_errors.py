@@ -40,6 +40,7 @@ class Focal(nn.CrossEntropyLoss):
         return (1 - (-p).exp()) * p
 
 
+@pytest.mark.usefixtures("unchecked")
 @methods
 def test_losses_and_labels(method):
     for loss in (
@@ -71,6 +72,7 @@ def test_activations_that_are_not_finite_are_named(method):
         method(model, LOSS, [(0.1 * x, y), (50 * x.abs(), y)])
 
 
+@pytest.mark.usefixtures("unchecked")
 @methods
 def test_layers(method):
     model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 3))
@@ -90,6 +92,7 @@ def test_layers(method):
             method(words, LOSS, (torch.randint(5, (6, 3)), torch.randint(3, (6,))))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_parameter_of_the_model_itself_is_named():
     class Bare(nn.Module):
         def __init__(self):
@@ -137,6 +140,7 @@ def test_a_basis_of_other_sizes():
         ekfac(network(), LOSS, batch(), basis=basis)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_damping():
     F = kfac(network(), LOSS, batch())
     with pytest.raises(ValueError, match=r"damping=-1.0, rule='tikhonov'"):
@@ -185,6 +189,7 @@ def test_moments_without_backward():
         )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_axes_that_are_no_stack_of_matrices():
     """A core that mixes the axes of its rows and columns."""
     from matrigami.operators import Contraction, LinearOperator, contraction, contractions
@@ -213,6 +218,7 @@ def test_axes_that_are_no_stack_of_matrices():
         kfac(layer, LOSS, (torch.randn(3, 2), torch.randint(4, (3,))))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_training_mode_and_unfit_shapes_are_refused():
     x, y = torch.randn(6, 4), torch.arange(6) % 3
     loss = nn.CrossEntropyLoss()
@@ -236,6 +242,7 @@ def test_training_mode_and_unfit_shapes_are_refused():
         kfac(model, loss, (x, y[:4]))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_returns_one_tensor():
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -249,6 +256,7 @@ def test_a_model_returns_one_tensor():
         kfac(Pair(), nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.arange(6) % 3))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_further_tensors_of_a_call_are_refused():
     class Weighted(nn.Module):
         def __init__(self) -> None:

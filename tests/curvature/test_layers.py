@@ -257,6 +257,7 @@ def test_attention_through_its_projections():
     assert torch.equal(k, v)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_fused_attention_layer_is_refused_by_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
     with pytest.raises(TypeError, match=r"1, a Multihead.* fused .*separate_.*: in_proj"):

@@ -155,6 +155,7 @@ def test_the_model_is_left_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused():
     x, y = data("cross entropy")
     frozen = network().requires_grad_(False)

@@ -166,6 +166,7 @@ def test_a_frozen_bias_leaves_a_block_of_the_weight():
     assert_close(F.dense(), separate["0.weight"].dense()[0])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_frozen_part_of_a_norm_is_refused():
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
     model[0].bias.requires_grad_(False)

@@ -132,6 +132,7 @@ def test_positions_of_a_sequence_and_those_of_a_core_are_alike():
         assert_close(sums, expected, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_cap_is_refused():
     layer = mg.nn.StructuredLinear(6, 6, mg.LowRank(2), rms_cap=True)
     with pytest.raises(TypeError, match="rms_cap"):

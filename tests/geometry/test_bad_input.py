@@ -124,6 +124,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 """What is called, and what its message has in it."""
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(name: str):
     call, message = REFUSED[name]

@@ -131,6 +131,7 @@ def test_what_does_not_compress_is_refused_in_three_lines():
     assert float((diagonal(hierarchical(DenseMatrix(D))) - 1.1).abs().max()) < 1e-9
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_numbers_are_refused_in_three_lines():
     A, x = DenseMatrix(torch.eye(40, dtype=torch.float32)), torch.zeros(40, 4)
     assert "ten roundings" in refusal(lambda: hierarchical(A, tol=1e-12))

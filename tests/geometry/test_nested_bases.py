@@ -161,6 +161,7 @@ def test_tiles_of_a_hierarchy_solve_directly():
     torch.testing.assert_close(logdet(T), torch.logdet(D), rtol=1e-2, atol=0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_tiles_refuse_what_the_others_refuse():
     A = DenseMatrix(torch.randn(40, 40, dtype=torch.float64))
     for call in (

@@ -262,6 +262,7 @@ def test_single_precision_has_a_default_that_it_can_reach(fast_only):
     assert error_estimate(A, x, "matern32", scale=0.3) < 1e-4
 
 
+@pytest.mark.usefixtures("unchecked")
 def refusal(call) -> str:
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
@@ -269,6 +270,7 @@ def refusal(call) -> str:
     return str(caught.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_points_and_charges_come_from_numpy_and_lists():
     x, q = cloud(40, 2).numpy(), np.ones(40)
     wanted = forces(torch.from_numpy(x), torch.ones(40, dtype=torch.float64), "multiquadric")

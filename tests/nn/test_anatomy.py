@@ -34,6 +34,7 @@ def test_laws(name: str):
     check_layer(layer, *inputs)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", KINDS)
 def test_all_readers_agree(name: str):
     """Rates, plan and optimiser take the same matrices; curvature reads them or says why not."""
@@ -196,6 +197,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_is_unknown_is_refused_in_the_same_words(name: str):
     make, what = UNKNOWN[name]
@@ -257,6 +259,7 @@ def test_the_head_is_the_last_layer_whatever_happens_to_it():
     assert role(nn.LSTM(4, 3)) is Role.HEAD
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_curvature_of_a_layer_that_is_partly_seen():
     """Plan and estimator decide by the parameter: what the parent has is seen, the rest is not."""
     layer = Same(4, 3)
@@ -279,6 +282,7 @@ def test_gates_are_matrices_of_their_own():
         assert hidden == 6 or found["weight_hr"].stack == (1, 3, 6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bags_by_offsets_are_refused():
     with pytest.raises(TypeError, match=r"shape \(3,\)"):
         uses(nn.EmbeddingBag(7, 4), torch.tensor([1, 2, 3]), None)

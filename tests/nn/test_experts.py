@@ -269,9 +269,16 @@ def test_zero_init_starts_at_zero():
     assert float(layer(torch.randn(5, 12)).detach().abs().max()) == 0.0
 
 
-@pytest.mark.parametrize("numbers", [(3, 4), (3, 0), (0, 0)])
-def test_refuses_what_is_no_mixture(numbers):
-    with pytest.raises(ValueError, match="This is no mixture"):
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((3, 4), "This is no mixture"),
+        ((3, 0), "active cannot be 0"),
+        ((0, 0), "experts cannot be 0"),
+    ],
+)
+def test_refuses_what_is_no_mixture(numbers, message):
+    with pytest.raises(ValueError, match=message):
         StructuredMoE(4, 4, LowRank(rank=1), *numbers)
 
 

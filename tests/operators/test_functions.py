@@ -82,6 +82,7 @@ def test_questions_of_squares_refuse_rectangles(question):
     few_lines(caught)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("question", [inverse, slogdet, trace, power])
 def test_questions_of_a_tensor_say_how_to_wrap_it(question):
     with pytest.raises(TypeError, match=r"Wrap a matrix of numbers: DenseMatrix\(A\)"):
@@ -93,6 +94,7 @@ def test_sums_of_different_sizes():
         _ = DenseMatrix(torch.eye(2)) + DenseMatrix(torch.eye(3))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_sums_with_numbers():
     A = DenseMatrix(torch.eye(2))
     torch.testing.assert_close((A + torch.ones(2, 2)).dense(), torch.eye(2) + 1)

@@ -142,6 +142,7 @@ def test_direct_sum_of_squares_answers_block_by_block():
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_products_are_refused():
     with pytest.raises(TypeError, match="a matrix has two axes"):
         mg.kron(A, torch.ones(3))

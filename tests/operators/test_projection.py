@@ -45,6 +45,7 @@ def test_targets_without_two_axes(shape):
         project(Dense(), torch.ones(shape))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_structure_without_a_projection():
     class Unknown(Structure):
         """No rule is registered for it."""

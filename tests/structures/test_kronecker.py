@@ -168,6 +168,7 @@ def test_kronecker_sum_of_symmetric_terms_is_solved_by_its_eigenpairs():
     torch.testing.assert_close(values.sort().values, torch.linalg.eigvalsh(S.dense()))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_factors_that_do_not_fit():
     with pytest.raises(ValueError, match="multiply to 6x6") as caught:
         Kronecker(factors=((2, 3), (3, 2))).init(6, 7)

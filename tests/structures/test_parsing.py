@@ -62,6 +62,7 @@ def test_unknown_names_suggest_the_nearest(text, suggestion):
     assert "monarch" in known
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "text",
     [

@@ -109,6 +109,7 @@ def test_a_study_compares_optimizers():
     ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -116,7 +117,8 @@ def test_a_study_compares_optimizers():
         ("soap(frequensy=2)", "Did you mean 'frequency'"),
         ("soap(lr=2)", "The learning rate is the key lr"),
         ("soap(frequency=0)", "whole numbers from 1"),
-        ("soap(frequency='often')", "wrong type"),
+        ("soap(frequency='often')", "whole numbers from 1"),
+        ("adamw(betas=3)", "wrong type"),
         ("soap(5)", "Write for example"),
         ("soap(", "Write for example"),
         ("muon(scale=print)", "Write for example"),

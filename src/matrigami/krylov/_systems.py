@@ -10,7 +10,6 @@ Shapes: n = rows = columns, k = right-hand sides, solved independently.
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from operator import index
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -26,7 +25,7 @@ from matrigami.krylov._solution import (
     safe,
     tolerance,
 )
-from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete, operator
+from matrigami.operators import LinearOperator, as_array, as_tensor, is_concrete, is_count, operator
 
 PROGRESS = 0.999
 """A cycle that leaves more of every residual than this has stalled."""
@@ -101,11 +100,8 @@ def _check_count(function: str, name: str, value: Any, least: int) -> None:
     Raises:
         ValueError: If it is no whole number, or below the least.
     """
-    try:
-        if index(value) >= least:
-            return
-    except TypeError:
-        pass
+    if is_count(value, least):
+        return
     raise ValueError(
         f"{function}(..., {name}={value!r}): {name} cannot be {value!r}.\n"
         f"It is a count: a whole number, at least {least}.\n"

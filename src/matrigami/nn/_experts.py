@@ -32,6 +32,8 @@ from matrigami.operators import (
     LinearOperator,
     Structure,
     as_two_factors,
+    check_recipe,
+    check_sizes,
     contractions,
     cost,
     is_written_in_place,
@@ -64,6 +66,7 @@ class StructuredMoE(Mixture, Factored):
 
     Raises:
         ValueError: If the numbers of experts or the sizes do not fit.
+        TypeError: If the structure is none.
 
     Examples:
         >>> from matrigami import BlockTensorTrain
@@ -92,10 +95,8 @@ class StructuredMoE(Mixture, Factored):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(in_features, experts, active)
-        if out_features < 1:
-            raise ValueError(
-                f"StructuredMoE({in_features}, {out_features}): both sizes must be at least 1."
-            )
+        check_sizes("StructuredMoE", out_features=out_features)
+        check_recipe(structure, "StructuredMoE: structure")
         self.out_features, self.structure = out_features, structure
         self.zero_init, self.rms_cap = zero_init, rms_cap
         empty = partial(torch.empty, dtype=dtype, device=device)

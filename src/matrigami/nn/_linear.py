@@ -18,6 +18,8 @@ from matrigami.operators import (
     Cost,
     LinearOperator,
     Structure,
+    check_recipe,
+    check_sizes,
     contractions,
     cost,
     named_tensors,
@@ -47,6 +49,7 @@ class StructuredLinear(Factored):
 
     Raises:
         ValueError: If the size does not fit the structure.
+        TypeError: If that is none.
 
     Examples:
         >>> from matrigami import Monarch
@@ -73,10 +76,8 @@ class StructuredLinear(Factored):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if in_features < 1 or out_features < 1:
-            raise ValueError(
-                f"StructuredLinear({in_features}, {out_features}): both sizes must be at least 1."
-            )
+        check_sizes("StructuredLinear", in_features=in_features, out_features=out_features)
+        check_recipe(structure, "StructuredLinear: structure")
         self.in_features, self.out_features, self.structure = in_features, out_features, structure
         self.rms_cap, self.zero_init = rms_cap, zero_init
         empty = partial(torch.empty, dtype=dtype, device=device)

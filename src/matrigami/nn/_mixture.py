@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matrigami.nn._dispatch import dispatch
+from matrigami.operators import check_sizes
 
 GATE_SCALE = 0.1
 """Variance of a logit at the start (Fedus et al. 2022): nearly uniform, but no tie for all."""
@@ -65,11 +66,12 @@ class Mixture(nn.Module, ABC):
 
     def __init__(self, in_features: int, experts: int, active: int) -> None:
         super().__init__()
-        if not 1 <= active <= experts or in_features < 1:
+        name = type(self).__name__
+        check_sizes(name, in_features=in_features, experts=experts, active=active)
+        if active > experts:
             raise ValueError(
-                f"{type(self).__name__}: {in_features} features, experts = {experts}, active = "
-                f"{active}.\nThis is no mixture.\n"
-                "Sizes must be at least 1, and active from 1 to the number of experts."
+                f"{name}: experts={experts}, active={active}.\nThis is no mixture.\n"
+                "Give active from 1 to the number of experts."
             )
         self.in_features, self.experts, self.active = in_features, experts, active
         self._routing: Routing | None = None

@@ -28,7 +28,7 @@ from matrigami.nn._choice import (
 from matrigami.nn._linear import StructuredLinear, fastest
 from matrigami.nn._separate import fuse_
 from matrigami.nn._stand_in import StructuredConv, dense_of, stand_in, swap
-from matrigami.operators import LinearOperator, Structure, cost, operator
+from matrigami.operators import LinearOperator, Structure, check_recipe, cost, operator
 
 Structures = Structure | Mapping[str, Structure]
 """One structure for all layers, or one for each pattern of names; the first that matches."""
@@ -219,11 +219,7 @@ def _fitting(structure: Any, layer: nn.Module) -> Structure:
         ValueError: If it has none.
         TypeError: If it is no structure.
     """
-    if not isinstance(structure, Structure):
-        raise TypeError(
-            f"replace_: structure={structure!r} is no structure.\n"
-            "Give one, or a mapping of patterns to structures: LowRank(rank=0.5)."
-        )
+    check_recipe(structure, "replace_: structure")
     cost_of(structure, *_size(layer))
     return structure
 

@@ -37,7 +37,7 @@ from matrigami.operators._contraction import (
     contraction,
     contractions,
 )
-from matrigami.operators._convert import as_array, as_tensor, real_type
+from matrigami.operators._convert import as_array, as_tensor, is_count, real_type
 from matrigami.operators._cyclic_reduction import (
     reduced_slogdet,
 )
@@ -147,6 +147,8 @@ from matrigami.operators._projection import (
 from matrigami.operators._recipe import (
     EXAMPLES,
     Structure,
+    check_recipe,
+    check_sizes,
     draw,
     example,
     factorize,
@@ -220,6 +222,8 @@ __all__ = [
     "averaged_gram",
     "block_view",
     "chained",
+    "check_recipe",
+    "check_sizes",
     "cholesky",
     "columns",
     "compose",
@@ -254,6 +258,7 @@ __all__ = [
     "inverse",
     "is_big",
     "is_concrete",
+    "is_count",
     "is_differentiated",
     "is_frobenius",
     "is_written_in_place",

@@ -1,6 +1,7 @@
 """Numbers from outside: NumPy arrays, lists and scalars as tensors, and answers in kind."""
 
 from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,14 @@ def as_scalars(numbers: Any, like: Any) -> Tensor:
             f"{type(numbers).__name__} is no number.\n"
             "Give a real or complex one, or a tensor with one for each matrix of a stack."
         ) from error
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether it is a whole number of any library, and at least so large."""
+    try:
+        return not isinstance(value, bool) and index(value) >= least
+    except TypeError:
+        return False
 
 
 def as_positions(index: Any, size: int, like: Any) -> Tensor:

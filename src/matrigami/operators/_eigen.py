@@ -10,6 +10,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, power, question, require, square_question
+from matrigami.operators._convert import is_count
 from matrigami.operators._dense import DenseMatrix
 from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._functions import trace
@@ -110,7 +111,7 @@ def _check_count(k: int, n: int) -> None:
     Raises:
         ValueError: If there are fewer than `k`.
     """
-    if not isinstance(k, int) or not 1 <= k <= n:
+    if not is_count(k) or k > n:
         raise ValueError(
             f"eigh(A, k={k!r}): A has {n} eigenvalues.\nk must be a whole number from 1 to {n}."
         )

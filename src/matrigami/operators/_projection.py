@@ -22,7 +22,7 @@ from matrigami.operators._dispatch import OpenFunction
 from matrigami.operators._kernels import is_concrete
 from matrigami.operators._memory import dense
 from matrigami.operators._metric import Metric, Target, metric_of, whitened
-from matrigami.operators._recipe import Structure
+from matrigami.operators._recipe import Structure, check_recipe
 from matrigami.operators._tree import expand, mapped, named_tensors, with_tensors
 
 TOL = 3e-3
@@ -57,11 +57,7 @@ def _target(
     **how: Any,
 ) -> LinearOperator:
     """Project in the Frobenius norm, or in a metric; half precision is computed in single."""
-    if not isinstance(recipe, Structure):
-        raise TypeError(
-            f"project(recipe, W): recipe is a {type(recipe).__name__}; it must be a structure.\n"
-            "Give e.g. LowRank(rank=2) and then the matrix."
-        )
+    check_recipe(recipe, "project(recipe, W): recipe")
     search = Search(partial(function.answer, recipe), **how)
     plain = left is None and right is None
     if isinstance(W, LinearOperator):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from matrigami.operators._base import LinearOperator, Value
+from matrigami.operators._convert import is_count
 from matrigami.operators._functions import fans
 from matrigami.operators._tree import named_tensors, with_tensors
 
@@ -52,9 +53,44 @@ class Structure(ABC):
         Raises:
             ValueError: If the structure has no member of this size.
         """
-        if m < 1 or n < 1:
-            raise ValueError(f"{self} cannot be {m}x{n}.\nBoth sizes must be at least 1.")
+        check_sizes(self, m=m, n=n)
         return draw(self.blank(m, n, partial(torch.empty, dtype=dtype, device=device)), generator)
+
+
+def check_recipe(structure: Any, what: str) -> None:
+    """Refuse what is no recipe.
+
+    Args:
+        structure: What was given.
+        what: The call, and the name of the argument.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(structure, Structure):
+        return
+    is_class = isinstance(structure, type) and issubclass(structure, Structure)
+    raise TypeError(
+        f"{what}={structure!r} is no structure{' but a class of them' if is_class else ''}.\n"
+        "Give a recipe such as LowRank(rank=2); matrigami.structures.parse reads the name of one."
+    )
+
+
+def check_sizes(what: Any, **sizes: Any) -> None:
+    """Refuse sizes that nothing can have.
+
+    Args:
+        what: Of what they are.
+        sizes: By their names.
+
+    Raises:
+        ValueError: If one is no whole number of at least 1.
+    """
+    for name, size in sizes.items():
+        if not is_count(size):
+            raise ValueError(
+                f"{what}: {name} cannot be {size!r}.\nSizes are whole numbers of at least 1."
+            )
 
 
 EXAMPLES: dict[str, Structure] = {}

@@ -197,6 +197,7 @@ def test_mass_and_norm_are_integrals():
     assert float(grid.norm(u)) ** 2 == pytest.approx(16 / 3, rel=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
