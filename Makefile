@@ -51,7 +51,7 @@ demo: setup  ## a small scaling study with real data, under 4 minutes on 2 cores
 
 test: setup  ## the whole test-suite, in two passes
 	@echo '== 1 of 2: run-time shape checks on'
-	@TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
+	@TYPECHECK=1 $(BIN)/python -m pytest -q -n 2 --durations=20
 	@echo '== 2 of 2: torch.compile and torch.export'
 	@TYPECHECK=0 $(BIN)/python -m pytest -q -n 2 -m 'compile and not slow'
 

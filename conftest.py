@@ -9,7 +9,7 @@ import torch
 from _pytest.doctest import DoctestItem
 from hypothesis import settings
 
-from tests.checked import install, switched_off
+from tests.checked import install, state, switched_off
 
 TYPECHECK = os.environ.get("TYPECHECK", "1") == "1"
 if TYPECHECK:
@@ -30,6 +30,7 @@ torch.set_num_threads(1)
 def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seeded; tests in double precision, doctests in single, as a user sees them."""
     before = torch.get_default_dtype()
+    state.test += 1
     torch.manual_seed(0)
     torch.set_default_dtype(before if isinstance(request.node, DoctestItem) else torch.float64)
     yield

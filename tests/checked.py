@@ -2,7 +2,8 @@
 
 The same as `jaxtyping.install_import_hook`, for less than half of the suite's time: one wrapper
 checks arguments and results and is made when it is first called, names of axes have a context only
-where there are any, and a function inside of another is checked the first time that it is defined.
+where there are any, a function inside of another is checked the first time that it is defined, and
+of the calls of a function in one test the first `CALLS` are checked.
 """
 
 import ast
@@ -11,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, FunctionType, ModuleType
@@ -29,8 +30,21 @@ TYPED = beartype(
 PARTS = "code", "globals", "name", "defaults", "closure"
 BLOCKS = ast.stmt | ast.excepthandler | ast.match_case
 
+CALLS = 16
+"""Of a function in a test: the thousands of a loop do not differ."""
+
 defined: set[CodeType] = set()
-switch = {"on": True}
+
+
+@dataclass
+class State:
+    """Whether anything is checked, and in which test this is."""
+
+    on: bool = True
+    test: int = 0
+
+
+state = State()
 
 
 def install(package: str) -> None:
@@ -41,11 +55,11 @@ def install(package: str) -> None:
 @contextmanager
 def switched_off() -> Iterator[None]:
     """Nothing is checked: what is refused here the package refuses itself."""
-    switch["on"] = False
+    state.on = False
     try:
         yield
     finally:
-        switch["on"] = True
+        state.on = True
 
 
 def checked(function: Any) -> Any:
@@ -56,14 +70,17 @@ def checked(function: Any) -> Any:
         return function
     if not function.__annotations__:
         return function
-    check = None
+    check, calls, test = None, 0, -1
 
     @functools.wraps(function)
     def inner(*args: Any, **kwargs: Any) -> Any:
         """Most are never called: their checks are not compiled."""
-        nonlocal check
-        if not switch["on"]:
+        nonlocal check, calls, test
+        if test != state.test:
+            calls, test = 0, state.test
+        if not state.on or calls >= CALLS:
             return function(*args, **kwargs)
+        calls += 1
         check = check or compiled(function)
         return check(*args, **kwargs)
 

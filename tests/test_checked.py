@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.checked import Finder, switched_off
+from tests.checked import CALLS, Finder, state, switched_off
 
 MODULE = """
 from contextlib import contextmanager
@@ -117,3 +117,12 @@ def test_they_can_be_switched_off(module):
         assert module.product(3, None) == 3
     with pytest.raises(TypeError, match="product"):
         module.product(3, None)
+
+
+def test_the_first_calls_in_a_test_are_checked(module):
+    for _ in range(CALLS):
+        module.nothing(torch.ones(2), torch.ones(2))
+    assert module.nothing(3, 4) == 4
+    state.test += 1
+    with pytest.raises(TypeError, match="nothing"):
+        module.nothing(3, 4)
