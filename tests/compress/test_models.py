@@ -155,6 +155,28 @@ def test_the_drift_is_from_the_given_model_to_the_compressed_prefix():
     assert min(norms[2:]) > 0
 
 
+class Again(Block):
+    """A block that calls its layers three times."""
+
+    def forward(self, x, scale=1.0):
+        for _ in range(3):
+            x = super().forward(x, scale)[0]
+        return (x,)
+
+
+def test_calls_of_a_layer_are_compared_one_by_one_with_those_of_the_given_model():
+    """At 8 bits next to nothing changes; each was compared with the last call of the block."""
+    model, data = Chain(), batches()
+    for block in model.blocks:
+        block.__class__ = Again
+    given, nearest = model(data[0]), copy.deepcopy(model)
+    quantize_(model, data, Grid(bits=8), targets="blocks.*")
+    for name in chosen(nearest, "blocks.*"):
+        layer = nearest.get_submodule(name)
+        set_weight(layer, Grid(bits=8).round(weight(layer)).dense())
+    assert (model(data[0]) - given).norm() < (nearest(data[0]) - given).norm()
+
+
 class InPlace(Block):
     """The same block, which writes into what it is given."""
 

@@ -135,7 +135,7 @@ def _observed(
     What runs `beside` each of them is the model as it was given.
     """
     seen: dict[str, Seen | None] = dict.fromkeys(layers)
-    given: dict[str, Tensor] = {}
+    given: dict[str, list[Tensor]] = {}  # call by call, of a layer that is called several times
     batch_held = aside = False
     few = len(data) < HELD_OUT
     sums = Once(lambda x, z: _counted(x, z, None if few else batch_held))
@@ -148,9 +148,9 @@ def _observed(
             """Count its inputs."""
             x = rows(module, input_of(args, kwargs).detach())
             if aside:
-                given[name] = copied(x)  # the block may write into it before the other run
+                given[name].append(copied(x))  # the block may write into it before the other run
                 return
-            z = given.pop(name, None)
+            z = given[name].pop(0) if given[name] else None
             z = z if z is not None and z.shape == x.shape else None
             known = seen[name] = seen[name] or Seen.empty(x)
             for found, held in sums(x, z):
@@ -161,7 +161,7 @@ def _observed(
     with hooked({name: (layer, hook(name)) for name, layer in layers.items()}, before=True):
         for i, batch in enumerate(data):
             batch_held = i % HELD_OUT == HELD_OUT - 1
-            given.clear()
+            given |= {name: [] for name in layers}
             sums.clear()
             if beside is not None:
                 aside = True
