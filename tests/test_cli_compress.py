@@ -243,7 +243,7 @@ def language_model(place):
     config = transformers.LlamaConfig(
         vocab_size=62,
         hidden_size=32,
-        intermediate_size=64,
+        intermediate_size=172,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -104,7 +104,7 @@ def test_transformers_load_the_files_to_the_bit(llama, tmp_path):
     pytest.importorskip("compressed_tensors", reason="needs the extra hf")
     model = llama()
     tokens = torch.randint(0, 64, (4, 20))
-    for bits, group in ((4, 16), (3, 32), (8, None)):
+    for bits, group in ((4, 16), (3, 32), (8, None), (2, 24)):
         report = quantize_(model, [{"input_ids": tokens}], Grid(bits, group))
         folder = save_compressed_tensors(model, report.values, tmp_path / f"{bits}")
         again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -7,7 +7,9 @@ Shapes: m = outputs, n = inputs, g = groups of a row, w = words of a row.
 """
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ def save_compressed_tensors(
 ) -> Path:
     """The model as `pack-quantized` of compressed-tensors, which vLLM and transformers load.
 
-    Symmetric grids load to the bit; on grids with zeros transformers 5.24 fails.
+    Symmetric grids load to the bit; on grids with zeros transformers 5.24 fails. The format has
+    whole groups alone: rows with a shorter last group are written in smaller ones, of the greatest
+    common divisor, with the same numbers (576 inputs in groups of 128 become groups of 64).
 
     Args:
         model: The model.
@@ -58,6 +62,7 @@ def save_compressed_tensors(
     modules = dict(model.named_modules())
     tensors = own_tensors(model)[0]
     _refuse_others("save_compressed_tensors", modules, values)
+    values = {name: _in_whole_groups(value) for name, value in values.items()}
     for name, value in values.items():
         kind = tensors.pop(f"{name}.weight").dtype
         tensors |= _packed(name, value, kind)
@@ -131,6 +136,21 @@ def _refuse_others(
                 f"{who}: {name} is {what}; the format knows nn.Linear alone.\n"
                 "Quantise with ignore=, or save_dense, on the command line --format dense."
             )
+
+
+def _in_whole_groups(value: QuantizedMatrix) -> QuantizedMatrix:
+    """The same numbers in groups that divide the rows; one group for a row stays one."""
+    n = value.shape[-1]
+    group = math.gcd(n, value.group)
+    if group == value.group or value.scale.shape[-1] == 1:
+        return value
+
+    def smaller(steps: Tensor) -> Tensor:
+        """Those of the groups, for each of the smaller ones."""
+        return steps.repeat_interleave(value.group // group, -1)[..., : n // group]
+
+    zero = None if value.zero is None else smaller(value.zero)
+    return replace(value, scale=smaller(value.scale), zero=zero, group=group)
 
 
 def _packed(name: str, value: QuantizedMatrix, kind: torch.dtype) -> dict[str, Tensor]:
