@@ -217,3 +217,19 @@ def test_models_of_transformers_are_made_from_their_configuration(llama, tmp_pat
     assert again.lm_head.weight is again.model.embed_tokens.weight
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_files_of_a_folder_can_be_read_by_those_who_may_read_others(tmp_path):
+    """And what a loader wants beside the weights comes along; weights of the source do not."""
+    source = tmp_path / "source"
+    source.mkdir()
+    beside = ["chat_template.jinja", "preprocessor_config.json", "spiece.model", "tokenizer.json"]
+    for name in (*beside, "model.safetensors", "pytorch_model.bin"):
+        (source / name).write_text("{}")
+        (source / name).chmod(0o400)
+    folder = mg.save(nn.Linear(3, 2), tmp_path / "out", source=source)
+    (tmp_path / "other").write_text("")
+    usual = (tmp_path / "other").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert sorted(modes) == sorted([*beside, "matrigami.json", "matrigami.safetensors"])
+    assert set(modes.values()) == {usual}

@@ -44,7 +44,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-BESIDE = ("*.json", "tokenizer*", "vocab*", "merges.txt")
+BESIDE = ("*.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja")
 """Files beside the weights that are fetched from the hub."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -11,7 +11,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "vocab*", "merges.txt")
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",  # of sentencepiece
+    "chat_template*",
+    "generation_config.json",
+    "*processor_config.json",
+)
 """Files beside the weights that a loader of the model wants."""
 
 WEIGHTS = "model.safetensors"
@@ -43,6 +53,8 @@ def new_folder(folder: str | Path, source: str | Path | None = None) -> Iterator
             for path in Path(source).glob(pattern):  # pyright: ignore[reportArgumentType]
                 shutil.copy2(path, work / path.name)
         work.chmod(0o777 & ~_umask())
+        for path in work.iterdir():  # safetensors lets nobody else read its files
+            path.chmod(0o666 & ~_umask())
         work.rename(folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
