@@ -206,6 +206,17 @@ def test_what_stands_before_the_blocks_is_run_once_if_nothing_in_it_is_compresse
     assert len(runs) == 2 + len(data)  # for the order, the chain, and once for every batch
 
 
+def test_blocks_in_front_of_the_chosen_ones_run_once_and_those_behind_do_not():
+    model, data = Chain(depth=5), batches()
+    runs = [0] * 5
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    quantize_(model, data, Grid(bits=4), targets=["blocks.1.*", "blocks.3.up"])
+    more = [count - 2 for count in runs]  # for the order and the chain
+    once = len(data)
+    assert more == [once, 3 * once, 2 * once, 2 * once, 0]
+
+
 def test_weights_make_up_for_half_of_the_drift():
     """Of inputs that a prefix has halved, all of it would be twice the weights."""
     seen, z = Seen.empty(torch.ones(1, 3)), torch.eye(3).repeat(5, 1)

@@ -97,8 +97,12 @@ def _along(
     compress: Compress,
     done: Collection[str],
 ) -> None:
-    """The layers of a chain of blocks: each block is run as it was given, before and after."""
-    for block in blocks:
+    """The layers of a chain of blocks: each block is run as it was given, before and after.
+
+    In front of the first of them both are the same run, and what is behind the last is not run.
+    """
+    held = [block for block in blocks if any(inside(name, [block]) for name in layers)]
+    for block in blocks[: blocks.index(held[-1]) + 1]:
         own = {name: layer for name, layer in layers.items() if inside(name, [block])}
         module = model.get_submodule(block)
         passed: list[Call] = []
@@ -108,8 +112,10 @@ def _along(
         else:
             passed += [_advanced(module, call) for call in given]
             compress(dict.fromkeys(own))
-        module, given = model.get_submodule(block), passed
-        calls = [_advanced(module, call) for call in calls]
+        if block != held[-1]:
+            module, same = model.get_submodule(block), calls is given and not own
+            given = passed
+            calls = given if same else [_advanced(module, call) for call in calls]
 
 
 def _run(module: nn.Module, call: Call) -> Any:
