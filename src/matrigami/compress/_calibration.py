@@ -101,21 +101,24 @@ def _along(
 
     In front of the first of them both are the same run, and what is behind the last is not run.
     """
-    held = [block for block in blocks if any(inside(name, [block]) for name in layers)]
-    for block in blocks[: blocks.index(held[-1]) + 1]:
-        own = {name: layer for name, layer in layers.items() if inside(name, [block])}
+    owned = {block: own for block in blocks if (own := _owned(layers, block))}
+    for block in blocks[: blocks.index([*owned][-1]) + 1]:
+        own = owned.get(block, {})
         module = model.get_submodule(block)
         passed: list[Call] = []
         beside = partial(_pass_on, module, given, passed)
-        if own and not own.keys() <= set(done):
+        if own.keys() - set(done):
             compress(_observed(own, calls, partial(_run, module), beside))
         else:
-            passed += [_advanced(module, call) for call in given]
+            passed += _all_advanced(module, given)
             compress(dict.fromkeys(own))
-        if block != held[-1]:
-            module, same = model.get_submodule(block), calls is given and not own
-            given = passed
-            calls = given if same else [_advanced(module, call) for call in calls]
+        same = calls is given and not own
+        given, calls = passed, passed if same else _all_advanced(model.get_submodule(block), calls)
+
+
+def _owned(layers: Mapping[str, nn.Module], block: str) -> dict[str, nn.Module]:
+    """Those that are a block, or in it."""
+    return {name: layer for name, layer in layers.items() if inside(name, [block])}
 
 
 def _run(module: nn.Module, call: Call) -> Any:
@@ -299,6 +302,11 @@ def _caught(model: nn.Module, block: str, batch: Any) -> Call:
 def _advanced(module: nn.Module, call: Call) -> Call:
     """The call of the next block."""
     return (first(_run(module, call)), *call[0][1:]), call[1]
+
+
+def _all_advanced(module: nn.Module, calls: list[Call]) -> list[Call]:
+    """The calls of the next block, for each batch."""
+    return [_advanced(module, call) for call in calls]
 
 
 def inside(name: str, blocks: list[str]) -> bool:
