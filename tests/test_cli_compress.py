@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -190,14 +191,29 @@ def test_fused_attention_is_separated_on_demand(place, capsys):
     assert load_file("d/model.safetensors")["1.self_attn.in_proj_weight"].shape == (24, 8)
 
 
-def test_two_processes_do_not_make_one_folder(place, capsys):
+@pytest.mark.parametrize("budget", [(), ("--budget", "0.15x bytes")])
+def test_two_processes_do_not_make_one_folder(place, capsys, budget):
     Path("x.journal").mkdir()
     with hold(Path("x.journal")):
-        assert run(["quantize", *MODEL, "-o", "x"]) == 2
+        assert run(["quantize", *MODEL, "-o", "x", *budget]) == 2
         assert "another process" in capsys.readouterr().err
         assert Path("x.journal").exists()
-    assert run(["quantize", *MODEL, "-o", "x"]) == 0
+    assert run(["quantize", *MODEL, "-o", "x", *budget]) == 0
     assert not Path("x.journal").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--budget", "0.15x bytes"), ("--plan",)])
+def test_a_full_disk_is_told_and_leaves_no_folder(place, capsys, options):
+    """Here no file of more than 1000 bytes can be written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert run(["quantize", *MODEL, "-o", "x", "--one-sided", *options]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large.\nSee that" in capsys.readouterr().err
+    assert {path.name for path in place.glob("*x*")} <= {"x.journal"}  # whole blocks of it stay
+    assert run(["quantize", *MODEL, "-o", "x", "--one-sided", *options]) == 0
 
 
 def test_a_killed_command_goes_on_where_it_was(place, capsys):

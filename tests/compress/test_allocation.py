@@ -165,3 +165,13 @@ def test_an_evaluation_is_that_of_its_definitions():
         evaluate(model, reference, [])
     with pytest.raises(ValueError, match=r"predicts 2 x 5, the reference 2 x 6(.|\n)*vocabulary"):
         evaluate(nn.Linear(3, 5), nn.Linear(3, 6), [torch.ones(2, 3)])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_are_those_of_the_type_of_the_weights(kind):
+    """What is computed in single precision is stored as the model is."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).to(kind)
+    found = plan(model, [torch.randn(64, 8).to(kind)], [unstructured(0.5), LowRank(rank=2)])
+    (pruned, low), size = found.options["0"], kind.itemsize
+    assert (pruned.nbytes, low.nbytes) == (size * 32 + 64 / 8, size * 32)
+    assert found.dense["0"] == (size * 64, 64)

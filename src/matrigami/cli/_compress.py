@@ -173,6 +173,7 @@ def _run(
 ) -> int:
     """Plan, or compress and save."""
     from matrigami import compress
+    from matrigami.compress._folder import new_folder
     from matrigami.nn import separate_
 
     if out is None and not plan:
@@ -189,20 +190,21 @@ def _run(
         found = compress.plan(net, data, choices, two_sided=two_sided, **options)
         click.echo(found.to_json() if json_ else str(found))
         if out is not None:
-            out.mkdir(parents=True)
-            _page(found, out)
+            with new_folder(out) as work:
+                _page(found, work)
         return 0
-    if over is not None and budget is not None:
-        made = compress.allocate(net, data, budget, over, two_sided=two_sided, **options)
-        say(str(made))
-        net, report = made.model, made.report
+    options["two_sided"] = two_sided
+    with _alone(out):
+        if over is not None and budget is not None:
+            made = compress.allocate(net, data, budget, over, **options)
+            say(str(made))
+            net, report = made.model, made.report
+        else:
+            if any(_beside(out).glob("*.safetensors")):
+                say(f"going on with {_beside(out)}")
+            report = compress.compress_(net, data, method, journal=_beside(out), **options)
         _save(net, out, report, model, into)
-    else:
-        options |= {"two_sided": two_sided, "journal": _beside(out)}
-        with _alone(out):
-            report = compress.compress_(net, data, method, **options)
-            _save(net, out, report, model, into)
-            shutil.rmtree(_beside(out), ignore_errors=True)
+        shutil.rmtree(_beside(out), ignore_errors=True)
     _page(report, out)
     _told(report, out, json_)
     return 0
@@ -227,8 +229,6 @@ def _alone(out: Path) -> Iterator[None]:
 
     folder = _beside(out)
     folder.mkdir(exist_ok=True)
-    if any(folder.glob("*.safetensors")):
-        say(f"going on with {folder}")
     try:
         with hold(folder) as mine:
             if not mine:

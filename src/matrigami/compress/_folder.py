@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 COPIED = (
@@ -59,6 +62,24 @@ def new_folder(folder: str | Path, source: str | Path | None = None) -> Iterator
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """A file of safetensors.
+
+    Raises:
+        OSError: If it cannot be written, of a full disk for example.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:  # which has the number of the system in its text alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def own_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

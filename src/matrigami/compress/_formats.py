@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from matrigami.compress._folder import WEIGHTS, new_folder, own_tensors
+from matrigami.compress._folder import WEIGHTS, new_folder, own_tensors, write_tensors
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._packing import packed
 from matrigami.compress._sizes import resized
@@ -211,7 +210,7 @@ def _saved(
 ) -> Path:
     """Write tensors and their configuration."""
     with new_folder(folder, source) as work:
-        save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(tensors, work / WEIGHTS)
         if config:
             (work / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     return Path(folder)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matrigami.compress._codes import decoded, encoded, recipe_as_json, recipe_from_json
+from matrigami.compress._folder import write_tensors
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._report import LayerReport
@@ -76,7 +76,7 @@ class Journal:
             tensors |= {f"{i}.{key}": t.contiguous() for key, t in parts.items()}
         path = self.folder / f"{len(self._files()):05}.safetensors"
         work = path.with_suffix(".part")
-        save_file(tensors, work, metadata={"key": self.key, "layers": json.dumps(told)})
+        write_tensors(tensors, work, {"key": self.key, "layers": json.dumps(told)})
         with work.open("rb") as file:
             os.fsync(file.fileno())
         work.replace(path)

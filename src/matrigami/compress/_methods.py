@@ -59,7 +59,8 @@ def outcome(
     if isinstance(method, Grid):
         made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
     else:
-        made = _pruned(method, W, seen, B, DAMPING if damping is None else damping)
+        number = weight(layer).element_size()  # W is in single precision
+        made = _pruned(method, W, seen, B, DAMPING if damping is None else damping, number)
     return made
 
 
@@ -149,11 +150,12 @@ def _pruned(
     seen: Seen | None,
     B: Tensor | None,
     damping: float | tuple[float, ...],
+    number: int,
 ) -> Outcome:
-    """Prune one matrix."""
+    """Prune one matrix, of numbers of so many bytes."""
     plain = remove(W, support)
     kept = int(plain.mask.sum())
-    size = (kept * W.element_size() + W.numel() / 8, kept)
+    size = (kept * number + W.numel() / 8, kept)
     if seen is None:
         return Outcome(plain.W, plain.mask, 0.0, NAN, NAN, NAN, *size, UNREACHED)
     A, holdout = seen.moments()

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matrigami.compress._codes import (
@@ -26,7 +25,14 @@ from matrigami.compress._codes import (
     sparsely,
 )
 from matrigami.compress._entropy import coded
-from matrigami.compress._folder import OURS, configuration, new_folder, own_tensors, sha256
+from matrigami.compress._folder import (
+    OURS,
+    configuration,
+    new_folder,
+    own_tensors,
+    sha256,
+    write_tensors,
+)
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._shrink import Shrunk
@@ -89,7 +95,7 @@ def save(
         "factory": factory,
     }
     with new_folder(folder, source) as work:
-        save_file(tensors, work / OURS, metadata={"format": "pt"})
+        write_tensors(tensors, work / OURS)
         manifest["sha256"] = sha256(work / OURS)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if config := configuration(model):

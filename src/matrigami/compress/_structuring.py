@@ -124,7 +124,7 @@ class Nearby:
         whole, lost, plain = map(self._exact, errors)
         loss, least = (part / whole if whole > 0 else 0.0 for part in (lost, plain))
         price, unseen = cost(A), of.holdout is None
-        size = of.W.element_size() * price.params, price.macs
+        size = weight(of.layer).element_size() * price.params, price.macs
         told = loss, least, NAN if unseen else lost
         note = UNREACHED if unseen else ""
         return Outcome(stand_in(of.layer, recipe, A), A, of.damping, *told, *size, note)
