@@ -108,7 +108,9 @@ def test_a_damaged_status_costs_one_run_a_look_at_its_checkpoint(study, content)
     path = run_folder(out, plan.configs[0]) / "status.json"
     path.write_text(content)
     assert read_status(out, plan.configs[0])["status"] == "queued"
-    assert [s["status"] for s in run_states(plan, out)] == ["queued", "done", "done"]
+    states = run_states(plan, out)
+    assert [s["status"] for s in states] == ["queued", "done", "done"]
+    assert "status.json is damaged" in states[0]["cause"]
     assert len(collect(plan, out).records) == 2
     work(Job(out, plan.configs), lambda: False)
     assert collect(plan, out) == before

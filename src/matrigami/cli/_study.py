@@ -201,7 +201,8 @@ def fit(folder: Path, json_: bool) -> int:
     records = read_results(folder / "results.csv")
     if not records:
         raise ValueError(
-            f"study fit {folder}: no run has ended.\nSee `matrigami study status {folder}`."
+            f"study fit {folder}: no run has ended (results.csv, runs/*/status.json).\n"
+            f"See `matrigami study status {folder}` for the causes."
         )
     result = fit_results(records)
     write_fit(folder / "fit.json", result)

@@ -41,6 +41,9 @@ ATTEMPTS = 2
 STOP = "stop"
 """A file in the folder of a study: workers of other machines write their checkpoints and end."""
 
+DAMAGED = "its status.json is damaged; `study run` looks at its checkpoint"
+"""Why a run that was begun is queued."""
+
 _STATUS_SECONDS = 1.0
 
 
@@ -70,12 +73,14 @@ def read_status(out: Path, config: RunConfig) -> dict[str, Any]:
 
     Nothing is lost by that: the run goes on from its checkpoint, and a finished one is known by it.
     """
-    queued = {"status": "queued", "fraction": 0.0}
+    queued: dict[str, Any] = {"status": "queued", "fraction": 0.0}
     try:
-        state = read_json(run_folder(out, config) / "status.json") or queued
+        state = read_json(run_folder(out, config) / "status.json")
     except ValueError:
+        state = {}
+    if state is None:
         return queued
-    return state if _is_whole(state) else queued
+    return state if _is_whole(state) else queued | {"cause": DAMAGED}
 
 
 def _is_whole(state: Mapping[str, Any]) -> bool:
