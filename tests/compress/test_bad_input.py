@@ -12,12 +12,15 @@ from matrigami.compress import (
     allocate,
     compress_,
     evaluate,
+    load,
     n_of_m,
     plan,
     prune_,
     quantize_,
+    quantized_values,
     round_ldl,
     save,
+    save_compressed_tensors,
     set_weight,
     shrink_,
     structure_,
@@ -43,6 +46,17 @@ def spoiled(name, value=torch.nan):
     return model
 
 
+def complex_ones():
+    """Two layers of complex weights."""
+    return nn.Sequential(*[nn.Linear(7, 7, dtype=torch.complex128) for _ in range(2)])
+
+
+@torch.inference_mode()
+def inferred():
+    """A network whose weights nobody may change."""
+    return network()
+
+
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize(
     ("model", "data", "message"),
@@ -54,6 +68,10 @@ def spoiled(name, value=torch.nan):
         (network(), [{"tokens": torch.ones(2)}], "unexpected keyword argument 'tokens'"),
         (network(), [torch.randn(16, 7).double()], "float64(.|\n)*same dtype"),
         (network(), [torch.full((16, 7), torch.nan)], "NaN"),
+        (complex_ones(), batches(), "0: its weight is complex"),
+        (inferred(), batches(), r"0: its weight was made under torch\.inference_mode"),
+        (network(), [1, 2], "called with a int"),
+        (network(), [[1.0] * 7], r"called with a float, a float, a float, a float, \.\.\.\."),
         (nn.Sequential(), batches(), "none of its layers is one matrix"),
         (nn.Linear(7, 5), batches(), "only itself is one matrix"),
         (nn.Sequential(nn.Linear(7, 5)), batches(), "only 0 is one matrix"),
@@ -66,6 +84,14 @@ def test_bad_models_and_batches_are_refused_in_words(model, data, message, two_s
     assert str(caught.value).count("\n") >= 1
     for name, t in model.state_dict().items():
         torch.testing.assert_close(t, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_lazy_layer_is_called_first():
+    model = nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match=r"lazy layers have no sizes yet\.\nCall it on a batch"):
+        quantize_(model, batches(), Grid(4, None))
+    model(batches()[0])
+    assert len(quantize_(model, batches(), Grid(4, None)).layers) == 1
 
 
 WRONG = {
@@ -132,12 +158,18 @@ def test_a_model_that_is_one_layer_is_not_exchanged(call):
         call()
 
 
-def test_a_model_that_is_one_layer_is_rounded_if_it_is_asked_for():
+def test_a_model_that_is_one_layer_is_rounded_if_it_is_asked_for(tmp_path):
     model = nn.Linear(7, 8)
     before = model.weight.detach().clone()
     report = quantize_(model, batches(), Grid(4, None), targets="*")
     torch.testing.assert_close(model.weight.detach(), report.values[""].dense().to(before))
     assert not torch.equal(model.weight, before)
+    folder = save(model, tmp_path / "lone", report.values)
+    again = nn.Linear(7, 8)
+    assert torch.equal(load(folder, into=again).weight, model.weight)
+    assert quantized_values(folder).keys() == {""}
+    with pytest.raises(ValueError, match="the model itself; the format knows"):
+        save_compressed_tensors(model, report.values, tmp_path / "packed")
 
 
 def test_all_layers_that_do_not_fit_are_named():

@@ -31,6 +31,17 @@ def test_given_moments_are_those_that_would_be_taken(model, data, method):
     assert torch.equal(model(data[0]), other(data[0]))
 
 
+def test_moments_do_not_depend_on_who_asks_for_gradients(model, data):
+    """Neither on batches that require some, nor on a caller that wants none."""
+    usual = gradient_moments(model, data)
+    asking = gradient_moments(model, [x.clone().requires_grad_() for x in data])
+    with torch.inference_mode():
+        inferring = gradient_moments(model, data)
+    for name, B in usual.items():
+        assert torch.equal(asking[name], B)
+        assert torch.equal(inferring[name], B)
+
+
 def test_moments_of_other_layers_are_refused(model, data):
     with pytest.raises(ValueError, match="of none that is compressed"):
         quantize_(model, data, two_sided={"head": torch.eye(3)})

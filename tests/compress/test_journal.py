@@ -61,12 +61,14 @@ def test_a_killed_compression_goes_on_and_ends_the_same(tmp_path, two_sided):
 
 
 def test_the_journal_of_another_compression_is_refused(tmp_path):
-    data = batches()
-    quantize_(Chain(), data, Grid(4, None), journal=tmp_path / "j")
-    for model, grid in ((Chain(), Grid(4, None)), (Chain(), Grid(3, None))):
+    """The same vectors in other batches, of which others are held out, are another one."""
+    given, data = Chain(), batches()
+    quantize_(copy.deepcopy(given), data, Grid(4, None), journal=tmp_path / "j")
+    others = [(Chain(), data, Grid(4, None)), (given, data, Grid(3, None))]
+    for model, vectors, grid in [*others, (given, torch.cat(data).split(5), Grid(4, None))]:
         before = copy.deepcopy(model.state_dict())
         with pytest.raises(ValueError, match="another model, calibration or method"):
-            quantize_(model, data, grid, journal=tmp_path / "j")
+            quantize_(model, vectors, grid, journal=tmp_path / "j")
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 

@@ -129,8 +129,9 @@ def _refuse_others(
     """Raise for what is no `nn.Linear` of the model, which is all that the formats know."""
     for name in values:
         layer = modules.get(name)
-        if not isinstance(layer, nn.Linear):
+        if not name or not isinstance(layer, nn.Linear):
             what = "fused again" if layer is None else f"a {type(layer).__name__}"
+            what = what if name else f"{what}, and the model itself"
             raise ValueError(
                 f"{who}: {name} is {what}; the format knows nn.Linear alone.\n"
                 "Quantise with ignore=, or save_dense, on the command line --format dense."

@@ -152,7 +152,7 @@ def output_moments(
         return attach
 
     hooks = {name: (layer, hook(name)) for name, layer in layers.items()}
-    with at_rest(model), torch.enable_grad(), hooked(hooks), frozen(model):
+    with at_rest(model), hooked(hooks), frozen(model):
         for batch in data:
             leaves.clear()
             _pull_drawn_labels(logits(called(model, batch)), leaves, samples, generator)

@@ -94,14 +94,16 @@ def fingerprint(model: nn.Module, data: Iterable[Any], *told: object) -> str:
         digest.update(_raw(t))
     for batch in data:
         parts = batch.values() if isinstance(batch, Mapping) else batch
+        digest.update(repr(list(batch) if isinstance(batch, Mapping) else type(batch)).encode())
         for part in [parts] if isinstance(parts, Tensor) else parts:
             digest.update(_raw(part) if isinstance(part, Tensor) else repr(part).encode())
     return digest.hexdigest()
 
 
 def _raw(t: Tensor) -> bytes:
-    """The bytes of a tensor."""
-    return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    """The type, the sizes and the bytes of a tensor."""
+    kind = repr((t.dtype, tuple(t.shape))).encode()
+    return kind + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _opened(path: Path) -> Any:

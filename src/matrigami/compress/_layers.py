@@ -9,17 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 from matrigami.nn import Use, matrix_view, parts
 from matrigami.operators import BlockView
 
 
-def weight(module: nn.Module) -> Float[Tensor, "m n"]:
+def weight(module: nn.Module) -> Inexact[Tensor, "m n"]:
     """The weights of a layer as a matrix, outputs by inputs (of a convolution: by taps)."""
     W: Any = module.weight
     return _view(module).split(W.detach())[0]
+
+
+def key_of(name: str) -> str:
+    """The weight of a layer by its name, which is empty for a model that is one layer."""
+    return f"{name}.weight" if name else "weight"
 
 
 @torch.no_grad()

@@ -98,8 +98,7 @@ def fitting(method: Method, layer: nn.Module) -> Method:
     """
     view: Any = matrix_view(layer)
     W = weight(layer)
-    if W.is_meta or not bool(W.isfinite().all()):
-        fault = "is on the meta device" if W.is_meta else "has NaN or infinite entries"
+    if fault := _fault(W):
         raise ValueError(
             f"its weight {fault}.\nMend or load the weights first, or leave the layer by ignore=."
         )
@@ -112,6 +111,18 @@ def fitting(method: Method, layer: nn.Module) -> Method:
         expect("compress", method, Callable, "a Grid, a structure, a budget, or unstructured(0.5)")
         method(torch.ones(view.rows, view.columns))
     return method
+
+
+def _fault(W: Tensor) -> str:
+    """Why weights cannot be worked on, or nothing."""
+    faults = {
+        "is on the meta device": W.is_meta,
+        "is complex": W.is_complex(),
+        "was made under torch.inference_mode": W.is_inference()
+        and not torch.is_inference_mode_enabled(),
+    }
+    found = next((fault for fault, is_so in faults.items() if is_so), "")
+    return found or ("" if bool(W.isfinite().all()) else "has NaN or infinite entries")
 
 
 def _one(damping: float | tuple[float, ...] | None) -> float:

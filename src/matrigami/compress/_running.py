@@ -6,8 +6,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
+
+FEW = 4
+"""Arguments that are told of many."""
 
 
 class Once(Generic[T]):
@@ -79,12 +83,13 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in a backward pass; those that did do again afterwards."""
+    """Backward passes whatever the caller wants, without parameters; as it was afterwards."""
     free = [p for p in model.parameters() if p.requires_grad]
     for p in free:
         p.requires_grad_(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         for p in free:
             p.requires_grad_(True)
@@ -108,7 +113,11 @@ def batches_of(calibration: Iterable[Any]) -> list[Any]:
             f"the calibration is a {type(calibration).__name__}, not batches.\n"
             "Give a list of them: each a tensor, a tuple of arguments or a mapping of keywords."
         )
-    data = [batch for batch in calibration if _examples(batch)]
+    data = [
+        pytree.tree_map_only(Tensor, Tensor.detach, batch)
+        for batch in calibration
+        if _examples(batch)
+    ]
     if not data:
         raise ValueError(
             "the calibration has no batches with examples.\n"
@@ -120,7 +129,9 @@ def batches_of(calibration: Iterable[Any]) -> list[Any]:
 def _examples(batch: Any) -> int:
     """How many a batch has; one where it does not tell."""
     parts = batch.values() if isinstance(batch, Mapping) else batch
-    parts = [parts] if isinstance(parts, Tensor) else list(parts)
+    parts = (
+        list(parts) if isinstance(parts, Iterable) and not isinstance(parts, Tensor) else [parts]
+    )
     return min((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), default=1)
 
 
@@ -163,7 +174,7 @@ def _described(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return ", ".join(f"{name}: {_described(part)}" for name, part in batch.items())
     if isinstance(batch, tuple | list):
-        return ", ".join(map(_described, batch))
+        return ", ".join([*map(_described, batch[:FEW]), *["..."][: len(batch) > FEW]])
     return f"a {type(batch).__name__}"
 
 

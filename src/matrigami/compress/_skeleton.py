@@ -149,7 +149,7 @@ def _state(
         if isinstance(value, Tensor):
             state[name] = value
             continue
-        layer = dict(model.named_modules()).get(name.removesuffix(".weight"))
+        layer = dict(model.named_modules()).get(name.rpartition(".")[0])
         view = None if layer is None else matrix_view(layer)
         if layer is None or view is None or view.stack[1:] != value.shape:
             raise ValueError(_other(where, f"it has no matrix {name} of {value.shape}"))

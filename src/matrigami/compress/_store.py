@@ -34,7 +34,7 @@ from matrigami.compress._folder import (
     write_tensors,
 )
 from matrigami.compress._grid import QuantizedMatrix
-from matrigami.compress._layers import weight
+from matrigami.compress._layers import key_of, weight
 from matrigami.compress._shrink import Shrunk
 from matrigami.compress._skeleton import apart, exchanges, filled, from_config
 from matrigami.compress._transformers import config_of
@@ -132,9 +132,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
 def quantized_values(folder: str | Path) -> dict[str, QuantizedMatrix]:
     """The quantised matrices of a folder, by the names of their layers: for other formats."""
     found = _values(*read(folder))
-    return {
-        key.removesuffix(".weight"): v for key, v in found.items() if isinstance(v, QuantizedMatrix)
-    }
+    return {key.rpartition(".")[0]: v for key, v in found.items() if isinstance(v, QuantizedMatrix)}
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -190,11 +188,13 @@ def _packed(
     for name, value in values.items():
         if isinstance(value, QuantizedMatrix | LatticeMatrix):
             _check_codes(model, name, value, tied)
-            kind = {"dtype": str(tensors.pop(f"{name}.weight").dtype).removeprefix("torch.")}
+            kind = {"dtype": str(tensors.pop(key_of(name)).dtype).removeprefix("torch.")}
             codes, parts = coded(value) if isinstance(value, LatticeMatrix) else encoded(value)
-            _add(tensors, told, f"{name}.weight", (codes | kind, parts))
+            _add(tensors, told, key_of(name), (codes | kind, parts))
     for name in [name for name in tensors if name.rpartition(".")[0] not in told]:
-        matrix = name.endswith(".weight") and tensors[name].ndim > 1  # zeros of a bias are chance
+        matrix = (
+            name.rpartition(".")[2] == "weight" and tensors[name].ndim > 1
+        )  # zeros of a bias are chance
         if matrix and (sparse := sparsely(tensors[name])) is not None:
             del tensors[name]
             _add(tensors, told, name, sparse)
@@ -216,7 +216,7 @@ def _check_codes(
     model: nn.Module, name: str, value: QuantizedMatrix | LatticeMatrix, tied: Mapping[str, str]
 ) -> None:
     """Whether a layer has a weight of its own, with the numbers that the codes stand for."""
-    if f"{name}.weight" in tied:
+    if key_of(name) in tied:
         raise ValueError(
             f"save: {name} shares its weight with {tied[f'{name}.weight']}, which comes first.\n"
             "Its codes cannot be stored; leave it out of values=."

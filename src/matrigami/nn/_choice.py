@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from matrigami._words import nearest_few
 from matrigami.nn._anatomy import Role, parts
@@ -119,6 +120,11 @@ def _expect_model(model: nn.Module) -> None:
         raise TypeError(
             f"model={model!r}: it is a {type(model).__name__}, and no torch.nn.Module.\n"
             "Give the model itself, not its class, its name or a function that makes it."
+        )
+    if any(is_lazy(p) for p in model.parameters()):
+        raise ValueError(
+            f"a {type(model).__name__} was given whose lazy layers have no sizes yet.\n"
+            "Call it on a batch first."
         )
 
 
