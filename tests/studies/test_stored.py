@@ -136,6 +136,22 @@ def test_a_damaged_table_is_named_with_its_line(study, tmp_path, old, new):
         read_results(path)
 
 
+def test_a_table_that_a_spreadsheet_saved_is_the_same(study, tmp_path):
+    """With a mark of its bytes in front, and other ends of lines."""
+    whole, path = study[1] / "results.csv", tmp_path / "results.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + whole.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_results(path) == read_results(whole)
+
+
+def test_a_run_that_is_there_twice_is_refused(study, tmp_path):
+    """It would count as two seeds, and narrow the intervals."""
+    text = (study[1] / "results.csv").read_text()
+    path = tmp_path / "results.csv"
+    path.write_text(text + text.splitlines()[-1] + "\n")
+    with pytest.raises(ValueError, match="is there twice"):
+        read_results(path)
+
+
 @pytest.mark.parametrize("cell", ["inf", "", "many"])
 def test_a_number_must_be_one(study, tmp_path, cell):
     head, row, *rest = (study[1] / "results.csv").read_text().splitlines()

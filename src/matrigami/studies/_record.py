@@ -114,11 +114,11 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a `results.csv`, numbers as numbers; an empty cell is None.
 
     Raises:
-        ValueError: If the file is absent or lacks a column.
+        ValueError: If the file is absent, lacks a column, or has a run twice.
     """
     path = Path(path)
     try:
-        table = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        table = csv.DictReader(io.StringIO(path.read_text("utf-8-sig")))
         rows = list(table)
     except OSError as error:
         raise ValueError(
@@ -133,7 +133,16 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
             f"results {path}: columns are missing: {sorted(missing)}.\n"
             "Write them anew with `matrigami study run`."
         )
-    return [_row(path, number, row) for number, row in enumerate(rows, 2)]
+    found = [_row(path, number, row) for number, row in enumerate(rows, 2)]
+    _refuse_twice(path, found)
+    return found
+
+
+def _refuse_twice(path: Path, rows: Sequence[Record]) -> None:
+    """Refuse a run that is there twice: it would count as two seeds."""
+    for name, times in Counter(row["id"] for row in rows if row.get("id")).items():
+        if times > 1:
+            raise damaged(path, f"the run {name} is there twice")
 
 
 def _row(path: Path, number: int, row: Mapping[Any, Any]) -> dict[str, Any]:
