@@ -77,6 +77,12 @@ def test_arrays_that_make_no_task_are_refused(changes, message):
     assert len(str(caught.value).splitlines()) in (2, 3)
 
 
+def test_the_order_of_bytes_of_another_machine_is_taken():
+    x = X.astype(X.dtype.newbyteorder(">"))
+    for swapped, plain in zip(task(x_train=x).test_batches(), task().test_batches(), strict=True):
+        torch.testing.assert_close(swapped, plain)
+
+
 def test_labels_may_have_gaps_and_a_column():
     assert task(y_train=900 * Y[:, None], y_test=900 * Y[:10, None]).shape.outputs == 901
 

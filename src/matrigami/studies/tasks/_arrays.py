@@ -187,7 +187,7 @@ def _tensor(dataset: str, name: str, a: Any) -> Tensor:
 
 
 def _numbers(a: Any) -> np.ndarray:
-    """An array that torch can take.
+    """An array that torch can take, in the order of bytes of this machine.
 
     Raises:
         TypeError: If it holds something else.
@@ -195,7 +195,7 @@ def _numbers(a: Any) -> np.ndarray:
     array = np.array(a)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"its type is {array.dtype}")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_alike(dataset: str, name: str, train: Tensor, test: Tensor) -> None:
