@@ -51,6 +51,27 @@ def test_a_damaged_image_is_named(tmp_path, ending):
     assert all(str(path) in message for message in told)
 
 
+def test_a_single_class_is_refused(tmp_path):
+    """As labels that are all the same are: there is nothing to learn."""
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / part / "a" / "0.png")
+    with pytest.raises(ValueError, match="train has only the class a"):
+        read_folder("pets", tmp_path, 8)
+
+
+def test_an_image_is_opened_once(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    for place in ("train/a", "train/b", "test/a"):
+        (tmp_path / place).mkdir(parents=True)
+        image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / place / "0.png")
+    read, opened = image.open, []
+    monkeypatch.setattr(image, "open", lambda path: opened.append(path) or read(path))
+    read_folder("pets", tmp_path)
+    assert len(opened) == 3 + 1  # the first, for the side that all must have
+
+
 def test_a_class_without_images_is_refused(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for place in ("train/a", "train/b", "test/a"):

@@ -5,7 +5,8 @@ Pillow, cut to their middle square and resized to one side. Names that begin wit
 read: systems and editors put such files and folders beside others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def read_folder(name: str, folder: Path, side: int | None = None) -> Split:
         side: Pixels of a side; by default that of the images, which must then be equal squares.
 
     Raises:
-        ValueError: If a part or a class is missing, a class has no image to learn from, an image
-            cannot be read, or sizes differ.
+        ValueError: If a part or a class is missing, there is but one, a class has no image to
+            learn from, an image cannot be read, or sizes differ.
     """
     classes = _folders(name, folder / "train")
     unknown = sorted(set(_folders(name, folder / "test")) - set(classes))
@@ -49,8 +50,10 @@ def read_folder(name: str, folder: Path, side: int | None = None) -> Split:
     }
     if bare := _bare(folder, classes, files):
         raise _refusal(name, f"{bare[0]} has no images", f"Known are {', '.join(ENDINGS)}.")
-    side = side or _common_side(name, [path for path, _ in (*files["train"], *files["test"])])
-    train, test = (_read(name, found, side) for found in files.values())
+    if len(classes) < 2:
+        raise _refusal(name, f"{folder / 'train'} has only the class {classes[0]}", "Give two.")
+    read = partial(_square, name, side=side or _width(name, files["train"][0][0]), cut=bool(side))
+    train, test = (_stacked(found, read) for found in files.values())
     return Split(train, test, len(classes))
 
 
@@ -97,20 +100,10 @@ def _pillow() -> Any:
     return Image
 
 
-def _common_side(name: str, paths: list[Path]) -> int:
-    """The side of images, if they are equal squares."""
-    side = 0
-    for path in paths:
-        with _opened(name, path) as image:
-            width, height = image.size
-        side = side or width
-        if (width, height) != (side, side):
-            raise _refusal(
-                name,
-                f"{path} is {width} x {height}, no square of side {side}",
-                "Say by `side` to which square images are cut and resized, e.g. side = 32.",
-            )
-    return side
+def _width(name: str, path: Path) -> int:
+    """Pixels of a row of an image."""
+    with _opened(name, path) as image:
+        return image.width
 
 
 def _opened(name: str, path: Path) -> Any:
@@ -122,17 +115,23 @@ def _opened(name: str, path: Path) -> Any:
         raise _refusal(name, f"{path} cannot be read as an image", "Remove it.") from error
 
 
-def _read(name: str, files: Files, side: int) -> Images:
+def _stacked(files: Files, read: Callable[[Path], Tensor]) -> Images:
     """Pixels and labels."""
-    pixels = [_square(name, path, side) for path, _ in files]
+    pixels = [read(path) for path, _ in files]
     labels = torch.tensor([label for _, label in files])
     return Images(torch.stack(pixels), labels)
 
 
-def _square(name: str, path: Path, side: int) -> Tensor:
-    """One image by row, channel, column."""
+def _square(name: str, path: Path, side: int, *, cut: bool) -> Tensor:
+    """One image by row, channel, column; unless it may be cut, of that side already."""
     whole = _of_bytes(name, path)
     short, (width, height) = min(whole.size), whole.size
+    if not cut and whole.size != (side, side):
+        raise _refusal(
+            name,
+            f"{path} is {width} x {height}, no square of side {side}",
+            "Say by `side` to which square images are cut and resized, e.g. side = 32.",
+        )
     left, top = (width - short) // 2, (height - short) // 2
     square = whole.crop((left, top, left + short, top + short))
     small = square if short == side else square.resize((side, side))
