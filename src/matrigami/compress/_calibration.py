@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._layers import rows
-from matrigami.compress._moments import Seen, Sums
+from matrigami.compress._moments import Seen, Sums, paired
 from matrigami.compress._running import (
     Once,
     at_rest,
@@ -148,7 +148,8 @@ def _observed(
     batch_held = aside = False
     few = len(data) < HELD_OUT
     sums = Once(lambda x, z: _counted(x, z, None if few else batch_held))
-    copied = Once(Tensor.clone)
+    copied, matched = Once(Tensor.clone), Once(paired)
+    batch: Any = None
 
     def hook(name: str) -> Any:
         """The hook of a layer, before it runs."""
@@ -161,6 +162,8 @@ def _observed(
                 return
             z = given[name].pop(0) if given[name] else None
             z = z if z is not None and z.shape == x.shape else None
+            if z is not None and _is_gathered(batch, input_of(args, kwargs)):
+                z = matched(z, x)
             known = seen[name] = seen[name] or Seen.empty(x)
             for found, held in sums(x, z):
                 known.add(found, held)
@@ -178,6 +181,14 @@ def _observed(
                 aside = False
             run(batch)
     return seen
+
+
+def _is_gathered(call: Any, x: Tensor) -> bool:
+    """Whether a layer sees some vectors of its block: one for no example, and for no position."""
+    given = call[0][0] if isinstance(call, tuple) and isinstance(call[0], tuple) else None
+    if not isinstance(given, Tensor) or given.ndim < 2 or x.ndim != 2:
+        return False
+    return len(x) not in (len(given), given[..., 0].numel())
 
 
 def _counted(x: Tensor, z: Tensor | None, held: bool | None) -> list[tuple[Sums, bool]]:

@@ -52,6 +52,18 @@ def unit_of(x: Tensor) -> float:
     return 2.0 ** max(min(power, 120), -120)
 
 
+def paired(z: Float[Tensor, "N n"], x: Float[Tensor, "N n"]) -> Float[Tensor, "N n"]:
+    """`z`, but `x` in the rows that are no pair: an expert may have been given another token.
+
+    Means aside, vectors of different tokens have squared distances `|z|^2 + |x|^2` in the mean;
+    those of a pair are less than half of it.
+    """
+    finite = torch.where(z.isfinite().all(-1, keepdim=True), z, x).float()
+    a, b = finite - finite.mean(0), x.float() - x.float().mean(0)
+    limit = (a.square().sum(-1) + b.square().sum(-1).mean()) / 2
+    return torch.where(((a - b).square().sum(-1) <= limit)[:, None], z, x)
+
+
 @dataclass
 class Seen:
     """Second moments of the inputs of a layer.

@@ -73,7 +73,8 @@ def from_config(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
         made = f"It was made by {manifest['factory']}: " if manifest.get("factory") else ""
         raise ValueError(
             f"load({folder}): the folder does not tell which model its weights belong to.\n"
-            f"{made}make the model and load into it: load(folder, into=model)."
+            f"{made}make the model and load into it: load(folder, into=model), "
+            "on the command line --into."
         )
     try:
         import transformers  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
@@ -212,5 +213,5 @@ def _other(where: str, what: str) -> str:
     """What is said of a model that is not that of the file."""
     return (
         f"load({where}): the model is not the one that was saved: {what}.\n"
-        "Give into= a model of the same sizes; it was not changed."
+        "Give into=, on the command line --into, a model of the same sizes; it was not changed."
     )
