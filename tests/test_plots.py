@@ -10,7 +10,7 @@ import pytest
 
 from matrigami.plots import plot_study, write_report
 from matrigami.plots._reference import read_reference
-from matrigami.plots._scaling import exponents_figure, scaling_figure, time_figure
+from matrigami.plots._scaling import _compact, exponents_figure, scaling_figure, time_figure
 from matrigami.plots._styles import styles
 from matrigami.studies import file_hash, fit_results, read_results, write_fit, write_results
 
@@ -137,6 +137,10 @@ def test_a_law_with_an_offset_is_dashed_and_its_offset_named(folder):
     words = [text.get_text() for text in exponents_figure(fit).axes[0].texts]
     assert words.count("E = 20 %") == 2
     assert "not enough sizes" in words
+
+
+def test_ticks_of_a_short_axis_have_labels_of_their_own():
+    assert [_compact(v) for v in (600, 650, 700, 2e5)] == ["6e2", "6.5e2", "7e2", "2e5"]
 
 
 def test_structures_differ_in_colour_and_marker():

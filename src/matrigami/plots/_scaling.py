@@ -288,9 +288,9 @@ def _log_axes(ax: Axes) -> None:
 
 
 def _compact(value: float) -> str:
-    """200000 as 2e5."""
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    """200000 as 2e5, 650 as 6.5e2: ticks of a short axis differ in the second digit."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _letters(result: Mapping[str, Any]) -> dict[str, str]:
