@@ -1,6 +1,7 @@
 """Matrices as named tensors and a description in JSON, and back; what comes back is checked.
 
-    quantised    codes as a bit stream, scales, zeros; bits and group in the description
+    quantised    codes as a bit stream, scales, zeros; bits and group in the description; of many
+                 zeros a bit for each entry, and the codes of the rest
     sparse       a bit for each entry that says whether it is stored, and the stored entries
     lattice      integers of any size, entropy-coded (see `_entropy`)
 
@@ -19,7 +20,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from matrigami.compress._entropy import restored
-from matrigami.compress._grid import QuantizedMatrix
+from matrigami.compress._grid import QuantizedMatrix, spread
 from matrigami.compress._packing import packed, unpacked
 from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.operators import Structure
@@ -40,7 +41,11 @@ def encoded(value: QuantizedMatrix) -> tuple[Description, dict[str, Tensor]]:
     """
     m, n = value.codes.shape
     told = {"kind": "quantized", "bits": value.bits, "group": value.group, "matrix": [m, n]}
-    tensors = {"codes": packed(value.codes, value.bits), "scale": value.scale.contiguous()}
+    tensors, codes = {"scale": value.scale.contiguous()}, value.codes
+    if value.stored_bits < value.bits * codes.numel():
+        stored = value.support
+        tensors["mask"], codes = _bytes(stored.flatten()), codes[stored][None]
+    tensors["codes"] = packed(codes, value.bits)
     if value.zero is not None:
         tensors["zero"] = value.zero.contiguous()
     return told, tensors
@@ -60,9 +65,17 @@ def decoded(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quantized
     for name, t in (("scale", tensors["scale"]), ("zero", zero)):
         if t is not None and (tuple(t.shape) != levels or not t.is_floating_point()):
             raise ValueError(f"{name} is {t.dtype} {tuple(t.shape)}, where {levels} belong.")
-    if tensors["codes"].dtype != torch.int32 or tensors["codes"].shape[0] != m:
-        raise ValueError(f"codes are {tensors['codes'].dtype} {tuple(tensors['codes'].shape)}.")
-    return QuantizedMatrix(unpacked(tensors["codes"], bits, n), tensors["scale"], zero, bits, group)
+    words, mask = tensors["codes"], tensors.get("mask")
+    if words.dtype != torch.int32 or words.shape[0] != (m if mask is None else 1):
+        raise ValueError(f"codes are {words.dtype} {tuple(words.shape)}.")
+    if mask is None:
+        codes = unpacked(words, bits, n)
+    else:
+        stored = _marked(mask, m * n).view(m, n)
+        codes = torch.zeros(m, n) if zero is None else spread(zero, group, n)
+        codes = codes.to(torch.int8).clone()
+        codes[stored] = unpacked(words, bits, int(stored.sum()))[0]
+    return QuantizedMatrix(codes, tensors["scale"], zero, bits, group)
 
 
 def sparsely(t: Tensor) -> tuple[Description, dict[str, Tensor]] | None:
@@ -91,9 +104,7 @@ def densely(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     """
     shape, mask, values = told["shape"], tensors["mask"], tensors["values"]
     size = math.prod(shape)
-    if mask.dtype != torch.uint8 or tuple(mask.shape) != (-(-size // 8),):
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, for {size} entries.")
-    stored = _bits(mask)[:size]
+    stored = _marked(mask, size)
     if int(stored.sum()) != len(values):
         raise ValueError(f"{int(stored.sum())} entries are marked, and {len(values)} stored.")
     t = torch.zeros(size, dtype=values.dtype)
@@ -167,6 +178,13 @@ def _all_kinds(kind: type[Structure]) -> list[type[Structure]]:
 def _tuples(value: Any) -> Any:
     """Lists of JSON as the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _marked(mask: UInt8[Tensor, " w"], size: int) -> Bool[Tensor, " n"]:
+    """Which of so many entries are stored."""
+    if mask.dtype != torch.uint8 or tuple(mask.shape) != (-(-size // 8),):
+        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, for {size} entries.")
+    return _bits(mask)[:size]
 
 
 def _bytes(flags: Bool[Tensor, " n"]) -> UInt8[Tensor, " w"]:

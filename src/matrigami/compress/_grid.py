@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Inexact, Int8
+from jaxtyping import Bool, Float, Inexact, Int8
 from torch import Tensor
 
 from matrigami.operators import Cost, LinearOperator, conj, cost, scale
@@ -56,6 +56,18 @@ class QuantizedMatrix(LinearOperator):
     def T(self) -> LinearOperator:
         """The transpose, whose groups run along its columns."""
         return _Transposed(self)
+
+    @property
+    def support(self) -> Bool[Tensor, "*batch m n"]:
+        """Which of the numbers are not zero."""
+        zero = 0 if self.zero is None else spread(self.zero, self.group, self.codes.shape[-1])
+        return self.codes != zero
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of the codes in a file: zeros by a mask where that is smaller."""
+        every, kept = self.codes.numel(), int(self.support.sum())
+        return min(self.bits * every, every + self.bits * kept)
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The numbers that the codes stand for."""

@@ -32,6 +32,9 @@ Method = Grid | Structure | tuple[Structure, ...] | str | Support
 DAMPINGS = (0.01, 0.1, 0.001)
 """Tried on the vectors that are held out when weights are rounded; the best is taken."""
 
+PRUNED = 0.05
+"""Share of zeros from which a weight was pruned, and stays so when it is rounded."""
+
 
 def outcome(
     method: Method,
@@ -54,10 +57,12 @@ def outcome(
     if isinstance(method, Structure | tuple):
         even = EVEN if damping is None else _one(damping)
         return Structuring(method, layer, seen, B, _one(damping)).near(even).outcome()
-    W = weight(layer).float()
-    W = W if seen is None else aim(W, seen)
+    given = weight(layer).float()
+    W = given if seen is None else aim(given, seen)
     if isinstance(method, Grid):
-        made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping)
+        sparse = float((given == 0).double().mean()) >= PRUNED
+        W = W * (given != 0) if sparse else W
+        made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping, sparse)
     else:
         number = weight(layer).element_size()  # W is in single precision
         made = _pruned(method, W, seen, B, DAMPING if damping is None else damping, number)
@@ -132,27 +137,36 @@ def _one(damping: float | tuple[float, ...] | None) -> float:
 
 
 def _rounded(
-    grid: Grid, W: Tensor, seen: Seen | None, B: Tensor | None, damping: float | tuple[float, ...]
+    grid: Grid,
+    W: Tensor,
+    seen: Seen | None,
+    B: Tensor | None,
+    damping: float | tuple[float, ...],
+    sparse: bool,
 ) -> Outcome:
     """Round one matrix, in the fitted range of its groups or in the whole one: the better counts.
 
-    Fitted ranges cut off what feedback may need to make up for errors of nearly equal inputs.
+    Fitted ranges cut off what feedback may need to make up for errors of nearly equal inputs. Zeros
+    of a `sparse` matrix stay, and multiply nothing.
     """
+    macs = int((W != 0).sum()) if sparse else W.numel()
     if seen is None:
         value = grid.round(W)
-        told = (0.0, NAN, NAN, NAN, quantized_bytes(value), W.numel(), UNREACHED)
+        told = (0.0, NAN, NAN, NAN, quantized_bytes(value), macs, UNREACHED)
         return Outcome(value.dense(), value, *told)
     A, holdout = seen.moments()
     ranges = (grid, replace(grid, fitted=False)) if grid.fitted else (grid,)
     dampings = damping if isinstance(damping, tuple) else (damping,)
-    made = roundings(W, A, B, ranges, dampings, holdout=holdout)
+    made = roundings(W, A, B, ranges, dampings, keep_zeros=sparse, holdout=holdout)
     found = min(made, key=lambda m: float(m.loss))
-    note = "" if found.kept == 0 else f"{found.kept} of {len(W)} rows rounded to nearest"
+    kept = f"{found.kept} of {len(W)} rows rounded to nearest" if found.kept else ""
+    zeros = f"{1 - macs / W.numel():.0%} zeros kept" if sparse else ""
+    note = ", ".join(filter(None, (zeros, kept)))
     new = found.value.dense()
     absolute = half_loss(W - new, holdout, B)
     nearest = min(float(m.nearest) for m in made)
     told = (found.damping, float(found.loss), nearest, absolute)
-    return Outcome(new, found.value, *told, quantized_bytes(found.value), W.numel(), note)
+    return Outcome(new, found.value, *told, quantized_bytes(found.value), macs, note)
 
 
 def _pruned(
@@ -187,9 +201,9 @@ def _relative(E: Tensor, W: Tensor, A: Tensor, B: Tensor | None) -> float:
 
 
 def quantized_bytes(value: QuantizedMatrix) -> float:
-    """Stored bytes of a matrix, scales of 16 bits and zeros counted."""
+    """Stored bytes of a matrix, scales of 16 bits and zero points counted."""
     groups = value.scale.numel() * (16 + (0 if value.zero is None else value.bits))
-    return (value.bits * value.codes.numel() + groups) / 8
+    return (value.stored_bits + groups) / 8
 
 
 Progress = Callable[[int, int, str], None]

@@ -44,6 +44,9 @@ ACTIVITY = 0.01
 TILE = 16
 """Rows and columns of a tile of the two-sided order."""
 
+FAR = 1e30
+"""A step so long that any number is rounded to zero."""
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -75,6 +78,7 @@ def round_ldl(
     damping: float | tuple[float, ...] = 0.01,
     by_activity: bool = True,
     refit: bool = True,
+    keep_zeros: bool = False,
     holdout: LinearOperator | Tensor | None = None,
 ) -> Rounding:
     """Round a matrix onto a grid so that the loss of the model rises least.
@@ -92,6 +96,8 @@ def round_ldl(
         by_activity: Whether weights of large moments are rounded first, groups staying as they are
             (static act-order); else from the last to the first.
         refit: Whether the scales are fitted to the codes by least squares in the end.
+        keep_zeros: Whether weights that are zero stay zero, as those of a pruned matrix should; the
+            others make up for it.
         holdout: Second moment of inputs that `A` has not seen.
 
     Raises:
@@ -105,7 +111,7 @@ def round_ldl(
     """
     grids = (Grid() if grid is None else grid,)
     options = checked_dampings("round_ldl", damping)
-    return roundings(W, A, B, grids, options, by_activity, refit, holdout)[0]
+    return roundings(W, A, B, grids, options, by_activity, refit, keep_zeros, holdout)[0]
 
 
 @torch.no_grad()
@@ -117,6 +123,7 @@ def roundings(
     dampings: tuple[float, ...],
     by_activity: bool = True,
     refit: bool = True,
+    keep_zeros: bool = False,
     holdout: LinearOperator | Tensor | None = None,
 ) -> list[Rounding]:
     """`round_ldl` onto each of several grids; the moments are factorised once."""
@@ -126,9 +133,10 @@ def roundings(
     loss = partial(_lost, judge.to(work), None if B is None else B.to(work))
     activity = None if A is None else damped(inputs, ACTIVITY).diagonal(dim1=-2, dim2=-1)
     known = None if A is None else factors(inputs, B, dampings, by_activity)
+    options = refit, keep_zeros
     simple = [grid.round(work, activity) for grid in grids]
     made = [
-        _to_nearest(work, loss, n) if known is None else _better(work, loss, n, known, refit)
+        _to_nearest(work, loss, n) if known is None else _better(work, loss, n, known, *options)
         for n in simple
     ]
     return [replace(found, value=_like(found.value, W)) for found in made]
@@ -146,10 +154,11 @@ def _better(
     nearest: QuantizedMatrix,
     known: "Factors",
     refit: bool,
+    keep_zeros: bool,
 ) -> Rounding:
     """With the best damping, and rounded to nearest where that is no worse."""
     plain, whole = loss(W - nearest.dense()), loss(W).sum(-1)
-    tried = _rounded(W, known, nearest, refit)
+    tried = _rounded(W, known, nearest, refit, keep_zeros)
     losses = loss(W - tried.dense())
     best = int(losses.flatten(1).sum(-1).argmin())
     worse = _worse(losses[best], plain, known.K is not None)
@@ -187,14 +196,17 @@ def factors(A: Tensor, B: Tensor | None, dampings: tuple[float, ...], by_activit
     return Factors(dampings, Ad, Bd, columns, rows, L, unit_lower(_both(Bd, rows), "B")[0])
 
 
-def _rounded(W: Tensor, known: Factors, nearest: QuantizedMatrix, refit: bool) -> QuantizedMatrix:
+def _rounded(
+    W: Tensor, known: Factors, nearest: QuantizedMatrix, refit: bool, keep_zeros: bool
+) -> QuantizedMatrix:
     """Round with each damping: a stack, whose steps are taken all at once, as precise as `W`."""
     many, n, size = len(known.dampings), W.shape[-1], nearest.group
     W, (_, _, _, columns, rows, L, K) = W.expand(many, *W.shape), known
     nearest = _each(nearest, lambda t: t.expand(many, *t.shape))
     zeros = None if nearest.zero is None else spread(nearest.zero, size, n)
-    least = Grid(nearest.bits).least
-    problem = Problem(W, spread(nearest.scale, size, n), zeros, least).columns(columns)
+    steps, least = spread(nearest.scale, size, n), Grid(nearest.bits).least
+    steps = torch.where(W == 0, FAR, steps) if keep_zeros else steps
+    problem = Problem(W, steps, zeros, least).columns(columns)
     if rows is None or K is None:
         codes = by_columns(problem, L.to(W))
     else:
