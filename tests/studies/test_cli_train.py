@@ -174,7 +174,11 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    for pid in (process.pid, *map(int, children.stdout.split())):  # workers have their own sessions
+        os.kill(pid, signal.SIGKILL)
     process.wait()
     assert subprocess.run(launch, env=environment, timeout=300, check=False).returncode == 0
     assert len(metrics(tmp_path / "out")) == 40
