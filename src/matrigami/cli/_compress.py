@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from matrigami.cli._model import EXAMPLES, batches_of, located, model_of, new_place, with_options
-from matrigami.cli._paths import FILE
+from matrigami.cli._paths import FILE_OR_SELF
 from matrigami.cli._terminal import ProgressLine, command_line, echo_json, say
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     click.argument("model"),
-    click.option("--calib", required=True, type=FILE, help="Text, or tensors in safetensors."),
+    click.option(
+        "--calib",
+        required=True,
+        type=FILE_OR_SELF,
+        help="Text, tensors in safetensors, or self: what a language model writes.",
+    ),
     click.option(
         "-o", "--out", type=click.Path(path_type=Path), help="A new folder, with report.html in it."
     ),
@@ -73,6 +78,7 @@ def quantize(bits: int, group: int, asymmetric: bool, budget: str | None, **opti
     Examples:
       matrigami quantize stories260k --calib stories.txt --plan
       matrigami quantize stories260k --calib stories.txt -o small --bits 3 --group 32
+      matrigami quantize stories260k --calib self -o small
       matrigami quantize my_model.py:trained --calib inputs.safetensors -o small
     """
     from matrigami.compress import Grid
@@ -184,7 +190,7 @@ def _run(
     net = model_of(model, into)
     if separate:
         separate_(net)
-    data = batches_of(calib, model, length, sequences, batch, net)
+    data = _calibration(calib, model, net, length, sequences, batch)
     options = {"targets": targets or None, "ignore": ignore, "progress": _progress(json_)}
     if plan or out is None:
         found = compress.plan(net, data, choices, two_sided=two_sided, **options)
@@ -208,6 +214,17 @@ def _run(
     _page(report, out)
     _told(report, out, json_)
     return 0
+
+
+def _calibration(
+    calib: Path, model: str, net: Any, length: int, sequences: int, batch: int
+) -> list[Any]:
+    """The examples of a file, or what the model writes."""
+    from matrigami.compress import self_calibration
+
+    if str(calib) == "self":
+        return self_calibration(net, sequences, length, batch)
+    return batches_of(calib, model, length, sequences, batch, net)
 
 
 def _save(net: Any, out: Path, report: "Report", model: str, into: str | None) -> None:

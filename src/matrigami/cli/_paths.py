@@ -14,16 +14,19 @@ class There(click.Path):
     Args:
         kind: `file` or `folder`.
         preset: Whether the name may be meant for `--preset`.
+        word: Something that may be given in its place.
     """
 
-    def __init__(self, kind: str, *, preset: bool = False) -> None:
+    def __init__(self, kind: str, *, preset: bool = False, word: str = "") -> None:
         folder = kind == "folder"
         super().__init__(exists=True, file_okay=not folder, dir_okay=folder, path_type=Path)
-        self.kind, self.preset = kind, preset
+        self.kind, self.preset, self.word = kind, preset, word
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, checked; the names of the arguments are click's."""
         path = Path(value)
+        if self.word and value == self.word:
+            return path
         if not path.exists():
             self.fail(f"there is no {self.kind} {str(value)!r}.\n{self._advice(path)}", param, ctx)
         return super().convert(value, param, ctx)
@@ -49,5 +52,6 @@ def _near_presets(name: str) -> str:
 
 
 FILE = There("file")
+FILE_OR_SELF = There("file", word="self")
 FOLDER = There("folder")
 SPEC = There("file", preset=True)

@@ -4,6 +4,7 @@ from matrigami.compress._allocation import Allocation, allocate, knapsack
 from matrigami.compress._drivers import compress_, prune_, quantize_, structure_
 from matrigami.compress._evaluation import Evaluation, evaluate
 from matrigami.compress._formats import save_compressed_tensors, save_dense, save_gptq
+from matrigami.compress._generation import self_calibration
 from matrigami.compress._gradients import gradient_moments
 from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import set_weight, weight
@@ -57,6 +58,7 @@ __all__ = [
     "save_dense",
     "save_gptq",
     "save_onnx",
+    "self_calibration",
     "set_weight",
     "shrink_",
     "structure_",

@@ -17,13 +17,13 @@ from torch import nn
 from matrigami.compress._calibration import HELD_OUT
 from matrigami.compress._drivers import compress_
 from matrigami.compress._evaluation import evaluate
+from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._grid import Grid
 from matrigami.compress._methods import Method, Progress
 from matrigami.compress._outcome import NAN
 from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._report import Report
-from matrigami.compress._running import batches_of
 from matrigami.nn import Patterns, chosen, parsed_budget
 
 BITS = tuple(Grid(bits) for bits in (2, 3, 4, 8))
@@ -88,8 +88,9 @@ def allocate(
 
     Args:
         model: The model, whose outputs are logits; it is not changed.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords. Every fourth is
-            held out, for the losses and for the comparison with the uniform choice.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords, or "self", as
+            for `quantize_`. Every fourth is held out, for the losses and for the comparison with
+            the uniform choice.
         budget: A share of the chosen layers, `0.25x bytes` or `0.5x macs`.
         over: Grids, supports, structures, budgets for structures.
         targets: Patterns of layer names such as `*.mlp.*`.
@@ -102,7 +103,7 @@ def allocate(
         ValueError: If even the smallest options are above the budget, or a pattern matches nothing.
     """
     share, unit = parsed_budget(budget, ("bytes", "macs"))
-    data = batches_of(calibration)
+    data = examples(model, calibration)
     options = {"targets": targets, "ignore": ignore, "progress": progress}
     gradients = gradients_of(two_sided, model, chosen(model, targets, ignore), data)
     table = plan(model, data, over, two_sided=gradients or False, **options)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import block_by_block
+from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of, summed
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
@@ -18,7 +19,7 @@ from matrigami.compress._methods import Method, Progress, described, fitting
 from matrigami.compress._moments import Seen, checked_dampings
 from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
-from matrigami.compress._running import batches_of, expect
+from matrigami.compress._running import expect
 from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
 from matrigami.nn._choice import for_each, patterns_in
@@ -44,7 +45,8 @@ def quantize_(
 
     Args:
         model: Any model; by default all its linear layers but the last, and convolutions.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         grid: Bits, groups, symmetry; `Grid()` (4 bits, groups of 128) by default.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
@@ -79,7 +81,8 @@ def prune_(
 
     Args:
         model: Any model; by default all its linear layers but the last, and convolutions.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
@@ -114,7 +117,8 @@ def structure_(
 
     Args:
         model: Any model; by default all its linear layers but the last, and convolutions.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         structure: The structure of the new weights, e.g. `LowRank(rank=0.25)`.
         budget: In its place a share such as `0.5x macs`: the nearest structure below it for each
             layer, of full rank without shared weights.
@@ -158,7 +162,8 @@ def compress_(
 
     Args:
         model: Any model.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         methods: A `Grid`, a support, a structure, several structures or a budget for one; or one of
             these for each pattern of names, of which the first that matches counts.
         targets: Patterns of layer names; not with a mapping, whose patterns these are.
@@ -200,7 +205,7 @@ def _compressed(
     journal: str | Path | None,
 ) -> Report:
     """Compress the chosen layers block by block, each behind those that are compressed."""
-    layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    layers, data = chosen(model, targets, ignore), examples(model, calibration)
     checked_dampings("compress", 0.0 if damping is None else damping)
     ways = by_layer(model, layers, methods)
     told = {name: described(method) for name, method in ways.items()}

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from matrigami.compress._generation import examples
 from matrigami.compress._layers import gradient_rows
 from matrigami.compress._running import (
     at_rest,
-    batches_of,
     called,
     expect,
     frozen,
@@ -46,7 +46,8 @@ def gradient_moments(
 
     Args:
         model: Its outputs are logits, or have them as `.logits`.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave out.
         samples: Draws of labels for each batch; of many tokens one is enough.
@@ -69,7 +70,7 @@ def gradient_moments(
         torch.Size([4, 4])
         >>> report = quantize_(model, data, Grid(4), two_sided=moments)
     """
-    layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    layers, data = chosen(model, targets, ignore), examples(model, calibration)
     return output_moments(model, layers, data, samples=samples, bound=bound, seed=seed)
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from matrigami._words import columns
 from matrigami.compress._calibration import observed
+from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._layers import weight
 from matrigami.compress._methods import Method, Progress, described, fitting, outcome
-from matrigami.compress._running import batches_of
 from matrigami.nn import Patterns, chosen
 
 
@@ -102,7 +102,8 @@ def plan(
 
     Args:
         model: Any model; with `two_sided` its outputs are logits.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
+            model "self": what `self_calibration` has it write.
         methods: Grids, supports, structures, or budgets such as `0.5x macs`.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave out.
@@ -114,7 +115,7 @@ def plan(
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
-    layers, data = chosen(model, targets, ignore), batches_of(calibration)
+    layers, data = chosen(model, targets, ignore), examples(model, calibration)
     gradients = gradients_of(two_sided, model, layers, data)
     seen = observed(model, layers, data)
     found = CompressionPlan([described(method) for method in methods])

@@ -111,7 +111,8 @@ def batches_of(calibration: Iterable[Any]) -> list[Any]:
     if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
         raise TypeError(
             f"the calibration is a {type(calibration).__name__}, not batches.\n"
-            "Give a list of them: each a tensor, a tuple of arguments or a mapping of keywords."
+            "Give a list of them: each a tensor, a tuple of arguments or a mapping of keywords; of "
+            'a language model "self" lets it write them.'
         )
     data = [
         pytree.tree_map_only(Tensor, Tensor.detach, batch)

@@ -23,12 +23,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._calibration import observed
+from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._layers import set_weight, weight
 from matrigami.compress._methods import Progress
 from matrigami.compress._moments import damped, relative, row_losses
 from matrigami.compress._report import LayerReport, Report
-from matrigami.compress._running import answer, at_rest, batches_of, called
+from matrigami.compress._running import answer, at_rest, called
 from matrigami.nn import Patterns, chosen, matrix_view, swap
 
 TOLERANCE = 1e-4
@@ -73,7 +74,7 @@ def shrink_(
 
     Args:
         model: Any model; `nn.Linear`s, and the `Conv1D`s of transformers, are made smaller.
-        calibration: Batches: tensors, tuples of arguments, or mappings of keywords.
+        calibration: Batches, or "self", as for `quantize_`.
         share: Of the units of each group, from 0 to below 1.
         targets: Patterns of the layers that read the units, such as `*.down_proj`; None for all
             whose units are found. A pattern whose units are not found is an error.
@@ -96,7 +97,7 @@ def shrink_(
     """
     if not 0 <= share < 1:
         raise ValueError(f"shrink_(share={share}): a share from 0 to below 1 can go.")
-    data = batches_of(calibration)
+    data = examples(model, calibration)
     layers = chosen(model, "*" if targets is None else targets, ignore)
     groups = _found(model, layers, data[0], heads, required=targets is not None)
     readers = {group.consumer: layers[group.consumer] for group in groups}
