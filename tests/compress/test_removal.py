@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from matrigami.compress import _removal, n_of_m, remove, unstructured
+from matrigami.compress import (
+    _removal,
+    n_of_m,
+    remove,
+    unstructured,
+    whole_columns,
+    whole_rows,
+)
 from matrigami.compress._moments import damped, row_losses
 from matrigami.compress._removal import fitted
 from tests.compress.moments import layer, moment
@@ -26,6 +33,37 @@ def test_the_fit_on_a_support_is_exact(two_sided):
     A, B = damped(A, 0.5), damped(B, 0.5) if two_sided else None
     mask = torch.rand(5, 6) > 0.4
     torch.testing.assert_close(fitted(W, mask, A, B), exact(W, mask, A, B), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_the_fit_on_whole_rows_and_columns_is_exact_however_the_moments_are(two_sided):
+    """Also where an input and an output never moved; all weights stay as they are."""
+    W, A, B = (t.double() for t in layer(7, 9))
+    B = B if two_sided else None
+    mask = (torch.arange(7) % 3 > 0)[:, None] & (torch.arange(9) % 2 > 0)
+    found = fitted(W, mask, A, B)
+    torch.testing.assert_close(found, exact(W, mask, A, B), rtol=1e-6, atol=1e-6)
+    assert torch.equal(fitted(W, mask | True, A, B), W)
+    A[3], A[:, 3] = 0, 0
+    assert bool(fitted(W, mask, A, B).isfinite().all())
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+@pytest.mark.parametrize("whole", [whole_rows, whole_columns])
+def test_whole_rows_and_columns_go_where_it_costs_least(whole, two_sided):
+    """Within a tenth of the best of all 20 choices, and better than by size."""
+    W, A, B = layer(6, 6)
+    B = B if two_sided else None
+    found = remove(W, whole(0.5), A, B, damping=0.0)
+    losses, kinds = [], []
+    for kept in itertools.combinations(range(6), 3):
+        one = torch.zeros(6, dtype=torch.bool)
+        one[list(kept)] = True
+        mask = (one[:, None] if whole is whole_rows else one).expand(6, 6)
+        losses.append(float(row_losses(W - exact(W, mask, A, B), A, B).sum()))
+        kinds.append(mask)
+    assert any(torch.equal(found.mask, mask) for mask in kinds)
+    assert found.loss * float(row_losses(W, A, B).sum()) <= 1.1 * min(losses)
 
 
 @pytest.mark.parametrize("two_sided", [True, False])

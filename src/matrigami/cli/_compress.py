@@ -97,7 +97,11 @@ def quantize(bits: int, group: int, asymmetric: bool, budget: str | None, **opti
 @click.option(
     "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
 )
-@click.option("--pattern", metavar="N:M", help="Of every M neighbouring inputs N stay, e.g. 2:4.")
+@click.option(
+    "--pattern",
+    metavar="N:M",
+    help="Of every M neighbouring inputs N stay, e.g. 2:4; or rows, columns: whole ones go.",
+)
 def prune(sparsity: float, pattern: str | None, **options: Any) -> int:
     """Set weights of MODEL to zero where the loss feels it least, and fit the others.
 
@@ -107,12 +111,15 @@ def prune(sparsity: float, pattern: str | None, **options: Any) -> int:
     Examples:
       matrigami prune stories260k --calib stories.txt --plan
       matrigami prune stories260k --calib stories.txt -o sparse --sparsity 0.6
+      matrigami prune stories260k --calib stories.txt -o thin --pattern columns --sparsity 0.25
     """
-    from matrigami.compress import n_of_m, unstructured
+    from matrigami.compress import n_of_m, unstructured, whole_columns, whole_rows
 
-    supports = [unstructured(share) for share in (0.3, 0.5, 0.7, 0.9)]
-    chosen = unstructured(sparsity) if pattern is None else n_of_m(*_pattern(pattern))
-    choices = [chosen] if _asked("sparsity", "pattern") else supports
+    kinds = {None: unstructured, "rows": whole_rows, "columns": whole_columns}
+    kind = kinds.get(pattern)
+    asked = _asked("pattern") if kind and pattern else _asked("sparsity", "pattern")
+    chosen = kind(sparsity) if kind else n_of_m(*_pattern(pattern or ""))
+    choices = [chosen] if asked else [unstructured(share) for share in (0.3, 0.5, 0.7, 0.9)]
     return _run(chosen, choices, None, None, **options)
 
 
@@ -153,7 +160,7 @@ def _pattern(text: str) -> tuple[int, int]:
     """`2:4` as two numbers."""
     n, colon, m = text.partition(":")
     if not (colon and n.isdigit() and m.isdigit()):
-        raise ValueError(f"--pattern {text}: write two numbers, e.g. 2:4.")
+        raise ValueError(f"--pattern {text}: write two numbers, e.g. 2:4, rows or columns.")
     return int(n), int(m)
 
 

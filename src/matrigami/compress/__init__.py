@@ -12,11 +12,18 @@ from matrigami.compress._methods import Method
 from matrigami.compress._onnx import save_onnx
 from matrigami.compress._packing import packed, unpacked
 from matrigami.compress._plan import CompressionPlan, Option, plan
-from matrigami.compress._removal import Removal, Support, n_of_m, remove, unstructured
+from matrigami.compress._removal import Removal, remove
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._rounding import Rounding, round_ldl
 from matrigami.compress._shrink import Shrunk, shrink_
 from matrigami.compress._store import load, quantized_values, save
+from matrigami.compress._supports import (
+    Support,
+    n_of_m,
+    unstructured,
+    whole_columns,
+    whole_rows,
+)
 from matrigami.compress._transformers import register_transformers
 from matrigami.compress._waterfill import LatticeMatrix, Waterfilling, entropy, round_waterfill
 
@@ -65,4 +72,6 @@ __all__ = [
     "unpacked",
     "unstructured",
     "weight",
+    "whole_columns",
+    "whole_rows",
 ]

@@ -17,9 +17,9 @@ from matrigami.compress._journal import Journal, fingerprint
 from matrigami.compress._layers import set_weight, untouched, weight
 from matrigami.compress._methods import Method, Progress, described, fitting
 from matrigami.compress._moments import Seen, checked_dampings
-from matrigami.compress._removal import Support
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._running import expect
+from matrigami.compress._supports import Support
 from matrigami.compress._trials import Maker
 from matrigami.nn import Patterns, chosen, matching, swap
 from matrigami.nn._choice import for_each, patterns_in
@@ -83,7 +83,7 @@ def prune_(
         model: Any model; by default all its linear layers but the last, and convolutions.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
             model "self": what `self_calibration` has it write.
-        support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`.
+        support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`, `whole_columns(0.5)`.
         targets: Patterns of layer names such as `*.mlp.*`.
         ignore: Patterns of layers to leave as they are.
         two_sided: Whether the gradients of the outputs count, too; or their `gradient_moments`.

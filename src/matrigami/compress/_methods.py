@@ -19,10 +19,11 @@ from matrigami.compress._grid import Grid, QuantizedMatrix
 from matrigami.compress._layers import weight
 from matrigami.compress._moments import Seen
 from matrigami.compress._outcome import DAMPING, NAN, UNREACHED, Outcome, aim, half_loss
-from matrigami.compress._removal import Support, remove
+from matrigami.compress._removal import remove
 from matrigami.compress._rounding import roundings
 from matrigami.compress._running import expect
 from matrigami.compress._structuring import EVEN, Structuring
+from matrigami.compress._supports import Support
 from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
 from matrigami.operators import Structure
 

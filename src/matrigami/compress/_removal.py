@@ -4,14 +4,13 @@ With the moments `A = E[x x.T]` of the inputs and `B = E[g g.T]` of the output g
 that turns `W` into `W'` raises the loss by `tr(B E A E.T) / 2`, `E = W - W'`. The support of a
 sparse `W'` is found by ADMM, as ALPS does (Meng et al. 2024, arXiv 2406.07831) with `A` alone; with
 both moments the same step is one division in their two eigenbases. Swaps then improve a support of
-few weights. On a support the weights are found by conjugate gradients. Whole rows and columns have
-closed forms (optimal brain surgeon on a Kronecker product; jointly
-`W'_rc = B_rr^-1 B_r: W A_:c A_cc^-1`, kept rows r and columns c).
+few weights. On a support the weights are found by conjugate gradients; where it is whole rows r and
+columns c, they are `W'_rc = B_rr^-1 B_r: W A_:c A_cc^-1` (optimal brain surgeon on a Kronecker
+product).
 
 Shapes: m = rows, n = columns.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from matrigami.compress._moments import checked_dampings, checked_moments, damped, row_losses
+from matrigami.compress._supports import Support
 from matrigami.compress._swaps import swapped
 from matrigami.operators import LinearOperator
 
@@ -58,65 +58,6 @@ class Removal:
     damping: float
 
 
-Support = Callable[[Tensor], Bool[Tensor, "m n"]]
-"""Which entries of a matrix of importances stay."""
-
-
-def unstructured(sparsity: float) -> Support:
-    """A share of all weights goes, wherever they are.
-
-    Examples:
-        >>> unstructured(0.5)(torch.tensor([[1.0, -3.0], [2.0, 0.0]]))
-        tensor([[False,  True],
-                [ True, False]])
-    """
-    if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"unstructured({sparsity}): a share from 0.0 to below 1.0 can go.\n"
-            "Half of the weights is unstructured(0.5)."
-        )
-
-    def chosen(importance: Tensor) -> Tensor:
-        """The largest."""
-        flat = importance.abs().flatten()
-        kept = flat.numel() - round(sparsity * flat.numel())
-        mask = torch.zeros_like(flat, dtype=torch.bool)
-        mask[flat.topk(kept, sorted=False).indices] = True
-        return mask.reshape(importance.shape)
-
-    chosen.__name__ = f"unstructured({sparsity})"
-    return chosen
-
-
-def n_of_m(n: int, m: int) -> Support:
-    """Of every `m` neighbouring inputs of an output `n` stay, e.g. 2 of 4.
-
-    Examples:
-        >>> n_of_m(1, 2)(torch.tensor([[1.0, -3.0, 2.0, 0.0]]))
-        tensor([[False,  True,  True, False]])
-    """
-    if not 0 < n <= m:
-        raise ValueError(
-            f"n_of_m({n}, {m}): of every {m} inputs at least 1 and at most {m} can stay.\n"
-            "Write the smaller number first: n_of_m(2, 4), on the command line 2:4."
-        )
-
-    def chosen(importance: Tensor) -> Tensor:
-        """The largest of every group."""
-        columns = importance.shape[-1]
-        if columns % m:
-            raise ValueError(
-                f"n_of_m({n}, {m}): the matrix has {columns} columns, not a multiple of {m}.\n"
-                "Leave the layer by ignore=, or take another pattern."
-            )
-        groups = importance.abs().unflatten(-1, (-1, m))
-        best = groups.topk(n, dim=-1, sorted=False).indices
-        return torch.zeros_like(groups, dtype=torch.bool).scatter(-1, best, True).flatten(-2)
-
-    chosen.__name__ = f"n_of_m({n}, {m})"
-    return chosen
-
-
 @torch.no_grad()
 def remove(
     W: Float[Tensor, "m n"],
@@ -131,7 +72,8 @@ def remove(
 
     Args:
         W: The weights, outputs by inputs.
-        support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`, or any function of importances.
+        support: What may stay: `unstructured(0.5)`, `n_of_m(2, 4)`, `whole_columns(0.5)`, or any
+            function of importances.
         A: Second moment of the inputs, `(n, n)`; None removes the smallest weights.
         B: Second moment of the output gradients, `(m, m)`; None treats all rows alike.
         damping: Added to the diagonals, relative to their mean. Of several the best is taken, by
@@ -177,7 +119,10 @@ def _removed(
 
 
 def fitted(W: Tensor, mask: Tensor, A: Tensor, B: Tensor | None = None) -> Tensor:
-    """The weights on a support that are nearest in the metric, by conjugate gradients."""
+    """The weights on a support that are nearest in the metric; of whole rows and columns exact."""
+    rows, columns = mask.any(1), mask.any(0)
+    if not bool(mask.all()) and bool((mask == rows[:, None] & columns).all()):
+        return _whole(W, rows, columns, A, B)
 
     def gradient(X: Tensor) -> Tensor:
         """`B X A` on the support."""
@@ -196,6 +141,17 @@ def fitted(W: Tensor, mask: Tensor, A: Tensor, B: Tensor | None = None) -> Tenso
         rho, last = r.square().sum(), rho
         p = r + rho / last * p
     return X
+
+
+def _whole(
+    W: Tensor, rows: Bool[Tensor, " m"], columns: Bool[Tensor, " n"], A: Tensor, B: Tensor | None
+) -> Tensor:
+    """Those of some rows and columns: what the others are is left to them on both sides."""
+    V = W @ A[:, columns] @ torch.linalg.pinv(A[columns][:, columns], hermitian=True)
+    V = V[rows] if B is None else torch.linalg.pinv(B[rows][:, rows], hermitian=True) @ B[rows] @ V
+    found = torch.zeros_like(W)
+    found[rows[:, None] & columns] = V.flatten()
+    return found
 
 
 def _support(W: Tensor, A: Tensor, B: Tensor | None, support: Support) -> Tensor:
