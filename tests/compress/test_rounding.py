@@ -31,6 +31,15 @@ def brute_force(problem, K, L):
     return codes
 
 
+def test_scales_of_small_matrices_in_single_precision_stay_finite():
+    """Of a stack some are fitted to the last digit long before others."""
+    parts = zip(*[layer(4, 6, seed=seed) for seed in range(50)], strict=True)
+    W, A, B = (torch.stack(t).float() for t in parts)
+    found = round_ldl(W, A, 1e-6 * B)
+    assert bool(found.value.dense().isfinite().all())
+    assert bool((found.loss <= found.nearest).all())
+
+
 @pytest.mark.parametrize(("m", "n"), SIZES)
 def test_two_sided_codes_are_those_of_the_formula(m, n):
     W, A, B = layer(m, n)

@@ -62,9 +62,14 @@ def _two_sided_move(Q: Tensor, E: Tensor, A: Tensor, B: Tensor, size: int) -> Te
     p, rho = z, (r * z).sum((-2, -1), keepdim=True)
     for _ in range(CG_STEPS):
         q = _summed(Q * (B @ (Q * spread(p, size, n)) @ A), size)
-        step = rho / (p * q).sum((-2, -1), keepdim=True).clamp_min(1e-300)
+        step = _share(rho, (p * q).sum((-2, -1), keepdim=True))
         move, r = move + step * p, r - step * q
         z = r / scaling
         rho, last = (r * z).sum((-2, -1), keepdim=True), rho
-        p = z + rho / last.clamp_min(1e-300) * p
+        p = z + _share(rho, last) * p
     return move
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Their ratio; zero for matrices of a stack that are done, of which nothing is left."""
+    return torch.where(whole > 0, part / whole, torch.zeros_like(part))
