@@ -20,11 +20,11 @@ from matrigami.compress._evaluation import evaluate
 from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of
 from matrigami.compress._grid import Grid
-from matrigami.compress._methods import Method, Progress
+from matrigami.compress._methods import Method, Progress, meant
 from matrigami.compress._outcome import NAN
 from matrigami.compress._plan import CompressionPlan, Option, plan
 from matrigami.compress._report import Report
-from matrigami.nn import Patterns, chosen, parsed_budget
+from matrigami.nn import Patterns, parsed_budget
 
 BITS = tuple(Grid(bits) for bits in (2, 3, 4, 8))
 """What is allocated by default."""
@@ -105,7 +105,7 @@ def allocate(
     share, unit = parsed_budget(budget, ("bytes", "macs"))
     data = examples(model, calibration)
     options = {"targets": targets, "ignore": ignore, "progress": progress}
-    gradients = gradients_of(two_sided, model, chosen(model, targets, ignore), data)
+    gradients = gradients_of(two_sided, model, meant(model, targets, ignore, over), data)
     table = plan(model, data, over, two_sided=gradients or False, **options)
     size = _bytes if unit == "bytes" else _macs
     dense = float(sum(d[unit == "macs"] for d in table.dense.values()))

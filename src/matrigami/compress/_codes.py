@@ -78,6 +78,12 @@ def decoded(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quantized
     return QuantizedMatrix(codes, tensors["scale"], zero, bits, group)
 
 
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors right below a name, without it."""
+    split = {key: key.rpartition(".") for key in tensors}
+    return {last: tensors[key] for key, (first, _, last) in split.items() if first == name}
+
+
 def sparsely(t: Tensor) -> tuple[Description, dict[str, Tensor]] | None:
     """A tensor without its zeros, if that is smaller; -0 becomes 0.
 

@@ -14,16 +14,21 @@ from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of, summed
 from matrigami.compress._grid import Grid
 from matrigami.compress._journal import Journal, fingerprint
-from matrigami.compress._layers import set_weight, untouched, weight
-from matrigami.compress._methods import Method, Progress, described, fitting
+from matrigami.compress._layers import (
+    set_matrices,
+    set_weight,
+    tensors_of,
+    untouched,
+)
+from matrigami.compress._methods import Method, Progress, described, fitting, meant
 from matrigami.compress._moments import Seen, checked_dampings
 from matrigami.compress._report import LayerReport, Report
 from matrigami.compress._running import expect
 from matrigami.compress._supports import Support
 from matrigami.compress._trials import Maker
-from matrigami.nn import Patterns, chosen, matching, swap
+from matrigami.nn import Patterns, matching, swap
 from matrigami.nn._choice import for_each, patterns_in
-from matrigami.operators import Structure
+from matrigami.operators import LinearOperator, Structure
 
 
 def quantize_(
@@ -41,10 +46,11 @@ def quantize_(
     """Round the weights of a model onto integer grids, in place.
 
     The weights are overwritten by the numbers that the codes stand for, so that the model runs as
-    before; the codes are in the report, for files.
+    before; the codes are in the report, for files. Of structured layers those of each factor.
 
     Args:
-        model: Any model; by default all its linear layers but the last, and convolutions.
+        model: Any model; by default all its linear layers but the last, structured ones, too, and
+            convolutions.
         calibration: Batches: tensors, tuples of arguments, or mappings of keywords; for a language
             model "self": what `self_calibration` has it write.
         grid: Bits, groups, symmetry; `Grid()` (4 bits, groups of 128) by default.
@@ -205,7 +211,8 @@ def _compressed(
     journal: str | Path | None,
 ) -> Report:
     """Compress the chosen layers block by block, each behind those that are compressed."""
-    layers, data = chosen(model, targets, ignore), examples(model, calibration)
+    several = methods.values() if isinstance(methods, Mapping) else (methods,)
+    layers, data = meant(model, targets, ignore, several), examples(model, calibration)
     checked_dampings("compress", 0.0 if damping is None else damping)
     ways = by_layer(model, layers, methods)
     told = {name: described(method) for name, method in ways.items()}
@@ -229,7 +236,7 @@ def _compressed(
         for name, made in made_of(seen).items():
             what = seen[name]
             counts = (0, 0) if what is None else (what.rows, what.rejected)
-            size = weight(layers[name]).numel()
+            size = sum(t.numel() for t in tensors_of(layers[name]).values())
             finished.append((LayerReport.of(name, ways[name], made, size, counts), made.value))
             _put(model, name, made.new)
             report.layers.append(finished[-1][0])
@@ -254,10 +261,14 @@ def _refuse_not_finite(layers: Mapping[str, Seen | None]) -> None:
             )
 
 
-def _put(model: nn.Module, name: str, new: Tensor | nn.Module) -> None:
-    """New weights into the layer, or a structured layer in its place."""
+def _put(
+    model: nn.Module, name: str, new: Tensor | nn.Module | Mapping[str, LinearOperator]
+) -> None:
+    """New weights or matrices into the layer, or a structured layer in its place."""
     old = model.get_submodule(name)
     if isinstance(new, Tensor):
         set_weight(old, new)
+    elif isinstance(new, Mapping):
+        set_matrices(old, new)
     else:
         swap(model, {old: new})

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matrigami.compress._cores import QuantizedCores
 from matrigami.compress._folder import WEIGHTS, new_folder, own_tensors, write_tensors
 from matrigami.compress._grid import QuantizedMatrix
 from matrigami.compress._packing import packed
@@ -37,9 +38,13 @@ def save_dense(model: nn.Module, folder: str | Path, source: str | Path | None =
     return _saved(folder, own_tensors(model)[0], resized(model), source)
 
 
+Values = Mapping[str, QuantizedMatrix | QuantizedCores]
+"""What `quantize_` reports."""
+
+
 def save_compressed_tensors(
     model: nn.Module,
-    values: Mapping[str, QuantizedMatrix],
+    values: Values,
     folder: str | Path,
     source: str | Path | None = None,
 ) -> Path:
@@ -60,9 +65,9 @@ def save_compressed_tensors(
     """
     modules = dict(model.named_modules())
     tensors = own_tensors(model)[0]
-    _refuse_others("save_compressed_tensors", modules, values)
-    values = {name: _in_whole_groups(value) for name, value in values.items()}
-    for name, value in values.items():
+    matrices = _of_linears("save_compressed_tensors", modules, values)
+    matrices = {name: _in_whole_groups(value) for name, value in matrices.items()}
+    for name, value in matrices.items():
         kind = tensors.pop(f"{name}.weight").dtype
         tensors |= _packed(name, value, kind)
     known = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
@@ -71,15 +76,15 @@ def save_compressed_tensors(
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "config_groups": _groups(values),
-        "ignore": sorted(known - set(values)),
+        "config_groups": _groups(matrices),
+        "ignore": sorted(known - set(matrices)),
     }
     return _saved(folder, tensors, config, source)
 
 
 def save_gptq(
     model: nn.Module,
-    values: Mapping[str, QuantizedMatrix],
+    values: Values,
     folder: str | Path,
     source: str | Path | None = None,
 ) -> Path:
@@ -94,9 +99,10 @@ def save_gptq(
     Raises:
         ValueError: If the folder exists, or the layers do not have one grid that the format knows.
     """
-    grids = {(v.bits, v.group, v.zero is None) for v in values.values()}
+    matrices = _of_linears("save_gptq", dict(model.named_modules()), values)
+    grids = {(v.bits, v.group, v.zero is None) for v in matrices.values()}
     ragged = [
-        name for name, v in values.items() if v.shape[-1] % v.group or v.shape[-1] * v.bits % 32
+        name for name, v in matrices.items() if v.shape[-1] % v.group or v.shape[-1] * v.bits % 32
     ]
     if len(grids) != 1 or ragged or 3 in {bits for bits, *_ in grids}:
         raise ValueError(
@@ -104,10 +110,9 @@ def save_gptq(
             f"grids are given, and ragged are: {', '.join(ragged) or 'none'}.\n"
             "Use save_compressed_tensors."
         )
-    _refuse_others("save_gptq", dict(model.named_modules()), values)
     ((bits, group, symmetric),) = grids
     tensors = own_tensors(model)[0]
-    for name, value in values.items():
+    for name, value in matrices.items():
         del tensors[f"{name}.weight"]
         tensors |= _gptq(name, value)
     config = resized(model)
@@ -123,19 +128,24 @@ def save_gptq(
     return _saved(folder, tensors, config, source)
 
 
-def _refuse_others(
-    who: str, modules: Mapping[str, nn.Module], values: Mapping[str, QuantizedMatrix]
-) -> None:
-    """Raise for what is no `nn.Linear` of the model, which is all that the formats know."""
-    for name in values:
+def _of_linears(
+    who: str, modules: Mapping[str, nn.Module], values: Values
+) -> dict[str, QuantizedMatrix]:
+    """The values, if all are of an `nn.Linear` of the model, which is all that the formats know."""
+    found: dict[str, QuantizedMatrix] = {}
+    for name, value in values.items():
         layer = modules.get(name)
-        if not name or not isinstance(layer, nn.Linear):
-            what = "fused again" if layer is None else f"a {type(layer).__name__}"
+        cores = isinstance(value, QuantizedCores)
+        if not name or not isinstance(layer, nn.Linear) or cores:
+            kind = "layer with codes of its factors" if cores else type(layer).__name__
+            what = "fused again" if layer is None else f"a {kind}"
             what = what if name else f"{what}, and the model itself"
             raise ValueError(
                 f"{who}: {name} is {what}; the format knows nn.Linear alone.\n"
                 "Quantise with ignore=, or save_dense, on the command line --format dense."
             )
+        found[name] = value
+    return found
 
 
 def _in_whole_groups(value: QuantizedMatrix) -> QuantizedMatrix:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._generation import examples
-from matrigami.compress._layers import gradient_rows
+from matrigami.compress._layers import gradient_rows, with_structured
 from matrigami.compress._running import (
     at_rest,
     called,
@@ -25,7 +25,7 @@ from matrigami.compress._running import (
     input_of,
     logits,
 )
-from matrigami.nn import Patterns, chosen
+from matrigami.nn import Patterns
 from matrigami.operators import gram
 
 Gradients = Mapping[str, Tensor]
@@ -70,7 +70,7 @@ def gradient_moments(
         torch.Size([4, 4])
         >>> report = quantize_(model, data, Grid(4), two_sided=moments)
     """
-    layers, data = chosen(model, targets, ignore), examples(model, calibration)
+    layers, data = with_structured(model, targets, ignore), examples(model, calibration)
     return output_moments(model, layers, data, samples=samples, bound=bound, seed=seed)
 
 

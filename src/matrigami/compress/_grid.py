@@ -212,6 +212,12 @@ class Grid:
         return steps, (self.least - low / steps).round()
 
 
+def quantized_bytes(value: QuantizedMatrix) -> float:
+    """Stored bytes of a matrix, scales of 16 bits and zero points counted."""
+    groups = value.scale.numel() * (16 + (0 if value.zero is None else value.bits))
+    return (value.stored_bits + groups) / 8
+
+
 def spread(levels: Tensor, size: int, n: int) -> Tensor:
     """Numbers of groups as numbers of the `n` columns."""
     return levels.repeat_interleave(size, -1)[..., :n]

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from matrigami.compress._codes import decoded, encoded, recipe_as_json, recipe_from_json
+from matrigami.compress._codes import below, decoded, encoded, recipe_as_json, recipe_from_json
+from matrigami.compress._cores import QuantizedCores
 from matrigami.compress._folder import write_tensors
 from matrigami.compress._grid import QuantizedMatrix
-from matrigami.compress._layers import set_weight, weight
+from matrigami.compress._layers import set_matrices, set_weight, weight
 from matrigami.compress._report import LayerReport
 from matrigami.nn import StructuredConv, stand_in, swap
 
@@ -118,11 +119,20 @@ def _taken(layer: nn.Module, value: Any) -> tuple[dict[str, Any], dict[str, Tens
     """A compressed layer as a description and tensors."""
     if isinstance(value, QuantizedMatrix):
         return encoded(value)
+    if isinstance(value, QuantizedCores):
+        return _cores_taken(value)
     if isinstance(value, Tensor):  # a mask
         return {"kind": "pruned"}, {"mask": value, "weight": weight(layer)}
     linear: Any = layer.taps if isinstance(layer, StructuredConv) else layer
     factors = {name: getattr(linear, name).detach() for name in linear.factor_names}
     return {"kind": "structured", "recipe": recipe_as_json(linear.structure)}, factors
+
+
+def _cores_taken(value: QuantizedCores) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The codes of a structured layer."""
+    every = {name: encoded(core) for name, core in value.items()}
+    parts = {f"{name}.{k}": t for name, (_, found) in every.items() for k, t in found.items()}
+    return {"kind": "cores", "cores": {name: told for name, (told, _) in every.items()}}, parts
 
 
 def _put_back(
@@ -133,6 +143,10 @@ def _put_back(
     if told["kind"] == "quantized":
         value = decoded(told, parts)
         set_weight(layer, value.dense())
+        return value
+    if told["kind"] == "cores":
+        value = QuantizedCores({n: decoded(t, below(parts, n)) for n, t in told["cores"].items()})
+        set_matrices(layer, value)
         return value
     if told["kind"] == "pruned":
         set_weight(layer, parts["weight"])

@@ -8,15 +8,16 @@
 Shapes: m = outputs, n = inputs of a layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matrigami.compress._grid import Grid, QuantizedMatrix
-from matrigami.compress._layers import weight
+from matrigami.compress._cores import check_cores, rounded_cores
+from matrigami.compress._grid import Grid, quantized_bytes
+from matrigami.compress._layers import tensors_of, weight, with_structured
 from matrigami.compress._moments import Seen
 from matrigami.compress._outcome import DAMPING, NAN, UNREACHED, Outcome, aim, half_loss
 from matrigami.compress._removal import remove
@@ -24,7 +25,15 @@ from matrigami.compress._rounding import roundings
 from matrigami.compress._running import expect
 from matrigami.compress._structuring import EVEN, Structuring
 from matrigami.compress._supports import Support
-from matrigami.nn import matrix_view, parsed_budget, stand_in, under_budget
+from matrigami.nn import (
+    Patterns,
+    StructuredLinear,
+    chosen,
+    matrix_view,
+    parsed_budget,
+    stand_in,
+    under_budget,
+)
 from matrigami.operators import Structure
 
 Method = Grid | Structure | tuple[Structure, ...] | str | Support
@@ -58,16 +67,27 @@ def outcome(
     if isinstance(method, Structure | tuple):
         even = EVEN if damping is None else _one(damping)
         return Structuring(method, layer, seen, B, _one(damping)).near(even).outcome()
+    dampings = DAMPINGS if damping is None else damping
+    if isinstance(layer, StructuredLinear) and isinstance(method, Grid):
+        return rounded_cores(method, layer, seen, B, dampings)
     given = weight(layer).float()
     W = given if seen is None else aim(given, seen)
     if isinstance(method, Grid):
         sparse = float((given == 0).double().mean()) >= PRUNED
         W = W * (given != 0) if sparse else W
-        made = _rounded(method, W, seen, B, DAMPINGS if damping is None else damping, sparse)
+        made = _rounded(method, W, seen, B, dampings, sparse)
     else:
         number = weight(layer).element_size()  # W is in single precision
         made = _pruned(method, W, seen, B, DAMPING if damping is None else damping, number)
     return made
+
+
+def meant(
+    model: nn.Module, targets: Patterns | None, ignore: Patterns, methods: Iterable[Method]
+) -> dict[str, nn.Module]:
+    """The layers of `chosen`, and where there is a grid among the methods the structured ones."""
+    rounds = any(isinstance(method, Grid) for method in methods)
+    return (with_structured if rounds else chosen)(model, targets, ignore)
 
 
 def described(method: Method) -> str:
@@ -103,11 +123,13 @@ def fitting(method: Method, layer: nn.Module) -> Method:
         ValueError: If it does not fit the size or the kind of the layer.
     """
     view: Any = matrix_view(layer)
-    W = weight(layer)
-    if fault := _fault(W):
+    if fault := next(filter(None, map(_fault, tensors_of(layer).values())), ""):
         raise ValueError(
             f"its weight {fault}.\nMend or load the weights first, or leave the layer by ignore=."
         )
+    if isinstance(layer, StructuredLinear):
+        check_cores(layer, isinstance(method, Grid))
+        return method
     if isinstance(method, str):
         method = tuple(under_budget(view.rows, view.columns, *parsed_budget(method)))
     if isinstance(method, Structure | tuple):
@@ -199,12 +221,6 @@ def _relative(E: Tensor, W: Tensor, A: Tensor, B: Tensor | None) -> float:
     """The loss of an error, relative to that of removing everything."""
     whole = half_loss(W, A, B)
     return half_loss(E, A, B) / whole if whole > 0 else 0.0
-
-
-def quantized_bytes(value: QuantizedMatrix) -> float:
-    """Stored bytes of a matrix, scales of 16 bits and zero points counted."""
-    groups = value.scale.numel() * (16 + (0 if value.zero is None else value.bits))
-    return (value.stored_bits + groups) / 8
 
 
 Progress = Callable[[int, int, str], None]

@@ -3,6 +3,7 @@
 Shapes: m = outputs, n = inputs of a layer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matrigami.compress._moments import Seen, damped, row_losses
+from matrigami.operators import LinearOperator
 
 DAMPING = 0.01
 """Of the moments, but where weights are rounded; chosen layer by layer it made pruned language
@@ -30,7 +32,7 @@ class Outcome:
     """What becomes of one layer.
 
     Attributes:
-        new: New weights, or a layer to be put in its place.
+        new: New weights, a layer to be put in its place, or the matrices of a structured layer.
         value: What is kept in the report: a quantised matrix, a mask, a structured matrix.
         damping: Of the moments, relative to their mean diagonal.
         loss: Relative loss of the layer on held-out vectors.
@@ -41,7 +43,7 @@ class Outcome:
         note: What a reader should know, or nothing.
     """
 
-    new: Tensor | nn.Module
+    new: Tensor | nn.Module | Mapping[str, LinearOperator]
     value: Any
     damping: float
     loss: float

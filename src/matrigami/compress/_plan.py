@@ -16,9 +16,9 @@ from matrigami._words import columns
 from matrigami.compress._calibration import observed
 from matrigami.compress._generation import examples
 from matrigami.compress._gradients import Gradients, gradients_of
-from matrigami.compress._layers import weight
-from matrigami.compress._methods import Method, Progress, described, fitting, outcome
-from matrigami.nn import Patterns, chosen
+from matrigami.compress._layers import tensors_of, weight
+from matrigami.compress._methods import Method, Progress, described, fitting, meant, outcome
+from matrigami.nn import Patterns, StructuredLinear
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,12 @@ def plan(
     Raises:
         ValueError: If a pattern matches nothing, or there are no batches.
     """
-    layers, data = chosen(model, targets, ignore), examples(model, calibration)
+    layers, data = meant(model, targets, ignore, methods), examples(model, calibration)
     gradients = gradients_of(two_sided, model, layers, data)
     seen = observed(model, layers, data)
     found = CompressionPlan([described(method) for method in methods])
     for name, layer in layers.items():
-        W = weight(layer)
-        found.dense[name], found.options[name] = (W.numel() * W.element_size(), W.numel()), []
+        found.dense[name], found.options[name] = _size(layer), []
         for i, method in enumerate(methods):
             try:
                 way = fitting(method, layer)
@@ -134,3 +133,10 @@ def plan(
         if progress is not None:
             progress(len(found.options), len(layers), name)
     return found
+
+
+def _size(layer: nn.Module) -> tuple[int, int]:
+    """Bytes and multiply-adds of a layer as it is."""
+    tensors = tensors_of(layer).values()
+    macs = layer.cost().macs if isinstance(layer, StructuredLinear) else weight(layer).numel()
+    return sum(t.nbytes for t in tensors), macs

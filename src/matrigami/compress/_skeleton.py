@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from matrigami.compress._grid import QuantizedMatrix
-from matrigami.compress._layers import weight
+from matrigami.compress._layers import view_of, weight
 from matrigami.compress._shrink import can_be_smaller, resize, smaller
 from matrigami.compress._waterfill import LatticeMatrix
 from matrigami.nn import (
     StructuredConv,
     StructuredLinear,
     dense_of,
-    matrix_view,
     separate_,
     separated,
     stand_in,
@@ -150,12 +149,13 @@ def _state(
         if isinstance(value, Tensor):
             state[name] = value
             continue
-        layer = dict(model.named_modules()).get(name.rpartition(".")[0])
-        view = None if layer is None else matrix_view(layer)
-        if layer is None or view is None or view.stack[1:] != value.shape:
+        place, _, tensor = name.rpartition(".")
+        layer = dict(model.named_modules()).get(place)
+        view = None if layer is None else view_of(layer, tensor)
+        if view is None or (view.blocks * view.rows, view.columns) != value.shape:
             raise ValueError(_other(where, f"it has no matrix {name} of {value.shape}"))
-        kind = KINDS[dtypes[name]]
-        state[name] = view.merge(value.dense()[None]).to(kind).contiguous()
+        W = view.merge(value.dense().reshape(view.stack))
+        state[name] = W.to(KINDS[dtypes[name]]).contiguous()
     return state
 
 

@@ -8,7 +8,7 @@ Shapes: m = outputs, n = inputs.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from matrigami.compress._codes import (
     Description,
+    below,
     decoded_value,
     encoded,
     recipe_as_json,
     recipe_from_json,
     sparsely,
 )
+from matrigami.compress._cores import QuantizedCores
 from matrigami.compress._entropy import coded
 from matrigami.compress._folder import (
     OURS,
@@ -34,7 +36,7 @@ from matrigami.compress._folder import (
     write_tensors,
 )
 from matrigami.compress._grid import QuantizedMatrix
-from matrigami.compress._layers import key_of, weight
+from matrigami.compress._layers import key_of, matrix_of, view_of
 from matrigami.compress._shrink import Shrunk
 from matrigami.compress._skeleton import apart, exchanges, filled, from_config
 from matrigami.compress._transformers import config_of
@@ -130,9 +132,13 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
 
 
 def quantized_values(folder: str | Path) -> dict[str, QuantizedMatrix]:
-    """The quantised matrices of a folder, by the names of their layers: for other formats."""
+    """The quantised matrices of a folder, by the names of their layers: for other formats.
+
+    Tensors of structured layers are not among them: other formats do not know such.
+    """
     found = _values(*read(folder))
-    return {key.rpartition(".")[0]: v for key, v in found.items() if isinstance(v, QuantizedMatrix)}
+    split = ((key.rpartition("."), v) for key, v in found.items() if isinstance(v, QuantizedMatrix))
+    return {name: value for (name, _, tensor), value in split if tensor == "weight"}
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -173,8 +179,9 @@ def _values(
     """What is encoded, decoded; its parts are taken out of the tensors."""
     found: dict[str, QuantizedMatrix | LatticeMatrix | Tensor] = {}
     for name, told in manifest["tensors"].items():
-        keys = [key for key in tensors if key.rpartition(".")[0] == name]
-        parts = {key.rpartition(".")[2]: tensors.pop(key) for key in keys}
+        parts = below(tensors, name)
+        for key in parts:
+            del tensors[f"{name}.{key}"]
         found[name] = decoded_value(name, told, parts)
     return found
 
@@ -185,12 +192,12 @@ def _packed(
     """The tensors of a file, what is encoded among them, and which names share one."""
     tensors, tied = own_tensors(model)
     told: dict[str, Description] = {}
-    for name, value in values.items():
-        if isinstance(value, QuantizedMatrix | LatticeMatrix):
-            _check_codes(model, name, value, tied)
-            kind = {"dtype": str(tensors.pop(key_of(name)).dtype).removeprefix("torch.")}
-            codes, parts = coded(value) if isinstance(value, LatticeMatrix) else encoded(value)
-            _add(tensors, told, key_of(name), (codes | kind, parts))
+    for name, tensor, value in _matrices(values):
+        _check_codes(model, name, tensor, value, tied)
+        key = key_of(name, tensor)
+        kind = {"dtype": str(tensors.pop(key).dtype).removeprefix("torch.")}
+        codes, parts = coded(value) if isinstance(value, LatticeMatrix) else encoded(value)
+        _add(tensors, told, key, (codes | kind, parts))
     for name in [name for name in tensors if name.rpartition(".")[0] not in told]:
         matrix = (
             name.rpartition(".")[2] == "weight" and tensors[name].ndim > 1
@@ -199,6 +206,17 @@ def _packed(
             del tensors[name]
             _add(tensors, told, name, sparse)
     return tensors, told, tied
+
+
+def _matrices(
+    values: Mapping[str, Any],
+) -> Iterator[tuple[str, str, QuantizedMatrix | LatticeMatrix]]:
+    """What has codes: the layer, its tensor, and the matrix."""
+    for name, value in values.items():
+        if isinstance(value, QuantizedMatrix | LatticeMatrix):
+            yield name, "weight", value
+        elif isinstance(value, QuantizedCores):
+            yield from ((name, tensor, core) for tensor, core in value.items())
 
 
 def _add(
@@ -213,16 +231,21 @@ def _add(
 
 
 def _check_codes(
-    model: nn.Module, name: str, value: QuantizedMatrix | LatticeMatrix, tied: Mapping[str, str]
+    model: nn.Module,
+    name: str,
+    tensor: str,
+    value: QuantizedMatrix | LatticeMatrix,
+    tied: Mapping[str, str],
 ) -> None:
-    """Whether a layer has a weight of its own, with the numbers that the codes stand for."""
-    if key_of(name) in tied:
+    """Whether a layer has a tensor of its own, with the numbers that the codes stand for."""
+    if (key := key_of(name, tensor)) in tied:
         raise ValueError(
-            f"save: {name} shares its weight with {tied[f'{name}.weight']}, which comes first.\n"
+            f"save: {name} shares its {tensor} with {tied[key]}, which comes first.\n"
             "Its codes cannot be stored; leave it out of values=."
         )
-    W = weight(model.get_submodule(name))
-    if not torch.equal(W, value.dense().to(W.dtype)):
+    layer = model.get_submodule(name)
+    W = None if view_of(layer, tensor) is None else matrix_of(layer, tensor)
+    if W is None or not torch.equal(W, value.dense().to(W.dtype)):
         raise ValueError(
             f"save: {name} has changed since it was quantised.\n"
             "Quantise it again, or leave it out of values=."

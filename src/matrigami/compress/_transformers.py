@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from matrigami.compress._codes import decoded_value, recipe_from_json
 from matrigami.compress._folder import OURS, sha256
 from matrigami.compress._grid import QuantizedMatrix
+from matrigami.compress._layers import key_of, view_of
 from matrigami.compress._shrink import resize
 from matrigami.compress._skeleton import KINDS, exchanges
 from matrigami.compress._waterfill import LatticeMatrix
-from matrigami.nn import matrix_view, separate_, swap
+from matrigami.nn import separate_, swap
 
 METHOD = "matrigami"
 """The name of the method in `config.json`."""
@@ -30,40 +31,42 @@ SHARED = ("version", "separated", "structures", "sizes", "tensors", "sha256")
 
 
 class EncodedLayer(nn.Module):
-    """The tensors of a layer whose weight is encoded, under the names that they have in a file.
+    """The tensors of a layer, some of them encoded, under the names that they have in a file.
 
     Args:
-        layer: The dense layer, which comes back with `decoded`.
-        parts: Empty tensors for those that the weight is stored as.
+        layer: The layer, which comes back with `decoded`.
+        encoded: By the names of its tensors empty ones for those that they are stored as.
     """
 
-    def __init__(self, layer: nn.Module, parts: Mapping[str, Tensor]) -> None:
+    def __init__(self, layer: nn.Module, encoded: Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__()
-        self.layer = (layer,)  # no child
-        self.weight = nn.Module()
-        for key, t in parts.items():
-            self.weight.register_buffer(key, t)
+        self.layer, self.encoded = (layer,), tuple(encoded)  # no child
+        for name, parts in encoded.items():
+            setattr(self, name, nn.Module())
+            for key, t in parts.items():
+                self.get_submodule(name).register_buffer(key, t)
         for key in getattr(layer, "__constants__", ()):  # sizes, which code of the model may read
             setattr(self, key, getattr(layer, key))
         for key, p in layer.named_parameters():
-            if key != "weight":
+            if key not in encoded:
                 self.register_parameter(key, nn.Parameter(p.detach(), requires_grad=False))
 
-    def decoded(
-        self, value: QuantizedMatrix | LatticeMatrix | Tensor, kind: torch.dtype | None
-    ) -> nn.Module:
-        """The dense layer with its numbers."""
+    def decoded(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The layer with its numbers."""
         (layer,) = self.layer
-        view = matrix_view(layer)
-        if isinstance(value, Tensor):
-            W = value
-        elif view is not None:
-            W = view.merge(value.dense()[None])
-        else:
-            raise TypeError(f"a {type(layer).__name__} is no matrix, and cannot be decoded.")
-        for key, t in {"weight": W.to(kind), **dict(self.named_parameters())}.items():
+        for key, t in {**tensors, **dict(self.named_parameters())}.items():
             setattr(layer, key, nn.Parameter(t.detach().contiguous()))
         return layer
+
+    def decode(self, tensor: str, value: QuantizedMatrix | LatticeMatrix | Tensor) -> Tensor:
+        """The numbers of one tensor."""
+        if isinstance(value, Tensor):
+            return value
+        view = view_of(self.layer[0], tensor)
+        if view is None:
+            kind = type(self.layer[0]).__name__
+            raise TypeError(f"{tensor} of a {kind} is no matrix, and cannot be decoded.")
+        return view.merge(value.dense().reshape(view.stack))
 
 
 def config_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,14 +172,14 @@ def prepared(model: nn.Module, told: Mapping[str, Any], path: Path) -> None:
     resize(model, exchanges(model, structures, told["sizes"], str(path)))
     named = dict(model.named_modules())
     with safe_open(path, framework="pt") as file:
-        encoded = {}
+        encoded: dict[nn.Module, dict[str, dict[str, Tensor]]] = {}
         for name in told["tensors"]:
-            parts = _parts_of(file, name)
-            layer = named.get(name.removesuffix(".weight"))
-            if layer is None or not name.endswith(".weight"):
+            place, _, tensor = name.rpartition(".")
+            layer = named.get(place)
+            if layer is None or (tensor != "weight" and view_of(layer, tensor) is None):
                 raise ValueError(f"{path}: the model has no layer with a tensor {name}.")
-            encoded[layer] = EncodedLayer(layer, parts)
-    swap(model, encoded)
+            encoded.setdefault(layer, {})[tensor] = _parts_of(file, name)
+    swap(model, {layer: EncodedLayer(layer, parts) for layer, parts in encoded.items()})
 
 
 def _parts_of(file: Any, name: str) -> dict[str, Tensor]:
@@ -196,8 +199,20 @@ def finished(model: nn.Module, told: Mapping[str, Any], dtype: torch.dtype | Non
     found: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, EncodedLayer):
-            tensor = f"{name}.weight"
-            description, parts = told["tensors"][tensor], dict(module.weight.named_buffers())
-            own = KINDS.get(description.get("dtype", ""))
-            found[module] = module.decoded(decoded_value(tensor, description, parts), dtype or own)
+            tensors = {t: _decoded(module, t, key_of(name, t), told, dtype) for t in module.encoded}
+            found[module] = module.decoded(tensors)
     swap(model, found)
+
+
+def _decoded(
+    module: EncodedLayer,
+    tensor: str,
+    name: str,
+    told: Mapping[str, Any],
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """One tensor of a layer, of a type or that which it had."""
+    description = told["tensors"][name]
+    parts = dict(module.get_submodule(tensor).named_buffers())
+    value = decoded_value(name, description, parts)
+    return module.decode(tensor, value).to(dtype or KINDS.get(description.get("dtype", "")))

@@ -74,6 +74,8 @@ def chosen(
     model: nn.Module,
     targets: Patterns | None = None,
     ignore: Patterns = (),
+    *,
+    beside: Collection[nn.Module] = (),
 ) -> dict[str, nn.Module]:
     """The layers of a model that are one matrix, by patterns of names, in the order of the model.
 
@@ -85,6 +87,7 @@ def chosen(
         targets: Patterns such as `*.mlp.*`, or regular expressions such as `re:.*mlp.*`, which
             match from the start; None for the default.
         ignore: Patterns of names to leave out.
+        beside: Other layers that count, too.
 
     Raises:
         ValueError: If a pattern matches nothing, or there is no layer that is one matrix.
@@ -97,7 +100,7 @@ def chosen(
     """
     _expect_model(model)
     named = dict(model.named_modules())
-    layers = {name: module for name, module in named.items() if matrix_view(module) is not None}
+    layers = {n: m for n, m in named.items() if m in beside or matrix_view(m) is not None}
     left = matching(ignore, layers, model, "ignore")
     default = targets is None
     matched = list(layers)[:-1] if default else matching(targets, named, model, "targets")
@@ -110,7 +113,7 @@ def chosen(
         )
     seen: dict[int, str] = {}
     for name in found:
-        seen.setdefault(id(layers[name].weight), name)
+        seen.setdefault(id(layers[name]._parameters.get("weight", layers[name])), name)
     return {name: layers[name] for name in seen.values()}
 
 

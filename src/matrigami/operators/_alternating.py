@@ -10,7 +10,7 @@ Shapes: m = rows, n = columns, p, q = states after and before the tensor, b = bl
 positions, o, i = rows and columns of a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ RIDGE = 1e-7
 """Added to the preconditioner, relative to its mean, so that singular metrics do no harm."""
 
 
-class _Part:
+class Part:
     """One tensor in the product, `C -> P C Q`, on blocks that are laid out once.
 
     Args:
@@ -201,6 +201,14 @@ def alternate(
     return at.A  # pyright: ignore[reportReturnType]
 
 
+def in_turn(A: LinearOperator, target: Target, tensors: Iterable[int]) -> LinearOperator:
+    """Some tensors, by their numbers, one after the other the best for all others."""
+    at = _Point.of(A, target)
+    for i in tensors:
+        at = _turn(at, i, target)
+    return at.A
+
+
 class _Point(NamedTuple):
     """A value, `left (W - A) right`, and the squared error in the metric."""
 
@@ -213,7 +221,7 @@ class _Point(NamedTuple):
         """That of a value."""
         return _Point(A, *target.pull(A))
 
-    def moved(self, parts: dict[int, _Part], moves: list[Tensor]) -> LinearOperator:
+    def moved(self, parts: dict[int, Part], moves: list[Tensor]) -> LinearOperator:
         """The value with some tensors changed by as much."""
         tensors = list(named_tensors(self.A).values())
         for (i, part), move in zip(parts.items(), moves, strict=True):
@@ -234,7 +242,7 @@ class _Memory:
         self.preconditioners: list[_Preconditioner] = []
         self.count = 0
 
-    def direction(self, parts: list[_Part], gradients: list[Tensor]) -> list[Tensor]:
+    def direction(self, parts: list[Part], gradients: list[Tensor]) -> list[Tensor]:
         """Minus the inverse Hessian, as far as it is known, times the gradient."""
         x, g = _vector([part.blocks() for part in parts]), _vector(gradients)
         if self.last is not None:
@@ -297,7 +305,7 @@ def _split(x: Inexact[Tensor, " k"], like: list[Tensor]) -> list[Tensor]:
 class _Preconditioner:
     """The inverse of `C -> G_b C_b H_b`, the normal equations of every block by itself."""
 
-    def __init__(self, part: _Part) -> None:
+    def __init__(self, part: Part) -> None:
         self.left, self.right = _inverse(part.output_blocks()), _inverse(part.input_blocks())
         self.like = part.blocks()
 
@@ -309,15 +317,20 @@ class _Preconditioner:
 def _round(at: _Point, target: Target) -> _Point:
     """The best of each tensor for all others, one after the other."""
     for i in range(len(named_tensors(at.A))):
-        part = _Part(contractions(at.A)[i], target.metric)
-        found = _Point.of(at.moved({i: part}, [_solved(part, part.pulled(at.pull))]), target)
-        at = found if found.error < at.error else at
+        at = _turn(at, i, target)
     return at
+
+
+def _turn(at: _Point, i: int, target: Target) -> _Point:
+    """The best of one tensor for all others."""
+    part = Part(contractions(at.A)[i], target.metric)
+    found = _Point.of(at.moved({i: part}, [_solved(part, part.pulled(at.pull))]), target)
+    return found if found.error < at.error else at
 
 
 def _step(at: _Point, target: Target, memory: _Memory) -> _Point:
     """A step in all tensors, halved until it is better."""
-    parts = [_Part(part, target.metric) for part in contractions(at.A)]
+    parts = [Part(part, target.metric) for part in contractions(at.A)]
     d = memory.direction(parts, [-part.pulled(at.pull) for part in parts])
     for halvings in range(HALVINGS):
         moves = [t / 2**halvings for t in d]
@@ -327,7 +340,7 @@ def _step(at: _Point, target: Target, memory: _Memory) -> _Point:
     return at
 
 
-def _solved(part: _Part, r: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"]:
+def _solved(part: Part, r: Inexact[Tensor, "b o i"]) -> Inexact[Tensor, "b o i"]:
     """Preconditioned conjugate gradients for the normal equations of one tensor."""
     inverse = _Preconditioner(part)
     x, z = torch.zeros_like(r), inverse.solve(r)
