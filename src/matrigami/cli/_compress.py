@@ -200,7 +200,7 @@ def _run(
     data = _calibration(calib, model, net, length, sequences, batch)
     options = {"targets": targets or None, "ignore": ignore, "progress": _progress(json_)}
     if plan or out is None:
-        found = compress.plan(net, data, choices, two_sided=two_sided, **options)
+        found = compress.plan(net, data, choices, two_sided=two_sided, timed=True, **options)
         click.echo(found.to_json() if json_ else str(found))
         if out is not None:
             with new_folder(out) as work:
