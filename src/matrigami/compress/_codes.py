@@ -41,11 +41,11 @@ def encoded(value: QuantizedMatrix) -> tuple[Description, dict[str, Tensor]]:
     """
     m, n = value.codes.shape
     told = {"kind": "quantized", "bits": value.bits, "group": value.group, "matrix": [m, n]}
-    tensors, codes = {"scale": value.scale.contiguous()}, value.codes
+    tensors, codes = {}, value.codes
     if value.stored_bits < value.bits * codes.numel():
         stored = value.support
         tensors["mask"], codes = _bytes(stored.flatten()), codes[stored][None]
-    tensors["codes"] = packed(codes, value.bits)
+    tensors |= {"codes": packed(codes, value.bits), "scale": value.scale.contiguous()}
     if value.zero is not None:
         tensors["zero"] = value.zero.contiguous()
     return told, tensors

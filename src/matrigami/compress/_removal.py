@@ -84,6 +84,7 @@ def remove(
         ValueError: If a moment does not fit or is none, or a damping is below zero.
 
     Examples:
+        >>> from matrigami.compress import unstructured
         >>> W = torch.tensor([[1.0, 1.1]])
         >>> A = torch.tensor([[1.0, 0.9], [0.9, 1.0]])  # the inputs nearly agree
         >>> remove(W, unstructured(0.5), A, damping=0.0).W
