@@ -184,9 +184,9 @@ def unit_lower(M: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return C / d[..., None, :], d.square()
 
 
-def relative(lost: Tensor, whole: Tensor) -> Tensor:
-    """A loss in parts of that of removing everything; zero where nothing can be lost."""
-    return torch.where(whole > 0, lost / whole, torch.zeros_like(lost))
+def relative(part: Tensor, whole: Tensor) -> Tensor:
+    """A loss in parts of that of removing everything, or another ratio; zero of nothing."""
+    return torch.where(whole > 0, part / whole, torch.zeros_like(part))
 
 
 def row_losses(E: Tensor, A: Tensor, B: Tensor | None) -> Float[Tensor, "*batch m"]:

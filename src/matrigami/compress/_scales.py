@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matrigami.compress._grid import QuantizedMatrix, spread
+from matrigami.compress._moments import relative
 
 CG_STEPS = 12
 """Conjugate-gradient steps of a two-sided fit."""
@@ -62,14 +63,9 @@ def _two_sided_move(Q: Tensor, E: Tensor, A: Tensor, B: Tensor, size: int) -> Te
     p, rho = z, (r * z).sum((-2, -1), keepdim=True)
     for _ in range(CG_STEPS):
         q = _summed(Q * (B @ (Q * spread(p, size, n)) @ A), size)
-        step = _share(rho, (p * q).sum((-2, -1), keepdim=True))
+        step = relative(rho, (p * q).sum((-2, -1), keepdim=True))
         move, r = move + step * p, r - step * q
         z = r / scaling
         rho, last = (r * z).sum((-2, -1), keepdim=True), rho
-        p = z + _share(rho, last) * p
+        p = z + relative(rho, last) * p
     return move
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Their ratio; zero for matrices of a stack that are done, of which nothing is left."""
-    return torch.where(whole > 0, part / whole, torch.zeros_like(part))

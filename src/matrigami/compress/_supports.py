@@ -21,19 +21,11 @@ def unstructured(sparsity: float) -> Support:
         tensor([[False,  True],
                 [ True, False]])
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"unstructured({sparsity}): a share from 0.0 to below 1.0 can go.\n"
-            "Half of the weights is unstructured(0.5)."
-        )
+    _check_share("unstructured", "the weights", sparsity)
 
     def chosen(importance: Tensor) -> Tensor:
         """The largest."""
-        flat = importance.abs().flatten()
-        kept = flat.numel() - round(sparsity * flat.numel())
-        mask = torch.zeros_like(flat, dtype=torch.bool)
-        mask[flat.topk(kept, sorted=False).indices] = True
-        return mask.reshape(importance.shape)
+        return _largest(importance.abs().flatten(), sparsity).reshape(importance.shape)
 
     chosen.__name__ = f"unstructured({sparsity})"
     return chosen
@@ -92,19 +84,29 @@ def whole_columns(sparsity: float) -> Support:
 
 def _whole(sparsity: float, name: str, axis: int) -> Support:
     """Of the sums of squares along an axis the largest."""
-    if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"{name}({sparsity}): a share from 0.0 to below 1.0 can go.\n"
-            f"Half of them is {name}(0.5)."
-        )
+    _check_share(name, "them", sparsity)
 
     def chosen(importance: Tensor) -> Tensor:
         """The largest."""
-        sums = importance.square().sum(axis)
-        kept = sums.topk(len(sums) - round(sparsity * len(sums)), sorted=False).indices
-        mask = torch.zeros_like(sums, dtype=torch.bool)
-        mask[kept] = True
-        return mask.unsqueeze(axis).expand(importance.shape).clone()
+        kept = _largest(importance.square().sum(axis), sparsity)
+        return kept.unsqueeze(axis).expand(importance.shape).clone()
 
     chosen.__name__ = f"{name}({sparsity})"
     return chosen
+
+
+def _check_share(name: str, what: str, sparsity: float) -> None:
+    """Refuse what is no share that can go."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(
+            f"{name}({sparsity}): a share from 0.0 to below 1.0 can go.\n"
+            f"Half of {what} is {name}(0.5)."
+        )
+
+
+def _largest(values: Tensor, sparsity: float) -> Bool[Tensor, " k"]:
+    """All but the share of the smallest."""
+    kept = len(values) - round(sparsity * len(values))
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[values.topk(kept, sorted=False).indices] = True
+    return mask
